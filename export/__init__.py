@@ -1,0 +1,1 @@
+"""Make a bundle: a PyTorch Transformer to a portable fused ONNX graph, with proof."""

@@ -1,0 +1,1 @@
+"""Run a bundle: one predict on every backend."""

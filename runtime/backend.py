@@ -1,0 +1,121 @@
+"""Backend and Executable: the seam between a bundle and what runs it."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from tfx.bundle import Bundle
+from tfx.errors import BackendError
+from tfx.signature import Feed
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What a caller asks of a backend.
+
+    Attributes:
+        device: "cpu" or "cuda:0".
+        threads: CPU threads of one run.
+        trust: Whether Python code that the bundle names may run: a factory's file.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    trust: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What really runs, as opposed to what was asked for.
+
+    Attributes:
+        backend: Name in ``BACKENDS``.
+        version: Of the backend's library.
+        engine: The execution provider, device plugin or kernel family.
+        device: "cpu" or "cuda:0".
+        precision: Element type matrix products are done in.
+        threads: CPU threads of one run; 0 where a GPU does the work.
+        notes: Anything a reader of a benchmark must know, one sentence each.
+    """
+
+    backend: str
+    version: str
+    engine: str
+    device: str
+    precision: str
+    threads: int
+    notes: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.version} {self.engine} {self.precision}"
+
+
+class Executable(Protocol):
+    """A model loaded on a device, ready to run. ``run`` may be called from many threads."""
+
+    facts: RunFacts
+
+    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        """Run the model once on a feed that fits the signature; outputs by name."""
+        ...
+
+    def close(self) -> None:
+        """Free what the model holds; ``run`` must not be called after."""
+        ...
+
+
+class Backend(Protocol):
+    """A way to run a bundle. Stateless: all state lives in the Executable."""
+
+    def missing(self) -> str:
+        """Why this machine cannot use the backend, or "" if it can."""
+        ...
+
+    def load(self, bundle: Bundle, options: RunOptions) -> Executable:
+        """Load the bundle's model.
+
+        Raises:
+            BackendError: If it cannot be loaded as asked; never a silent substitute.
+        """
+        ...
+
+
+# name -> "module:attribute"; imported only when asked for, so `import tfx` stays light.
+BACKENDS: dict[str, str] = {
+    "torch": "tfx.runtime.backends.torch_eager:TorchEager",
+    "onnxruntime": "tfx.runtime.backends.onnxruntime:OnnxRuntime",
+}
+
+
+def find_backend(name: str) -> Backend:
+    """Return the backend called ``name``, whether or not it works here.
+
+    Raises:
+        BackendError: If there is no such backend.
+    """
+    if name not in BACKENDS:
+        raise BackendError(
+            f"no backend called {name!r}", hint=f"Choose one of: {', '.join(BACKENDS)}."
+        )
+    module, _, attribute = BACKENDS[name].partition(":")
+    backend: Backend = getattr(importlib.import_module(module), attribute)()
+    return backend
+
+
+def get_backend(name: str) -> Backend:
+    """Return the backend called ``name``, checked to work on this machine.
+
+    Raises:
+        BackendError: If there is no such backend, or this machine cannot run it.
+    """
+    backend = find_backend(name)
+    if reason := backend.missing():
+        raise BackendError(
+            f"backend {name!r} cannot run here: {reason}",
+            hint="See what is missing with: tfx doctor",
+        )
+    return backend

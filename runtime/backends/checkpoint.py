@@ -1,0 +1,104 @@
+"""Find a source's checkpoint folder or configuration on this machine, or fetch it from the hub."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from tfx.errors import SourceError
+from tfx.extras import install_hint, need
+from tfx.models import KNOWN_MODELS
+from tfx.recipe import Source, SourceKind
+
+# What an export reads; weights in other formats would only cost the transfer.
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+
+def checkpoint_folder(source: Source) -> Path:
+    """The local folder that holds the checkpoint of ``source``.
+
+    Raises:
+        SourceError: If it is not on this machine and cannot be fetched.
+    """
+    match source.kind:
+        case SourceKind.CHECKPOINT:
+            return _existing(Path(source.location))
+        case SourceKind.PACKAGE:
+            return package_folder(source.location)
+        case SourceKind.HUB:
+            return hub_folder(source.location, source.revision)
+    raise SourceError(f"a {source.kind} source has no checkpoint folder")
+
+
+def config_of(source: Source) -> Any:
+    """The transformers configuration of ``source``.
+
+    Raises:
+        SourceError: If there is none.
+    """
+    transformers = need("transformers")
+    if source.kind is SourceKind.CONFIG:
+        if source.location not in KNOWN_MODELS:
+            raise SourceError(
+                f"no known model {source.location!r}", hint=f"Use one of: {', '.join(KNOWN_MODELS)}."
+            )
+        known = KNOWN_MODELS[source.location]
+        return getattr(transformers, known.config)(**known.sizes)
+    try:
+        return transformers.AutoConfig.from_pretrained(checkpoint_folder(source))
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(f"cannot read the config.json of {source.location}: {error}") from error
+
+
+def package_folder(location: str) -> Path:
+    """The folder of ``"import_name:folder"``, without importing the package.
+
+    Raises:
+        SourceError: If the package is not installed or has no such folder.
+    """
+    package, _, folder = location.partition(":")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise SourceError(f"the package {package} is not installed", hint=install_hint(package))
+    return _existing(Path(spec.submodule_search_locations[0]) / folder)
+
+
+def hub_folder(repository: str, revision: str = "") -> Path:
+    """The local snapshot of a hub repository, from the cache or else from the hub.
+
+    Raises:
+        SourceError: If neither has it.
+    """
+    hub = need("huggingface_hub")
+    try:
+        return Path(
+            hub.snapshot_download(
+                repository, revision=revision or None, allow_patterns=HUB_FILES, local_files_only=True
+            )
+        )
+    except (OSError, ValueError) as error:
+        not_cached = error
+    try:
+        return Path(
+            hub.snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES)
+        )
+    # The hub client raises its own kinds, those of its HTTP library, and OSError.
+    except Exception as error:
+        reason = _short(error) or _short(not_cached)
+        raise SourceError(
+            f"{repository!r} is not in the local cache and the hub did not give it: {reason}",
+            hint="Check the name and the network, name a local folder, or use --random-weights "
+            "for the architecture with random weights (latency work only).",
+        ) from error
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _existing(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise SourceError(f"{folder} is not a checkpoint folder: it has no config.json")
+    return folder

@@ -1,0 +1,80 @@
+"""ONNX Runtime: runs the bundle's graph as it stands, on the CPU execution provider."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tfx.bundle import Bundle
+from tfx.errors import BackendError
+from tfx.extras import install_hint, need, version_of
+from tfx.runtime.backend import Executable, RunFacts, RunOptions
+from tfx.signature import Feed
+
+PROVIDERS = {"cpu": "CPUExecutionProvider"}
+
+
+class OnnxRuntime:
+    """Backend "onnxruntime"."""
+
+    def missing(self) -> str:
+        """Why this machine cannot use ONNX Runtime, or ""."""
+        try:
+            need("onnxruntime")
+        except BackendError as error:
+            return f"{error} ({error.hint or install_hint('onnxruntime')})"
+        return ""
+
+    def load(self, bundle: Bundle, options: RunOptions) -> Executable:
+        """Create an inference session on the graph of ``bundle``.
+
+        Raises:
+            BackendError: If there is no provider for the device, the graph is refused, or
+                ONNX Runtime gives another provider than asked for.
+        """
+        ort = need("onnxruntime")  # heavy: only when a model is loaded
+        kind = options.device.partition(":")[0]
+        if kind not in PROVIDERS:
+            raise BackendError(
+                f"onnxruntime runs on {', '.join(PROVIDERS)} here, not on {options.device!r}",
+                hint="Use device='cpu'.",
+            )
+        provider = PROVIDERS[kind]
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = options.threads
+        settings.log_severity_level = 3  # errors; they are raised as well
+        try:
+            session = ort.InferenceSession(
+                str(bundle.model), sess_options=settings, providers=[provider]
+            )
+        except Exception as error:  # its pybind exceptions share no public base
+            raise BackendError(f"onnxruntime cannot load {bundle.model}: {error}") from error
+        if session.get_providers()[0] != provider:  # it falls back to CPU without an error
+            raise BackendError(f"onnxruntime gave {session.get_providers()[0]}, not {provider}")
+        facts = RunFacts(
+            backend="onnxruntime",
+            version=version_of("onnxruntime") or ort.__version__,
+            engine=provider,
+            device=options.device,
+            precision=bundle.manifest.precision,
+            threads=options.threads,
+        )
+        return _Executable(session, facts)
+
+
+class _Executable:
+    def __init__(self, session: Any, facts: RunFacts) -> None:
+        self.facts = facts
+        self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        try:
+            values = self._session.run(self._outputs, feed)
+        except Exception as error:  # its pybind exceptions share no public base
+            raise BackendError(f"onnxruntime failed: {error}") from error
+        return dict(zip(self._outputs, values, strict=True))
+
+    def close(self) -> None:
+        self._session = None

@@ -1,0 +1,237 @@
+"""PyTorch eager: the model a bundle was made from, run as the reference."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfx.bundle import Bundle
+from tfx.errors import BackendError, SourceError
+from tfx.extras import need, version_of
+from tfx.recipe import Source, SourceKind
+from tfx.runtime.backend import Executable, RunFacts, RunOptions
+from tfx.signature import Feed
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TorchEager:
+    """Backend "torch"."""
+
+    def missing(self) -> str:
+        """Why this machine cannot use PyTorch, or ""."""
+        try:
+            need("torch")
+        except BackendError as error:
+            return f"{error} ({error.hint})"
+        return ""
+
+    def load(self, bundle: Bundle, options: RunOptions) -> Executable:
+        """Load the bundle's source again and check that its weights are the same.
+
+        Raises:
+            BackendError: If the source cannot be loaded here, needs trust it was not
+                given, or holds other weights than the bundle was made from.
+        """
+        source = bundle.manifest.source
+        if options.device != "cpu":
+            raise BackendError(
+                f"torch runs on cpu here, not on {options.device!r}", hint="Use device='cpu'."
+            )
+        if source.kind is SourceKind.MODULE:
+            raise BackendError(
+                f"{bundle.name} was exported from a module in memory, which cannot be loaded again",
+                hint="Export it from file.py:factory to be able to.",
+            )
+        if source.kind is SourceKind.FACTORY and not options.trust:
+            raise BackendError(
+                f"the torch reference of {bundle.name} runs Python code of {source.location}",
+                hint="Use --trust (trust=True) if you trust that code.",
+            )
+        try:
+            module = load_module(source)
+        except SourceError as error:
+            raise BackendError(
+                f"the source of {bundle.name} cannot be loaded: {error}", hint=error.hint
+            ) from error
+        if (found := weights_digest(module)) != source.digest:
+            raise BackendError(
+                f"{source} holds other weights now: sha256 {found[:12]}, "
+                f"the bundle was made from {source.digest[:12]}",
+                hint="Export it again.",
+            )
+        return TorchExecutable(module, bundle, options)
+
+
+class TorchExecutable:
+    """A module in eval mode, called with the feed's names."""
+
+    def __init__(self, module: torch.nn.Module, bundle: Bundle, options: RunOptions) -> None:
+        self._module: torch.nn.Module | None = module
+        self._names = [spec.name for spec in bundle.manifest.signature.outputs]
+        self._threads = options.threads
+        self.facts = RunFacts(
+            backend="torch",
+            version=version_of("torch") or "",
+            engine="eager",
+            device="cpu",
+            precision="float32",
+            threads=options.threads,
+        )
+
+    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        assert self._module is not None  # Session refuses to run after close
+        torch = need("torch")
+        # PyTorch has one thread pool per process: another session may have resized it.
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        try:
+            outputs = run_module(self._module, feed)
+        except Exception as error:  # anything a model's own code raises
+            raise BackendError(f"torch failed: {error}") from error
+        return {name: outputs[name] for name in self._names}
+
+    def close(self) -> None:
+        self._module = None
+
+
+def load_module(source: Source) -> torch.nn.Module:
+    """Load a PyTorch model in eval mode, with float32 weights.
+
+    Args:
+        source: Where it comes from; its ``class_name`` says which head, and its ``seed``
+            makes random weights the same each time.
+
+    Raises:
+        SourceError: If it is not there, has no safe weights, or does not load.
+    """
+    torch = need("torch")
+    if source.kind is SourceKind.FACTORY:
+        module, _ = call_factory(source)
+    elif source.kind is SourceKind.MODULE:
+        raise SourceError("a module handed over in memory cannot be loaded again")
+    else:
+        module = _load_transformers(source)
+    return module.to(torch.float32).eval()
+
+
+def call_factory(source: Source) -> tuple[torch.nn.Module, Any]:
+    """Run ``file.py:function``, which returns a module and its example inputs.
+
+    Raises:
+        SourceError: If the file or function is missing, fails, or returns something else.
+    """
+    torch = need("torch")
+    path_text, _, name = source.location.rpartition(":")
+    path = Path(path_text)
+    if not path.is_file():
+        raise SourceError(f"no such file: {path}")
+    # A name of its own, so that the file cannot stand in for an installed module.
+    key = f"_tfx_factory_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(key, path)
+    if spec is None or spec.loader is None:
+        raise SourceError(f"{path} is not a Python file")
+    code = importlib.util.module_from_spec(spec)
+    sys.modules[key] = code  # dataclasses and pickling look the module up there
+    try:
+        spec.loader.exec_module(code)
+        factory = getattr(code, name, None)
+        if not callable(factory):
+            raise SourceError(f"{path} has no function {name!r}")
+        torch.manual_seed(source.seed)
+        result = factory()
+    except SourceError:
+        raise
+    except Exception as error:  # the user's own code
+        raise SourceError(f"{source.location} failed: {type(error).__name__}: {error}") from error
+    finally:
+        sys.modules.pop(key, None)
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise SourceError(
+            f"{source.location} returned {type(result).__name__}, expected (module, example_inputs)"
+        )
+    module, examples = result
+    if not isinstance(module, torch.nn.Module):
+        raise SourceError(
+            f"{source.location} returned a {type(module).__name__} first, expected an nn.Module"
+        )
+    return module, examples
+
+
+def run_module(module: torch.nn.Module, feed: Feed) -> dict[str, np.ndarray]:
+    """Call ``module`` with the arrays of ``feed`` and return its outputs, flat and named."""
+    torch = need("torch")
+    with torch.inference_mode():
+        outputs = module(**{name: torch.from_numpy(array) for name, array in feed.items()})
+    return {name: tensor.numpy() for name, tensor in named_outputs(outputs).items()}
+
+
+def named_outputs(outputs: Any) -> dict[str, torch.Tensor]:
+    """Flatten what a ``forward`` returned into names and tensors, in order.
+
+    A mapping (transformers' ``ModelOutput``) gives its keys, nested ones joined by dots
+    ("hidden_states.0"); a bare tensor is "output", a tuple "output.0", "output.1". What is
+    no tensor is left out.
+    """
+    torch = need("torch")
+
+    def walk(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+        if isinstance(value, torch.Tensor):
+            yield path or "output", value
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                yield from walk(item, f"{path}.{key}" if path else str(key))
+        elif isinstance(value, list | tuple):
+            for index, item in enumerate(value):
+                yield from walk(item, f"{path or 'output'}.{index}")
+
+    return dict(walk(outputs, ""))
+
+
+def forward_names(module: torch.nn.Module) -> list[str]:
+    """Parameter names of ``forward``, in order."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(module.forward).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind in kinds]
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """sha256 over the name, dtype, shape and bytes of every parameter and buffer."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        array = tensor.detach().contiguous().cpu()
+        digest.update(f"{name}:{array.dtype}:{tuple(array.shape)}".encode())
+        digest.update(memoryview(array.reshape(-1).view(need("torch").uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _load_transformers(source: Source) -> torch.nn.Module:
+    torch, transformers = need("torch"), need("transformers")
+    from tfx.runtime.backends.checkpoint import checkpoint_folder, config_of
+
+    cls = getattr(transformers, source.class_name, None)
+    if cls is None:
+        raise SourceError(f"transformers {transformers.__version__} has no {source.class_name!r}")
+    try:
+        if source.random_weights:
+            torch.manual_seed(source.seed)
+            module = cls(config_of(source))
+        else:
+            # safetensors only: a pickle checkpoint runs code when it is read.
+            module = cls.from_pretrained(
+                checkpoint_folder(source), dtype=torch.float32, use_safetensors=True
+            )
+    except SourceError:
+        raise
+    except Exception as error:  # transformers and safetensors raise many kinds
+        raise SourceError(f"cannot load {source}: {error}") from error
+    loaded: torch.nn.Module = module
+    return loaded

@@ -1,0 +1,48 @@
+"""tfx: PyTorch Transformers, exported, quantized, run and measured."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfx.bundle import Bundle as Bundle
+    from tfx.bundle import open_bundle as open_bundle
+    from tfx.errors import TfxError as TfxError
+    from tfx.export.pipeline import export_bundle as export_bundle
+    from tfx.recipe import ExportRecipe as ExportRecipe
+    from tfx.runtime.session import Session as Session
+    from tfx.runtime.session import open_session as open_session
+    from tfx.signature import ShapeRange as ShapeRange
+    from tfx.signature import Signature as Signature
+    from tfx.signature import TensorSpec as TensorSpec
+
+__version__ = "0.1.0"
+
+# Public name -> module it lives in; imported on first use, so `import tfx` loads nothing heavy.
+_PUBLIC = {
+    "Bundle": "tfx.bundle",
+    "ExportRecipe": "tfx.recipe",
+    "Session": "tfx.runtime.session",
+    "ShapeRange": "tfx.signature",
+    "Signature": "tfx.signature",
+    "TensorSpec": "tfx.signature",
+    "TfxError": "tfx.errors",
+    "export_bundle": "tfx.export.pipeline",
+    "open_bundle": "tfx.bundle",
+    "open_session": "tfx.runtime.session",
+}
+
+__all__ = [*sorted(_PUBLIC), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tfx' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,262 @@
+"""Bundle: a directory that says everything about the model in it, never edited once written."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfx.errors import BundleError, listing
+from tfx.manifest import FILE_NAME, FileEntry, Manifest, Parent
+
+CHUNK_BYTES = 1 << 20
+# Staged bundles start with this, so that a killed process leaves nothing that looks like one.
+STAGING_PREFIX = ".tfx-partial-"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle: its files were present and had the right sizes.
+
+    Attributes:
+        path: The directory.
+        manifest: What ``tfx.json`` says.
+        digest: sha256 of ``tfx.json``, which holds the digest of every other file.
+    """
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    @property
+    def model(self) -> Path:
+        """The graph's file."""
+        return self.path / self.manifest.model
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files but ``tfx.json``."""
+        return sum(entry.size_bytes for entry in self.manifest.files)
+
+    def as_parent(self) -> Parent:
+        """How a child bundle names this one."""
+        return Parent(self.name, self.digest)
+
+    def verify(self) -> None:
+        """Compare the sha256 of every file with the manifest.
+
+        Raises:
+            BundleError: With one line per file that differs.
+        """
+        problems = [
+            f"{entry.path}: sha256 is not the one in {FILE_NAME}"
+            for entry in self.manifest.files
+            if sha256_of(self.path / entry.path) != entry.sha256
+        ]
+        if problems:
+            raise BundleError(
+                listing(f"bundle {self.path} is damaged:", problems),
+                hint="Make the bundle again or copy it again from where it came.",
+            )
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether ``path`` is a directory with a manifest; says nothing of its health."""
+    return (path / FILE_NAME).is_file() and not path.name.startswith(STAGING_PREFIX)
+
+
+def open_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
+    """Open the bundle at ``path``.
+
+    Args:
+        path: The directory.
+        verify: Also read every file and compare its sha256. Without it only presence,
+            kind and size are checked.
+
+    Raises:
+        BundleError: If it is missing, incomplete, damaged, from a newer version, or has a
+            file that is a link to somewhere else.
+    """
+    folder = Path(path)
+    manifest_path = folder / FILE_NAME
+    if not folder.exists():
+        raise BundleError(f"no such bundle: {folder}")
+    if not manifest_path.is_file():
+        raise BundleError(f"{folder} is not a bundle: it has no {FILE_NAME}")
+    try:
+        data = manifest_path.read_bytes()
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(
+            f"{manifest_path} is damaged: not UTF-8", hint="Make the bundle again."
+        ) from error
+    except OSError as error:
+        raise BundleError(f"cannot read {manifest_path}: {error.strerror}") from error
+    manifest = Manifest.from_json(text, where=str(manifest_path))
+    root = folder.resolve()
+    problems = [p for entry in manifest.files if (p := _file_problem(root, entry))]
+    if problems:
+        raise BundleError(
+            listing(f"bundle {folder} is damaged:", problems),
+            hint="Make the bundle again or copy it again from where it came.",
+        )
+    bundle = Bundle(folder, manifest, hashlib.sha256(data).hexdigest())
+    if verify:
+        bundle.verify()
+    return bundle
+
+
+@contextmanager
+def create_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Staging]:
+    """Write a bundle aside and move it to ``path`` when the block ends well.
+
+    Whatever happens inside, ``path`` either is untouched or holds a whole bundle: the
+    manifest is written last, files are synced to disk, and a rename puts them in place.
+
+    Args:
+        path: Where the bundle goes; its parent directories are made.
+        force: Replace a bundle that is there already.
+
+    Yields:
+        A ``Staging``: write files into its ``path``, then call ``finish`` with the manifest.
+
+    Raises:
+        BundleError: If ``path`` is taken, cannot be written, or the disk is full.
+    """
+    target = Path(path)
+    _refuse_taken(target, force)
+    folder: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target.parent))
+        # mkdtemp gives 0700; a bundle is shared like any other output of a command.
+        folder.chmod(0o777 & ~_umask())
+        staging = Staging(folder)
+        yield staging
+        if staging.manifest is None:
+            raise AssertionError("create_bundle: finish() was not called")
+        _write_synced(folder / FILE_NAME, staging.manifest.to_json().encode())
+        _refuse_taken(target, force)  # again: another process may have been faster
+        _move_into_place(folder, target)
+    except OSError as error:
+        raise _translated(error, target) from error
+    finally:
+        if folder is not None and folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Staging:
+    """A bundle being written.
+
+    Attributes:
+        path: Where files go until the bundle is whole.
+        manifest: What ``finish`` was given, with the files' digests; None before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: Manifest | None = None
+
+    def finish(self, manifest: Manifest) -> None:
+        """Record every file's size and digest in ``manifest``; nothing may be written after."""
+        entries = []
+        for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+            entries.append(
+                FileEntry(
+                    file.relative_to(self.path).as_posix(), file.stat().st_size, sha256_of(file)
+                )
+            )
+        self.manifest = dataclasses.replace(manifest, files=tuple(entries))
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _file_problem(root: Path, entry: FileEntry) -> str:
+    path = root / entry.path
+    # A link or a `..` hidden behind one: what it leads to is not what was digested.
+    if path.resolve() != path:
+        return f"{entry.path}: leads outside the bundle"
+    if not path.is_file():
+        return f"{entry.path}: missing"
+    size = path.stat().st_size
+    if size != entry.size_bytes:
+        return f"{entry.path}: is {size} bytes, expected {entry.size_bytes}"
+    return ""
+
+
+def _refuse_taken(target: Path, force: bool) -> None:
+    if not target.exists() and not target.is_symlink():
+        return
+    if is_bundle(target):
+        if not force:
+            raise BundleError(
+                f"{target} already holds a bundle", hint="Use --force or another -o folder."
+            )
+    elif not target.is_dir() or any(target.iterdir()):
+        raise BundleError(f"{target} exists and is not a bundle", hint="Choose another -o folder.")
+
+
+def _move_into_place(folder: Path, target: Path) -> None:
+    if is_bundle(target):
+        # A directory cannot be replaced in one step: the old one steps aside first, and
+        # comes back if the new one cannot take its place.
+        aside = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target.parent))
+        os.replace(target, aside)
+        try:
+            os.replace(folder, target)
+        except OSError:
+            os.replace(aside, target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        os.replace(folder, target)  # onto nothing or an empty directory
+    parent = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)  # the rename itself survives a power cut
+    finally:
+        os.close(parent)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _umask() -> int:
+    # The only portable way to read it is to set it.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _translated(error: OSError, target: Path) -> BundleError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BundleError(
+            f"no space left to write bundle {target}", hint="Free disk space and run it again."
+        )
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        return BundleError(
+            f"{target} was written by another process meanwhile",
+            hint="Use --force or another -o folder.",
+        )
+    return BundleError(f"cannot write bundle {target}: {error.strerror or error}")

@@ -1,0 +1,65 @@
+"""Every error this package raises on purpose.
+
+TfxError
+├── RecipeError        a recipe asks for something impossible or contradictory
+├── SignatureError     shapes, dtypes or ranges that cannot describe a model
+├── FeedError          the caller's arrays or texts do not fit the signature
+├── BundleError        an artifact directory is missing, damaged or not ours
+├── SourceError        a model name, path or factory that cannot be loaded
+├── ExportError        a model could not be turned into a graph
+├── BackendError       a backend is unavailable or failed
+└── ParityError        two backends disagree by more than the tolerance
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class TfxError(Exception):
+    """Base of all errors a caller may want to catch.
+
+    Attributes:
+        hint: What to do about it: one sentence that starts with a verb, or "".
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class RecipeError(TfxError):
+    """A recipe asks for something impossible or contradictory."""
+
+
+class SignatureError(TfxError):
+    """Shapes, dtypes or ranges that cannot describe a model."""
+
+
+class FeedError(TfxError):
+    """The caller's arrays or texts do not fit the signature."""
+
+
+class BundleError(TfxError):
+    """An artifact directory is missing, damaged or not ours."""
+
+
+class SourceError(TfxError):
+    """A model name, path or factory that cannot be loaded."""
+
+
+class ExportError(TfxError):
+    """A model could not be turned into a graph."""
+
+
+class BackendError(TfxError):
+    """A backend is unavailable or failed."""
+
+
+class ParityError(TfxError):
+    """Two backends disagree by more than the tolerance."""
+
+
+def listing(head: str, problems: Iterable[str]) -> str:
+    """Join a headline and every problem found under it, one indented line each."""
+    return "\n  ".join((head, *problems))

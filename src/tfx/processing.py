@@ -1,0 +1,83 @@
+"""How text becomes a feed and outputs become answers: what a bundle must say about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Pooling(StrEnum):
+    """One vector from the vectors of all tokens; names as in sentence-transformers."""
+
+    CLS = "cls"
+    MEAN = "mean"
+    MAX = "max"
+    MEAN_SQRT_LENGTH = "mean_sqrt_len_tokens"
+    LAST_TOKEN = "lasttoken"
+
+
+class Activation(StrEnum):
+    """What turns logits into scores."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenization:
+    """How a batch of texts becomes the token inputs of a model.
+
+    Attributes:
+        file: The ``tokenizers`` JSON inside the bundle.
+        max_length: Tokens kept of a text, special tokens included.
+        pad_id: Token id of padding.
+        pad_side: "right" or "left".
+    """
+
+    file: str
+    max_length: int
+    pad_id: int = 0
+    pad_side: str = "right"
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """One vector per text, made from an output of shape ``[batch, sequence, hidden]``.
+
+    Attributes:
+        output: The output that holds the token vectors.
+        pooling: How they are joined; several poolings are concatenated.
+        normalize: Whether each vector is scaled to length 1.
+    """
+
+    output: str
+    pooling: tuple[Pooling, ...]
+    normalize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """Labels and scores, made from logits of shape ``[batch, labels]`` or ``[batch, sequence, labels]``.
+
+    Attributes:
+        output: The output that holds the logits.
+        labels: Label of each class, in the order of the last axis.
+        activation: Softmax for one label of many, sigmoid for independent labels, none
+            for regression.
+        per_token: Whether each token is classified, not the text.
+    """
+
+    output: str
+    labels: tuple[str, ...]
+    activation: Activation = Activation.SOFTMAX
+    per_token: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Processing:
+    """What a bundle does around its graph; absent parts are None."""
+
+    tokenization: Tokenization | None = None
+    embedding: Embedding | None = None
+    classification: Classification | None = None

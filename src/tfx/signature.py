@@ -1,0 +1,176 @@
+"""What a model takes and gives: named tensors, dynamic axes and their ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tfx.dtypes import DType
+from tfx.errors import FeedError, SignatureError, listing
+
+Feed = Mapping[str, np.ndarray]
+Dim = int | str
+
+
+@dataclass(frozen=True, slots=True)
+class ValueRange:
+    """Smallest and largest value an integer tensor may hold, both allowed.
+
+    Out of range, a token id reads memory that is not an embedding: backends differ in
+    what they do then, so it is refused before any of them sees it.
+    """
+
+    min: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if self.min > self.max:
+            raise SignatureError(f"need min <= max, got {self}")
+
+    def __str__(self) -> str:
+        return f"{self.min}..{self.max}"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One named tensor, shown as ``input_ids: int64[batch, sequence]``.
+
+    Attributes:
+        name: Tensor name, as the model's framework spells it.
+        dtype: Element type.
+        shape: A size, or the name of a dynamic axis, per dimension.
+        values: Allowed values of an integer input; None for no limit.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[Dim, ...]
+    values: ValueRange | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeRange:
+    """Smallest, tuned and largest size of a dynamic axis; TensorRT's min/opt/max."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise SignatureError(f"need 1 <= min <= opt <= max, got {self}")
+
+    def __contains__(self, size: object) -> bool:
+        return isinstance(size, int) and self.min <= size <= self.max
+
+    def __str__(self) -> str:
+        return f"{self.min}..{self.max}"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The contract every backend of a bundle keeps.
+
+    Attributes:
+        inputs: What a feed must hold, exactly.
+        outputs: What a run returns, in this order.
+        ranges: Axis name to the sizes it may take; an axis without one is unbounded.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ranges: Mapping[str, ShapeRange] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in (*self.inputs, *self.outputs)]
+        problems = [f"{name}: named twice" for name in sorted(set(names)) if names.count(name) > 1]
+        if not self.inputs:
+            problems.append("no inputs")
+        if not self.outputs:
+            problems.append("no outputs")
+        used = {axis for spec in self.inputs for axis in spec.shape}
+        problems += [
+            f"axis {axis!r} has a range and no input uses it"
+            for axis in self.ranges
+            if axis not in used
+        ]
+        if problems:
+            raise SignatureError(listing("not a signature:", problems))
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        for title, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
+            yield title
+            for spec in specs:
+                yield f"  {spec}" + (f"  values {spec.values}" if spec.values else "")
+        if self.ranges:
+            yield "axes"
+            for axis, sizes in self.ranges.items():
+                yield f"  {axis}: {sizes.min} to {sizes.max}, tuned for {sizes.opt}"
+
+    def bind(self, feed: Feed, *, check_finite: bool = False) -> dict[str, int]:
+        """Match arrays to inputs and give each dynamic axis its size.
+
+        Args:
+            feed: Input name to array; exactly the names in ``inputs``.
+            check_finite: Also refuse NaN and infinities in float inputs.
+
+        Returns:
+            Axis name to size, e.g. ``{"batch": 8, "sequence": 128}``.
+
+        Raises:
+            FeedError: With one line per problem, not only the first.
+        """
+        sizes: dict[str, int] = {}
+        problems = self._misnamed(feed) if feed.keys() != self._names else []
+        for spec in self.inputs:
+            if (array := feed.get(spec.name)) is None:
+                continue
+            if not isinstance(array, np.ndarray):
+                problems.append(f"{spec}: got {type(array).__name__}, not a NumPy array")
+                continue
+            if array.dtype != spec.dtype.numpy or array.ndim != len(spec.shape):
+                problems.append(f"{spec}: got {array.dtype}{list(array.shape)}")
+                continue
+            for axis, size in zip(spec.shape, array.shape, strict=True):
+                expected = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
+                if size != expected:
+                    problems.append(f"{spec}: axis {axis!r} is {size}, elsewhere {expected}")
+            problems += _bad_values(spec, array, check_finite)
+        for axis, size in sizes.items():
+            if size == 0:
+                problems.append(f"axis {axis!r} is empty")
+            elif axis in self.ranges and size not in self.ranges[axis]:
+                problems.append(f"axis {axis!r} is {size}, outside {self.ranges[axis]}")
+        if problems:
+            raise FeedError(listing("feed does not fit the signature:", problems))
+        return sizes
+
+    @property
+    def _names(self) -> set[str]:
+        return {spec.name for spec in self.inputs}
+
+    def _misnamed(self, feed: Feed) -> list[str]:
+        problems = [f"{name}: missing" for name in sorted(self._names - feed.keys())]
+        problems += [f"{name}: not an input" for name in sorted(map(str, feed.keys() - self._names))]
+        return problems
+
+
+def _bad_values(spec: TensorSpec, array: np.ndarray, check_finite: bool) -> list[str]:
+    if array.size == 0:
+        return []
+    if spec.values is not None:
+        low, high = int(array.min()), int(array.max())
+        if low < spec.values.min or high > spec.values.max:
+            return [f"{spec}: values {low}..{high}, outside {spec.values}"]
+    if check_finite and spec.dtype.is_floating and not np.isfinite(array).all():
+        count = int(array.size - np.isfinite(array).sum())
+        return [f"{spec}: {count} values are NaN or infinite"]
+    return []
