@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from tfx.bundle import Bundle, open_bundle
 from tfx.errors import BackendError
-from tfx.runtime.backend import BACKENDS, Executable, RunFacts, RunOptions, find_backend, get_backend
+from tfx.runtime.backend import Executable, RunFacts, RunOptions, find_backend, get_backend
 from tfx.runtime.cpus import usable_cpus
 from tfx.signature import Feed, Signature
 
@@ -59,7 +58,8 @@ class Session:
         """Run the model once.
 
         Args:
-            feed: Input name to array, exactly as ``signature`` says.
+            feed: Input name to array, exactly as ``signature`` says. Tensors of other
+                libraries that speak DLPack (PyTorch, JAX) are taken without a copy.
             check_finite: Also refuse NaN and infinities in float inputs.
 
         Returns:
@@ -71,6 +71,7 @@ class Session:
         """
         if self._closed:
             raise BackendError("session is closed", hint="Open another with open_session.")
+        feed = {name: _as_array(value) for name, value in feed.items()}
         self._signature.bind(feed, check_finite=check_finite)
         return self._executable.run(feed)
 
@@ -89,3 +90,63 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def open_session(
+    bundle: str | os.PathLike[str] | Bundle,
+    *,
+    backend: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+    verify: bool = True,
+    trust: bool = False,
+) -> Session:
+    """Load a bundle on a backend.
+
+    Args:
+        bundle: A bundle's folder, or an opened one.
+        backend: A name in ``BACKENDS``; "auto" takes the first of ``AUTO`` that this machine has.
+        device: "cpu".
+        threads: CPU threads of one run; None for all this process may use.
+        verify: Compare the sha256 of every file with the manifest first.
+        trust: Let Python code that the bundle names run (a factory's file, as torch reference).
+
+    Returns:
+        A session, ready to predict.
+
+    Raises:
+        BundleError: If the bundle is missing or damaged.
+        BackendError: If the backend cannot run here or refuses the model; never another
+            backend than asked for.
+    """
+    started = time.perf_counter()
+    if threads is not None and threads < 1:
+        raise BackendError(f"threads is {threads}, expected 1 or more")
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
+    name = _first_available() if backend == "auto" else backend
+    options = RunOptions(device=device, threads=threads or usable_cpus(), trust=trust)
+    executable = get_backend(name).load(opened, options)
+    return Session(opened, executable, time.perf_counter() - started)
+
+
+# What "auto" tries, in order: backends that run the bundle's own graph.
+AUTO = ("onnxruntime",)
+
+
+def _first_available() -> str:
+    reasons = []
+    for name in AUTO:
+        if not (reason := find_backend(name).missing()):
+            return name
+        reasons.append(f"{name}: {reason}")
+    raise BackendError(
+        f"no backend can run here: {'; '.join(reasons)}",
+        hint="Run: pip install 'tfx-toolkit[cpu]'",
+    )
+
+
+def _as_array(value: Any) -> Any:
+    # bind() tells the caller about what is neither an array nor DLPack.
+    if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
+        return value
+    return np.from_dlpack(value)

@@ -1,0 +1,86 @@
+"""The ``tfx`` command: a group that loads its subcommands on use."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from typing import Any
+
+import click
+
+import tfx
+from tfx.errors import TfxError
+
+# name -> "module:attribute"; loaded on use, so `tfx --help` needs neither torch nor onnx.
+COMMANDS = {
+    "export": "tfx.export.cli:export",
+    "predict": "tfx.runtime.cli:predict",
+    "bench": "tfx.bench.cli:bench",
+    "inspect": "tfx.runtime.cli:inspect",
+    "check": "tfx.runtime.cli:check",
+    "doctor": "tfx.runtime.cli:doctor",
+}
+
+# The one-line help of each, so that listing them imports none of them; a test compares.
+SUMMARIES = {
+    "export": "Export a PyTorch Transformer to a portable, fused ONNX bundle.",
+    "predict": "Run a bundle on text, JSONL or npz.",
+    "bench": "Measure a family of bundles on every backend that works here.",
+    "inspect": "Show a bundle: signature, graph, proof, files.",
+    "check": "Check a bundle again: digests, and parity with PyTorch.",
+    "doctor": "Show backends, versions and devices, and how to get what is missing.",
+}
+
+
+class Root(click.Group):
+    """Loads subcommands lazily and shows our errors without a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands, in the order a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from ``SUMMARIES``, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUMMARIES[name]) for name in COMMANDS])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; our own errors become one message, a hint and exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except TfxError as error:
+            if ctx.params.get("verbose"):
+                logging.getLogger("tfx").exception("where it was raised:")
+            click.echo(f"error: {error}", err=True)
+            if error.hint:
+                click.echo(f"hint: {error.hint}", err=True)
+            ctx.exit(1)
+        except BrokenPipeError:
+            # The reader of our output went away (`| head`). Python would complain once more
+            # when it flushes stdout at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+
+
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(tfx.__version__, "--version", prog_name="tfx")
+@click.option("-v", "--verbose", count=True, help="Show logs; twice for those of the libraries.")
+def main(verbose: int) -> None:
+    """Export, quantize, run and measure PyTorch Transformers."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        format="%(levelname)s %(name)s: %(message)s",
+        level=logging.INFO if verbose > 1 else logging.ERROR,
+        force=True,
+    )
+    logging.getLogger("tfx").setLevel(logging.INFO if verbose else logging.WARNING)
