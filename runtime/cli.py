@@ -1,3 +1,3 @@
-"""``tfx predict``, ``tfx inspect``, ``tfx check`` and ``tfx doctor``: arguments in, one call, its report out."""
+"""``tfx predict``, ``inspect``, ``check`` and ``doctor``: read arguments, call one function, print."""
 
 from __future__ import annotations

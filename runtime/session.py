@@ -12,9 +12,10 @@ import numpy as np
 
 from tfx.bundle import Bundle, open_bundle
 from tfx.errors import BackendError
-from tfx.runtime.backend import Executable, RunFacts, RunOptions, find_backend, get_backend
-from tfx.runtime.cpus import usable_cpus
 from tfx.signature import Feed, Signature
+
+from .backend import Executable, RunFacts, RunOptions, find_backend, get_backend
+from .cpus import usable_cpus
 
 
 @dataclass(frozen=True, slots=True)

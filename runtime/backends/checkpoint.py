@@ -41,7 +41,8 @@ def config_of(source: Source) -> Any:
     if source.kind is SourceKind.CONFIG:
         if source.location not in KNOWN_MODELS:
             raise SourceError(
-                f"no known model {source.location!r}", hint=f"Use one of: {', '.join(KNOWN_MODELS)}."
+                f"no known model {source.location!r}",
+                hint=f"Use one of: {', '.join(KNOWN_MODELS)}.",
             )
         known = KNOWN_MODELS[source.location]
         return getattr(transformers, known.config)(**known.sizes)
@@ -74,7 +75,10 @@ def hub_folder(repository: str, revision: str = "") -> Path:
     try:
         return Path(
             hub.snapshot_download(
-                repository, revision=revision or None, allow_patterns=HUB_FILES, local_files_only=True
+                repository,
+                revision=revision or None,
+                allow_patterns=HUB_FILES,
+                local_files_only=True,
             )
         )
     except (OSError, ValueError) as error:

@@ -9,8 +9,9 @@ import numpy as np
 from tfx.bundle import Bundle
 from tfx.errors import BackendError
 from tfx.extras import install_hint, need, version_of
-from tfx.runtime.backend import Executable, RunFacts, RunOptions
 from tfx.signature import Feed
+
+from ..backend import Executable, RunFacts, RunOptions
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 

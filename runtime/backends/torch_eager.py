@@ -16,8 +16,9 @@ from tfx.bundle import Bundle
 from tfx.errors import BackendError, SourceError
 from tfx.extras import need, version_of
 from tfx.recipe import Source, SourceKind
-from tfx.runtime.backend import Executable, RunFacts, RunOptions
 from tfx.signature import Feed
+
+from ..backend import Executable, RunFacts, RunOptions
 
 if TYPE_CHECKING:
     import torch
@@ -68,10 +69,10 @@ class TorchEager:
                 f"the bundle was made from {source.digest[:12]}",
                 hint="Export it again.",
             )
-        return TorchExecutable(module, bundle, options)
+        return _Executable(module, bundle, options)
 
 
-class TorchExecutable:
+class _Executable:
     """A module in eval mode, called with the feed's names."""
 
     def __init__(self, module: torch.nn.Module, bundle: Bundle, options: RunOptions) -> None:
@@ -88,6 +89,7 @@ class TorchExecutable:
         )
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        """Run the module once; only the outputs of the bundle's signature are returned."""
         assert self._module is not None  # Session refuses to run after close
         torch = need("torch")
         # PyTorch has one thread pool per process: another session may have resized it.
@@ -100,6 +102,7 @@ class TorchExecutable:
         return {name: outputs[name] for name in self._names}
 
     def close(self) -> None:
+        """Drop the module."""
         self._module = None
 
 
@@ -113,7 +116,7 @@ def load_module(source: Source) -> torch.nn.Module:
     Raises:
         SourceError: If it is not there, has no safe weights, or does not load.
     """
-    torch = need("torch")
+    torch = need("torch")  # with a hint how to install it; the functions below just import it
     if source.kind is SourceKind.FACTORY:
         module, _ = call_factory(source)
     elif source.kind is SourceKind.MODULE:
@@ -129,7 +132,8 @@ def call_factory(source: Source) -> tuple[torch.nn.Module, Any]:
     Raises:
         SourceError: If the file or function is missing, fails, or returns something else.
     """
-    torch = need("torch")
+    import torch
+
     path_text, _, name = source.location.rpartition(":")
     path = Path(path_text)
     if not path.is_file():
@@ -168,7 +172,8 @@ def call_factory(source: Source) -> tuple[torch.nn.Module, Any]:
 
 def run_module(module: torch.nn.Module, feed: Feed) -> dict[str, np.ndarray]:
     """Call ``module`` with the arrays of ``feed`` and return its outputs, flat and named."""
-    torch = need("torch")
+    import torch
+
     with torch.inference_mode():
         outputs = module(**{name: torch.from_numpy(array) for name, array in feed.items()})
     return {name: tensor.numpy() for name, tensor in named_outputs(outputs).items()}
@@ -181,7 +186,7 @@ def named_outputs(outputs: Any) -> dict[str, torch.Tensor]:
     ("hidden_states.0"); a bare tensor is "output", a tuple "output.0", "output.1". What is
     no tensor is left out.
     """
-    torch = need("torch")
+    import torch
 
     def walk(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
         if isinstance(value, torch.Tensor):
@@ -205,17 +210,21 @@ def forward_names(module: torch.nn.Module) -> list[str]:
 
 def weights_digest(module: torch.nn.Module) -> str:
     """sha256 over the name, dtype, shape and bytes of every parameter and buffer."""
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         array = tensor.detach().contiguous().cpu()
         digest.update(f"{name}:{array.dtype}:{tuple(array.shape)}".encode())
-        digest.update(memoryview(array.reshape(-1).view(need("torch").uint8).numpy()))
+        digest.update(memoryview(array.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
 def _load_transformers(source: Source) -> torch.nn.Module:
-    torch, transformers = need("torch"), need("transformers")
-    from tfx.runtime.backends.checkpoint import checkpoint_folder, config_of
+    import torch
+
+    transformers = need("transformers")
+    from .checkpoint import checkpoint_folder, config_of
 
     cls = getattr(transformers, source.class_name, None)
     if cls is None:

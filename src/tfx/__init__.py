@@ -6,16 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfx.bundle import Bundle as Bundle
-    from tfx.bundle import open_bundle as open_bundle
-    from tfx.errors import TfxError as TfxError
     from tfx.export.pipeline import export_bundle as export_bundle
-    from tfx.recipe import ExportRecipe as ExportRecipe
     from tfx.runtime.session import Session as Session
     from tfx.runtime.session import open_session as open_session
-    from tfx.signature import ShapeRange as ShapeRange
-    from tfx.signature import Signature as Signature
-    from tfx.signature import TensorSpec as TensorSpec
+
+    from .bundle import Bundle as Bundle
+    from .bundle import open_bundle as open_bundle
+    from .errors import TfxError as TfxError
+    from .recipe import ExportRecipe as ExportRecipe
+    from .signature import ShapeRange as ShapeRange
+    from .signature import Signature as Signature
+    from .signature import TensorSpec as TensorSpec
 
 __version__ = "0.1.0"
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfx.errors import BundleError, listing
-from tfx.manifest import FILE_NAME, FileEntry, Manifest, Parent
+from .errors import BundleError, listing
+from .manifest import FILE_NAME, FileEntry, Manifest, Parent
 
 CHUNK_BYTES = 1 << 20
 # Staged bundles start with this, so that a killed process leaves nothing that looks like one.

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-import tfx
-from tfx.errors import TfxError
+from . import __version__
+from .errors import TfxError
 
 # name -> "module:attribute"; loaded on use, so `tfx --help` needs neither torch nor onnx.
 COMMANDS = {
@@ -73,7 +73,7 @@ class Root(click.Group):
 
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(tfx.__version__, "--version", prog_name="tfx")
+@click.version_option(__version__, "--version", prog_name="tfx")
 @click.option("-v", "--verbose", count=True, help="Show logs; twice for those of the libraries.")
 def main(verbose: int) -> None:
     """Export, quantize, run and measure PyTorch Transformers."""

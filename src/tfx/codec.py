@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
-from tfx.errors import TfxError
+from .errors import TfxError
 
 T = TypeVar("T")
 
@@ -102,9 +102,7 @@ def _decode(kind: Any, data: Any, path: str, problems: list[str]) -> Any:
     return data if type(data) is kind else _wrong(path, kind.__name__, data, problems)
 
 
-def _decode_union(
-    members: tuple[Any, ...], data: Any, path: str, problems: list[str]
-) -> Any:
+def _decode_union(members: tuple[Any, ...], data: Any, path: str, problems: list[str]) -> Any:
     if data is None and type(None) in members:
         return None
     attempts: list[list[str]] = []
@@ -117,7 +115,7 @@ def _decode_union(
             return value
         attempts.append(attempt)
     # The member that went furthest wrong in the fewest places is the one that was meant.
-    problems += min(attempts, key=len)
+    problems += sorted(attempts, key=len)[0]
     return None
 
 
@@ -132,9 +130,7 @@ def _decode_dataclass(kind: type, data: Any, path: str, problems: list[str]) -> 
         where = f"{path}.{name}".lstrip(".")
         if name in data:
             values[name] = _decode(hints[name], data[name], where, problems)
-        elif (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        ):
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             problems.append(f"{where}: missing")
     problems += [f"{path}.{name}".lstrip(".") + ": unknown" for name in data if name not in fields]
     if len(problems) > before:
@@ -148,6 +144,6 @@ def _decode_dataclass(kind: type, data: Any, path: str, problems: list[str]) -> 
 
 def _wrong(path: str, expected: str, data: Any, problems: list[str]) -> None:
     shown = repr(data)
-    problems.append(
-        f"{path or 'file'}: got {shown if len(shown) <= 40 else shown[:37] + '...'}, expected {expected}"
-    )
+    if len(shown) > 40:
+        shown = shown[:37] + "..."
+    problems.append(f"{path or 'file'}: got {shown}, expected {expected}")

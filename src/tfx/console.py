@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tfx.bundle import Bundle, open_bundle
+from .bundle import Bundle, open_bundle
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +52,7 @@ def chosen_bundle(path: Path | None, *, verify: bool = False) -> Bundle:
     """
     if path is not None:
         return open_bundle(path, verify=verify)
-    from tfx import workspace
+    from . import workspace
 
     bundle = workspace.newest()
     click.echo(f"using {bundle.path} ({bundle.manifest.created[:19]})", err=True)
@@ -93,7 +93,13 @@ def progress() -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield shown
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
     from rich.progress import Progress as Live
 
     columns = (

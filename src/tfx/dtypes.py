@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from tfx.errors import SignatureError
+from .errors import SignatureError
 
 
 class DType(StrEnum):
@@ -102,6 +102,7 @@ _ONNX = {
 
 
 def _ml_dtype(name: str) -> np.dtype:
-    from tfx.extras import need
+    from .extras import need
 
-    return np.dtype(getattr(need("ml_dtypes"), name))
+    dtype: np.dtype = np.dtype(getattr(need("ml_dtypes"), name))
+    return dtype

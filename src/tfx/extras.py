@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 from types import ModuleType
 
-from tfx.errors import BackendError
+from .errors import BackendError
 
 # Import name -> the extra of this distribution that installs it.
 EXTRAS = {

@@ -9,13 +9,13 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any
 
-from tfx.codec import DecodeError, decode, encode
-from tfx.dtypes import DType
-from tfx.errors import BundleError, listing
-from tfx.processing import Processing
-from tfx.recipe import ExportRecipe, Source
-from tfx.report import ParityReport
-from tfx.signature import Signature
+from .codec import DecodeError, decode, encode
+from .dtypes import DType
+from .errors import BundleError, listing
+from .processing import Processing
+from .recipe import ExportRecipe, Source
+from .report import ParityReport
+from .signature import Signature
 
 FILE_NAME = "tfx.json"
 SCHEMA_VERSION = 1

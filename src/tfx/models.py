@@ -22,7 +22,7 @@ class KnownModel:
     hub: str
     class_name: str
     config: str
-    sizes: Mapping[str, int | str | bool] = field(default_factory=dict)
+    sizes: Mapping[str, int | float] = field(default_factory=dict)
     package: str = ""
 
 

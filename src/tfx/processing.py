@@ -58,7 +58,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """Labels and scores, made from logits of shape ``[batch, labels]`` or ``[batch, sequence, labels]``.
+    """Labels and scores, from logits ``[batch, labels]`` or ``[batch, sequence, labels]``.
 
     Attributes:
         output: The output that holds the logits.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tfx.errors import RecipeError, listing
+from .errors import RecipeError, listing
 
 
 class SourceKind(StrEnum):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tfx.dtypes import DType
-from tfx.errors import FeedError, SignatureError, listing
+from .dtypes import DType
+from .errors import FeedError, SignatureError, listing
 
 Feed = Mapping[str, np.ndarray]
 Dim = int | str
@@ -159,7 +159,9 @@ class Signature:
 
     def _misnamed(self, feed: Feed) -> list[str]:
         problems = [f"{name}: missing" for name in sorted(self._names - feed.keys())]
-        problems += [f"{name}: not an input" for name in sorted(map(str, feed.keys() - self._names))]
+        problems += [
+            f"{name}: not an input" for name in sorted(map(str, feed.keys() - self._names))
+        ]
         return problems
 
 

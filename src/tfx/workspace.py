@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from tfx.bundle import Bundle, is_bundle, open_bundle
-from tfx.errors import BundleError
+from .bundle import Bundle, is_bundle, open_bundle
+from .errors import BundleError
 
 log = logging.getLogger(__name__)
 

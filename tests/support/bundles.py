@@ -44,11 +44,7 @@ def text_graph(seed: int = 0) -> onnx.ModelProto:
             helper.make_tensor_value_info("input_ids", TensorProto.INT64, tokens),
             helper.make_tensor_value_info("attention_mask", TensorProto.INT64, tokens),
         ],
-        [
-            helper.make_tensor_value_info(
-                "last_hidden_state", TensorProto.FLOAT, [*tokens, HIDDEN]
-            )
-        ],
+        [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, [*tokens, HIDDEN])],
         [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.array([2]), "last")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
@@ -73,7 +69,9 @@ def manifest(**changes) -> Manifest:
     return dataclasses.replace(base, **changes)
 
 
-def write_bundle(path: Path, graph: onnx.ModelProto | None = None, *, files=None, **changes) -> Bundle:
+def write_bundle(
+    path: Path, graph: onnx.ModelProto | None = None, *, files=None, **changes
+) -> Bundle:
     """Write a bundle at ``path``.
 
     Args:
