@@ -1,3 +1,3 @@
-"""``tfx predict``, ``inspect``, ``check`` and ``doctor``: read arguments, call one function, print."""
+"""``tfx predict``, ``inspect``, ``check``, ``doctor``: arguments in, one call, its report out."""
 
 from __future__ import annotations
