@@ -28,20 +28,20 @@ class Check:
 
     Attributes:
         name: The claim.
-        feeds: Feeds it was tried on.
-        max_abs: Largest absolute difference seen.
+        cases: Feeds, or rows of feeds, it was tried on.
+        error: Largest ``scaled_error`` seen (tfx.runtime.compare).
         tolerance: Largest one allowed.
     """
 
     name: str
-    feeds: int
-    max_abs: float
+    cases: int
+    error: float
     tolerance: float
 
     @property
     def passed(self) -> bool:
         """Whether the claim holds; NaN never does."""
-        return self.max_abs <= self.tolerance
+        return self.error <= self.tolerance
 
 
 @dataclass(frozen=True, slots=True)
