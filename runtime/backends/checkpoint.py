@@ -47,7 +47,10 @@ def config_of(source: Source) -> Any:
         known = KNOWN_MODELS[source.location]
         return getattr(transformers, known.config)(**known.sizes)
     try:
-        return transformers.AutoConfig.from_pretrained(checkpoint_folder(source))
+        # Code inside a checkpoint is never run; without the flag transformers asks on stdin.
+        return transformers.AutoConfig.from_pretrained(
+            checkpoint_folder(source), trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(f"cannot read the config.json of {source.location}: {error}") from error
 
@@ -95,6 +98,16 @@ def hub_folder(repository: str, revision: str = "") -> Path:
             hint="Check the name and the network, name a local folder, or use --random-weights "
             "for the architecture with random weights (latency work only).",
         ) from error
+
+
+def hub_commit(repository: str) -> str:
+    """The commit of the snapshot ``hub_folder`` gives for the main branch.
+
+    Raises:
+        SourceError: If neither the cache nor the hub has it.
+    """
+    # .../snapshots/<commit>: the layout of huggingface_hub's cache.
+    return hub_folder(repository).name
 
 
 def _short(error: BaseException) -> str:

@@ -123,7 +123,7 @@ def load_module(source: Source) -> torch.nn.Module:
         raise SourceError("a module handed over in memory cannot be loaded again")
     else:
         module = _load_transformers(source)
-    return module.to(torch.float32).eval()
+    return module.eval()
 
 
 def call_factory(source: Source) -> tuple[torch.nn.Module, Any]:
@@ -229,18 +229,54 @@ def _load_transformers(source: Source) -> torch.nn.Module:
     cls = getattr(transformers, source.class_name, None)
     if cls is None:
         raise SourceError(f"transformers {transformers.__version__} has no {source.class_name!r}")
+    config = config_of(source)
+    # One forward, no generation: a cache would only be one more output.
+    config.use_cache = False
     try:
         if source.random_weights:
             torch.manual_seed(source.seed)
-            module = cls(config_of(source))
+            module = cls(config)
         else:
-            # safetensors only: a pickle checkpoint runs code when it is read.
-            module = cls.from_pretrained(
-                checkpoint_folder(source), dtype=torch.float32, use_safetensors=True
-            )
+            module = _load_weights(cls, checkpoint_folder(source), config)
     except SourceError:
         raise
     except Exception as error:  # transformers and safetensors raise many kinds
         raise SourceError(f"cannot load {source}: {error}") from error
     loaded: torch.nn.Module = module
     return loaded
+
+
+def _load_weights(cls: Any, folder: Path, config: Any) -> torch.nn.Module:
+    import torch
+
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for path in folder.glob("*.bin"))
+        raise SourceError(
+            f"{folder} has no safetensors weights"
+            + (f", only {', '.join(pickles)}: a pickle runs code when it is read" if pickles else ""),
+            hint="Save the model again with save_pretrained (safetensors is its default).",
+        )
+    options: dict[str, Any] = {}
+    while True:
+        module, info = cls.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+        missing = sorted(info["missing_keys"])
+        if not missing:
+            loaded: torch.nn.Module = module
+            return loaded
+        # Checkpoints without a pooler are common, and transformers would make up its weights.
+        if not options and all("pooler" in key.split(".") for key in missing):
+            options = {"add_pooling_layer": False}
+            continue
+        raise SourceError(
+            f"the checkpoint has no weights for {len(missing)} tensors of {cls.__name__}: "
+            + ", ".join(missing[:3])
+            + (", ..." if len(missing) > 3 else ""),
+            hint="Choose the head the checkpoint was trained with (--task), or leave --task out.",
+        )

@@ -1,0 +1,252 @@
+"""A name, folder or factory to a PyTorch model: which source, which head, which weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfx.bundle import is_bundle
+from tfx.errors import SourceError
+from tfx.extras import install_hint, need
+from tfx.models import KNOWN_MODELS
+from tfx.recipe import ExportRecipe, Source, SourceKind
+from tfx.runtime.backends.checkpoint import checkpoint_folder, config_of, hub_commit
+from tfx.runtime.backends.torch_eager import call_factory, load_module, weights_digest
+
+from .tracer import quiet
+
+if TYPE_CHECKING:
+    import torch
+
+# huggingface_hub.utils.validate_repo_id: [organisation/]name
+HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to be traced.
+
+    Attributes:
+        name: Good for a folder, e.g. "minilm".
+        source: Where it came from, with the digest of its weights.
+        task: A task of optimum's ``TasksManager``; "" for hand-written modules.
+        module: In eval mode, float32.
+        config: Its transformers configuration; None for hand-written modules.
+        folder: The checkpoint's folder; None where there is none.
+        examples: What a factory returned besides the module; None for transformers models.
+    """
+
+    name: str
+    source: Source
+    task: str
+    module: torch.nn.Module
+    config: Any
+    folder: Path | None
+    examples: Any
+
+
+def name_of(model: str | torch.nn.Module) -> str:
+    """A good name for the bundle of ``model``: the last part of its name, or its class."""
+    if not isinstance(model, str):
+        return type(model).__name__.lower()
+    file, colon, factory = model.rpartition(":")
+    if colon and file.endswith(".py"):
+        return factory
+    return Path(model).resolve().name or "model"
+
+
+def find_source(model: str, recipe: ExportRecipe) -> Source:
+    """Say what ``model`` names, without loading it.
+
+    Args:
+        model: An alias of ``KNOWN_MODELS``, a folder in the Hugging Face layout, a hub id, or
+            ``file.py:factory``.
+        recipe: Its ``random_weights`` and ``seed`` become the source's.
+
+    Raises:
+        SourceError: If it can be none of these.
+    """
+    random = {"random_weights": recipe.random_weights, "seed": recipe.seed}
+    file, colon, factory = model.rpartition(":")
+    if colon and file.endswith(".py"):
+        if recipe.random_weights:
+            raise SourceError(
+                "a factory makes its own weights, --random-weights does not apply",
+                hint="Leave it out.",
+            )
+        if not factory.isidentifier():
+            raise SourceError(f"{factory!r} is not the name of a function", hint=_NAMES)
+        return Source(SourceKind.FACTORY, model, seed=recipe.seed)
+    if model.endswith(".py"):
+        raise SourceError(
+            f"{model} names a file and no function in it", hint=f"Write {model}:function."
+        )
+    # An alias stands for a checkpoint; a folder of that name is probably the bundle made of it.
+    if model in KNOWN_MODELS:
+        return _source_of_alias(model, random)
+    path = Path(model)
+    if path.is_dir():
+        if is_bundle(path):
+            raise SourceError(
+                f"{path} is a bundle already, not a PyTorch model",
+                hint="Name the checkpoint it was made from.",
+            )
+        return Source(SourceKind.CHECKPOINT, str(path), **random)
+    if path.exists():
+        raise SourceError(f"{path} is a file, expected a checkpoint folder", hint=_NAMES)
+    if model.startswith((".", "/", "~")) or not HUB_ID.fullmatch(model):
+        raise SourceError(f"no such folder: {model}", hint=_NAMES)
+    return Source(SourceKind.HUB, model, **random)
+
+
+def load(model: str | torch.nn.Module, recipe: ExportRecipe, examples: Any = None) -> Loaded:
+    """Load a PyTorch model for export.
+
+    Args:
+        model: A name as ``find_source`` reads it, or a module.
+        recipe: Which task, and whether weights are random.
+        examples: Example inputs, for a module only.
+
+    Raises:
+        SourceError: If it is not there, has no safe weights, or does not load.
+    """
+    if not isinstance(model, str):
+        return _loaded_module(model, recipe, examples)
+    source = find_source(model, recipe)
+    if source.kind is SourceKind.FACTORY:
+        with quiet():
+            module, examples = call_factory(source)
+        return _loaded(name_of(model), source, "", module, examples=examples)
+    with quiet():
+        if source.kind is SourceKind.HUB:
+            # The commit, so that the torch reference stays the same when the branch moves.
+            source = dataclasses.replace(source, revision=hub_commit(source.location))
+        config = config_of(source)
+        class_name, task = choose_class(config, recipe.task, _default_class(source))
+        source = dataclasses.replace(source, class_name=class_name)
+        module = load_module(source)
+        folder = None if source.kind is SourceKind.CONFIG else checkpoint_folder(source)
+    return _loaded(name_of(model), source, task, module, config=config, folder=folder)
+
+
+def choose_class(config: Any, task: str, default: str = "") -> tuple[str, str]:
+    """The transformers class that loads a checkpoint, and the task it is for.
+
+    Args:
+        config: The checkpoint's configuration.
+        task: A task of optimum's ``TasksManager``, or "auto": the class the checkpoint was
+            saved from.
+        default: Class to use where the configuration names none.
+
+    Returns:
+        Class name and task.
+
+    Raises:
+        SourceError: If there is no such task, or none for this model.
+    """
+    manager = need("optimum.exporters.tasks").TasksManager
+    if task == "auto":
+        name = (config.architectures or [default])[0]
+        if not name:
+            raise SourceError(
+                "config.json names no architecture",
+                hint="Choose the head: --task feature-extraction, text-classification, ...",
+            )
+        return name, _task_of(manager, name)
+    task = manager.map_from_synonym(task)
+    known = sorted(manager.get_all_tasks())
+    if task not in known:
+        raise SourceError(f"no task called {task!r}", hint=f"Use one of: {', '.join(known)}.")
+    try:
+        auto = manager.get_model_class_for_task(task, model_type=config.model_type)
+        return auto._model_mapping[type(config)].__name__, task
+    except (KeyError, ValueError, AttributeError) as error:
+        raise SourceError(
+            f"{config.model_type} models have no head for {task!r}",
+            hint="Leave --task out for the checkpoint's own head.",
+        ) from error
+
+
+_NAMES = "Use an alias ({}), a checkpoint folder, a hub id or file.py:factory.".format(
+    ", ".join(KNOWN_MODELS)
+)
+
+
+def _source_of_alias(alias: str, random: dict[str, Any]) -> Source:
+    known = KNOWN_MODELS[alias]
+    if random["random_weights"]:
+        return Source(SourceKind.CONFIG, alias, **random)
+    if known.package:
+        package = known.package.partition(":")[0]
+        if importlib.util.find_spec(package) is None:
+            raise SourceError(
+                f"the weights of {alias!r} are in the package {package}, which is not installed",
+                hint=install_hint(package),
+            )
+        return Source(SourceKind.PACKAGE, known.package)
+    return Source(SourceKind.HUB, known.hub)
+
+
+def _default_class(source: Source) -> str:
+    return KNOWN_MODELS[source.location].class_name if source.kind is SourceKind.CONFIG else ""
+
+
+def _task_of(manager: Any, class_name: str) -> str:
+    transformers = need("transformers")
+    cls = getattr(transformers, class_name, None)
+    if cls is None:
+        raise SourceError(
+            f"transformers {transformers.__version__} has no {class_name!r}, "
+            "the class config.json names",
+            hint="Upgrade transformers, choose a head with --task, or write a factory.",
+        )
+    try:
+        task: str = manager.infer_task_from_model(cls)
+    except ValueError as error:
+        raise SourceError(
+            f"{class_name} has several heads or one of no known task",
+            hint="Choose one: --task feature-extraction, fill-mask, text-classification, ...",
+        ) from error
+    return task
+
+
+def _loaded_module(module: torch.nn.Module, recipe: ExportRecipe, examples: Any) -> Loaded:
+    torch = need("torch")
+    if not isinstance(module, torch.nn.Module):
+        raise SourceError(f"got {type(module).__name__}, expected a name or an nn.Module")
+    if examples is None:
+        raise SourceError(
+            "a module in memory needs example inputs",
+            hint="Pass examples={'input name': tensor, ...}.",
+        )
+    source = Source(SourceKind.MODULE, type(module).__name__, seed=recipe.seed)
+    return _loaded(name_of(module), source, "", module, examples)
+
+
+def _loaded(
+    name: str,
+    source: Source,
+    task: str,
+    module: torch.nn.Module,
+    examples: Any = None,
+    config: Any = None,
+    folder: Path | None = None,
+) -> Loaded:
+    torch = need("torch")
+    wrong = {
+        str(weight.dtype)
+        for weight in module.state_dict().values()
+        if weight.is_floating_point() and weight.dtype != torch.float32
+    }
+    if wrong:
+        raise SourceError(
+            f"the module holds {', '.join(sorted(wrong))} weights, expected torch.float32",
+            hint="Export in float32 (module.float()); lower the precision of the bundle after.",
+        )
+    module.eval()
+    source = dataclasses.replace(source, digest=weights_digest(module))
+    return Loaded(name, source, task, module, config, folder, examples)

@@ -1,0 +1,101 @@
+"""One name per dynamic axis, everywhere in the graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+import onnx_ir as ir
+
+from tfx.errors import ExportError, listing
+
+SYMBOL = re.compile(r"\b[su]\d+\b")
+
+
+def name_axes(model: ir.Model, dynamic: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Give the axes of a traced graph the names the caller chose, one per axis.
+
+    Tracing names each axis of each input on its own and merges only those that an operator
+    forces to be equal: the batch of ``input_ids`` may be ``s18`` and that of
+    ``attention_mask`` ``s43``. Axes that share a name in ``dynamic`` get that one name here,
+    in inputs, outputs and intermediate values.
+
+    Args:
+        model: A traced graph; changed in place.
+        dynamic: Input name to an axis name per dimension, "" for a fixed one.
+
+    Returns:
+        Symbol of the trace to the name that replaced it.
+
+    Raises:
+        ExportError: If tracing fixed an axis that should be dynamic, or forced two axes of
+            different names to be equal.
+    """
+    names: dict[str, str] = {}
+    problems: list[str] = []
+    for value in model.graph.inputs:
+        assert value.name is not None
+        assert value.shape is not None
+        labels = dynamic[value.name]
+        for axis, (label, size) in enumerate(zip(labels, value.shape, strict=True)):
+            if not label:
+                continue
+            if isinstance(size, int):
+                problems.append(f"{value.name}: axis {axis} ({label}) is fixed at {size}")
+                continue
+            known = names.setdefault(str(size.value), label)
+            if known != label:
+                problems.append(f"{value.name}: axis {axis} ({label}) must equal axis {known!r}")
+    if problems:
+        raise ExportError(
+            listing("the model's code does not let these axes vary:", problems),
+            hint="Look for sizes read as Python numbers in forward(), or fix the axis.",
+        )
+    for one in _values(model.graph):
+        if one.shape is not None:
+            one.shape = ir.Shape([_renamed(size, names) for size in one.shape])
+    return names
+
+
+def settle_axes(
+    model: ir.Model, guessed: Mapping[str, tuple[str, ...]]
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Correct guessed axis names by what tracing found.
+
+    Args:
+        model: A traced graph, its symbols not yet renamed.
+        guessed: Input name to an axis name per dimension.
+
+    Returns:
+        The names that ``name_axes`` can apply: "" where tracing fixed an axis, one name where
+        it forced two axes to be equal; and a sentence for each axis that is fixed.
+    """
+    label_of: dict[str, str] = {}
+    settled: dict[str, tuple[str, ...]] = {}
+    notes = []
+    for value in model.graph.inputs:
+        assert value.name is not None
+        assert value.shape is not None
+        labels = []
+        for axis, (label, size) in enumerate(zip(guessed[value.name], value.shape, strict=True)):
+            if isinstance(size, int):
+                if label:
+                    notes.append(f"axis {axis} of {value.name} is fixed at {size} by the model")
+                labels.append("")
+            else:
+                labels.append(label_of.setdefault(str(size.value), label) if label else "")
+        settled[value.name] = tuple(labels)
+    return settled, notes
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph.all_nodes():
+        yield from node.outputs
+
+
+def _renamed(size: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | str | None:
+    if isinstance(size, int) or size.value is None:
+        return size if isinstance(size, int) else None
+    # An expression such as "s41 + 1" or "s18*s41" keeps its form.
+    return SYMBOL.sub(lambda match: names.get(match.group(), match.group()), str(size.value))

@@ -1,0 +1,236 @@
+"""The steps of an export: load, trace, clean, write, prove; all of it or nothing."""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import gc
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfx.bundle import Bundle, Staging, create_bundle, open_bundle
+from tfx.dtypes import DType
+from tfx.errors import ExportError, listing
+from tfx.extras import need, version_of
+from tfx.manifest import Manifest, Step
+from tfx.processing import Processing
+from tfx.recipe import ExportRecipe
+from tfx.runtime.backend import RunOptions, get_backend
+from tfx.runtime.backends.torch_eager import run_module
+from tfx.runtime.cpus import usable_cpus
+from tfx.runtime.proof import FILE_NAME as PROOF_FILE
+from tfx.runtime.proof import store_cases
+
+from .architectures import InputPlan, plan_examples, plan_inputs
+from .loader import Loaded, load, name_of
+from .proof import Reference, example_cases, prove, reference, text_cases, torch_arrays
+from .tracer import quiet, trace
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+
+MODEL_FILE = "model.onnx"
+CONFIG_FILE = "config.json"
+
+# Above this the weights go to a file of their own: a protobuf message ends at 2 GB, and to
+# build one holds its weights twice more in memory.
+EXTERNAL_BYTES = 128 << 20
+
+# Distributions whose version may change what an export writes.
+TOOLS = ("tfx-toolkit", "torch", "transformers", "onnx", "onnxscript", "onnx-ir", "optimum")
+
+
+def export_bundle(
+    model: str | torch.nn.Module,
+    path: str | os.PathLike[str] | None = None,
+    recipe: ExportRecipe | None = None,
+    *,
+    examples: Any = None,
+    force: bool = False,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Bundle:
+    """Export a PyTorch model to a bundle: a portable ONNX graph with proof that it is right.
+
+    The graph uses only operators of the ONNX standard, with one ``Attention`` (opset 23) per
+    scaled-dot-product attention; its outputs are compared with PyTorch before the bundle
+    appears at ``path``.
+
+    Args:
+        model: An alias (``tfx.models.KNOWN_MODELS``), a folder in the Hugging Face layout, a hub
+            id, ``file.py:factory``, or a module in memory.
+        path: Where the bundle goes; None for a folder named after the model.
+        recipe: Task, opset, ranges; None for the defaults.
+        examples: Example inputs of a module in memory: a tensor, a tuple, or a mapping from
+            input name to tensor.
+        force: Replace a bundle that is there.
+        on_step: Called with a few words as each step begins.
+
+    Raises:
+        SourceError: If the model cannot be loaded.
+        ExportError: If it cannot be traced, or the graph is not portable.
+        ParityError: If the graph's outputs differ from PyTorch's.
+        BundleError: If ``path`` is taken or cannot be written.
+    """
+    recipe = recipe or ExportRecipe()
+    with create_bundle(path or name_of(model), force=force) as staging:
+        draft = _write_graph(staging, model, recipe, examples, on_step)
+        # The module, its trace and the graph's weights are gone by now: ONNX Runtime makes its
+        # own copy, and three at once would not fit where the model itself does.
+        gc.collect()
+        on_step("comparing with PyTorch")
+        staging.finish(_proven(staging, draft))
+        on_step("writing the bundle")
+    return open_bundle(path or name_of(model), verify=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A manifest without proof, and what PyTorch gave to prove it with."""
+
+    manifest: Manifest
+    known: Reference
+
+
+def _write_graph(
+    staging: Staging,
+    model: str | torch.nn.Module,
+    recipe: ExportRecipe,
+    examples: Any,
+    on_step: Callable[[str], None],
+) -> _Draft:
+    from .passes.cleanup import clean_metadata, drop_unused_weights
+    from .passes.shapes import name_axes, settle_axes
+    from .processing import read_processing
+    from .signature import signature_of
+
+    on_step("loading the model")
+    loaded = load(model, recipe, examples)
+    plan = _plan(loaded, recipe)
+    on_step("tracing")
+    traced = trace(loaded.module, plan.examples, plan.dynamic, opset=recipe.opset)
+    graph, dynamic, notes = traced.model, plan.dynamic, []
+    if plan.inferred:
+        dynamic, notes = settle_axes(graph, dynamic)
+    names = name_axes(graph, dynamic)
+    clean_metadata(graph)
+    drop_unused_weights(graph)
+    _require_portable(graph)
+    limits = dict(plan.limits)
+    for symbol, bound in traced.upper_bounds.items():
+        if symbol in names:
+            limits[names[symbol]] = min(bound, limits.get(names[symbol], bound))
+    is_text = loaded.examples is None and "input_ids" in plan.examples
+    signature = signature_of(graph, recipe, limits, text=is_text)
+    on_step("writing the graph")
+    _save(graph, staging.path)
+    processing = Processing()
+    if loaded.config is not None:
+        _save_config(loaded.config, staging.path)
+    if loaded.folder is not None:
+        with quiet():
+            processing, more = read_processing(
+                loaded.folder, loaded.config, loaded.task, signature, staging.path
+            )
+        notes += more
+    on_step("running PyTorch on the feeds to compare")
+    rng = np.random.default_rng(recipe.seed)
+    if is_text:
+        cases = text_cases(signature, rng)
+    else:
+        cases = example_cases(signature, torch_arrays(plan.examples), rng)
+    with quiet():
+        known = reference(lambda feed: run_module(loaded.module, feed), signature, cases)
+    store_cases(staging.path / PROOF_FILE, signature, cases, known.outputs, rng)
+    operators = collections.Counter(node.op_type for node in graph.graph.all_nodes())
+    manifest = Manifest(
+        name=loaded.name,
+        step=Step.EXPORT,
+        task=loaded.task,
+        precision=DType.FLOAT32,
+        model=MODEL_FILE,
+        signature=signature,
+        source=loaded.source,
+        recipe=recipe,
+        processing=processing,
+        parity=None,
+        tools={tool: version for tool in TOOLS if (version := version_of(tool))},
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+        facts={
+            "parameters": sum(weight.numel() for weight in loaded.module.parameters()),
+            "nodes": sum(operators.values()),
+            "attention": operators["Attention"],
+            "softmax": operators["Softmax"],
+        },
+        notes=(*notes, *known.notes),
+    )
+    return _Draft(manifest, known)
+
+
+def _proven(staging: Staging, draft: _Draft) -> Manifest:
+    import dataclasses
+
+    bundle = Bundle(staging.path, draft.manifest, digest="")
+    executable = get_backend("onnxruntime").load(bundle, RunOptions(threads=usable_cpus()))
+    try:
+        parity = prove(
+            draft.known,
+            executable,
+            draft.manifest.signature,
+            reference_name=f"torch {version_of('torch')} eager float32",
+            backend=str(executable.facts),
+        )
+    finally:
+        executable.close()
+    return dataclasses.replace(draft.manifest, parity=parity)
+
+
+def _plan(loaded: Loaded, recipe: ExportRecipe) -> InputPlan:
+    if loaded.examples is not None:
+        return plan_examples(loaded.module, loaded.examples, recipe.dynamic)
+    if recipe.dynamic:
+        raise ExportError(
+            f"--dynamic is for hand-written modules, {loaded.name} has known axes",
+            hint="Leave it out; bound the axes with --max-batch and --max-seq.",
+        )
+    return plan_inputs(loaded.module, loaded.config)
+
+
+def _require_portable(graph: ir.Model) -> None:
+    foreign = collections.Counter(
+        f"{node.domain}::{node.op_type}"
+        for node in graph.graph.all_nodes()
+        if node.domain not in ("", "ai.onnx")
+    )
+    if foreign:
+        raise ExportError(
+            listing(
+                "the graph needs operators outside the ONNX standard:",
+                (f"{name} ({count} times)" for name, count in sorted(foreign.items())),
+            ),
+            hint="Replace the PyTorch operators they come from.",
+        )
+
+
+def _save(graph: ir.Model, folder: Path) -> None:
+    ir = need("onnx_ir")
+    size = sum(
+        value.const_value.nbytes
+        for value in graph.graph.initializers.values()
+        if value.const_value is not None
+    )
+    external = f"{MODEL_FILE}.data" if size > EXTERNAL_BYTES else None
+    ir.save(graph, folder / MODEL_FILE, external_data=external)
+
+
+def _save_config(config: Any, folder: Path) -> None:
+    document = config.to_diff_dict()
+    document.pop("_name_or_path", None)  # may be a path of this machine
+    text = json.dumps(document, indent=2, sort_keys=True, default=str)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")

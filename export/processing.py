@@ -1,0 +1,182 @@
+"""A checkpoint's tokenizer, pooling and labels to the Processing of a bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfx.errors import SourceError
+from tfx.extras import need
+from tfx.processing import Activation, Classification, Embedding, Pooling, Processing, Tokenization
+from tfx.signature import Signature
+
+from .architectures import SEQUENCE
+
+if TYPE_CHECKING:
+    import tokenizers
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model")
+
+# Before version 5, sentence-transformers wrote one flag per pooling mode.
+LEGACY_POOLING = {
+    "pooling_mode_cls_token": Pooling.CLS,
+    "pooling_mode_max_tokens": Pooling.MAX,
+    "pooling_mode_mean_tokens": Pooling.MEAN,
+    "pooling_mode_mean_sqrt_len_tokens": Pooling.MEAN_SQRT_LENGTH,
+    "pooling_mode_lasttoken": Pooling.LAST_TOKEN,
+}
+
+# Task -> whether each token is classified; all others classify the whole input.
+CLASSIFYING = {
+    "text-classification": False,
+    "image-classification": False,
+    "token-classification": True,
+}
+
+
+def read_processing(
+    folder: Path, config: Any, task: str, signature: Signature, target: Path
+) -> tuple[Processing, tuple[str, ...]]:
+    """Read what a checkpoint says about text and answers; write its tokenizer.
+
+    Args:
+        folder: A checkpoint in the Hugging Face layout; sentence-transformers' own files in
+            it (``modules.json``) say how embeddings are made.
+        config: Its transformers configuration.
+        task: What the exported head is for.
+        signature: Of the graph; bounds the length of a text.
+        target: Folder that the tokenizer's JSON is written to.
+
+    Returns:
+        The processing, and a sentence for each part that is there and cannot be carried over.
+
+    Raises:
+        SourceError: If a file of the checkpoint is damaged.
+    """
+    notes: list[str] = []
+    tokenization = None
+    if any(spec.name == "input_ids" for spec in signature.inputs):
+        tokenization = _write_tokenizer(folder, signature, target, notes)
+    names = {spec.name for spec in signature.outputs}
+    embedding = classification = None
+    if "last_hidden_state" in names and (folder / "modules.json").is_file():
+        embedding = _embedding(folder, notes)
+    if task in CLASSIFYING and "logits" in names:
+        classification = classification_of(config, per_token=CLASSIFYING[task])
+    return Processing(tokenization, embedding, classification), tuple(notes)
+
+
+def classification_of(config: Any, *, per_token: bool) -> Classification:
+    """Labels and activation of a classification head, as transformers' pipelines choose them."""
+    labels = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
+    chosen = getattr(config, "sentence_transformers", None) or {}
+    # Cross-encoders say it themselves: "torch.nn.modules.linear.Identity".
+    named = str(chosen.get("activation_fn", "")).rpartition(".")[2].lower()
+    if named == "identity" or config.problem_type == "regression":
+        activation = Activation.NONE
+    elif named == "sigmoid" or (
+        not per_token and (config.problem_type == "multi_label_classification" or len(labels) == 1)
+    ):
+        activation = Activation.SIGMOID
+    else:
+        activation = Activation.SOFTMAX
+    return Classification("logits", labels, activation, per_token)
+
+
+def _write_tokenizer(
+    folder: Path, signature: Signature, target: Path, notes: list[str]
+) -> Tokenization | None:
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        notes.append("the checkpoint has no tokenizer: predict takes arrays, not text")
+        return None
+    transformers = need("transformers")
+    try:
+        loaded = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # What a damaged file raises depends on which of a tokenizer's many files it is.
+    except Exception as error:
+        raise SourceError(f"cannot load the tokenizer of {folder}: {error}") from error
+    if not loaded.is_fast:
+        notes.append(
+            f"{type(loaded).__name__} has no `tokenizers` form: predict takes arrays, not text"
+        )
+        return None
+    backend: tokenizers.Tokenizer = loaded.backend_tokenizer
+    limits = [loaded.model_max_length]
+    if SEQUENCE in signature.ranges:
+        limits.append(signature.ranges[SEQUENCE].max)
+    sentence = _read_json(folder / "sentence_bert_config.json")
+    if sentence.get("max_seq_length"):
+        limits.append(sentence["max_seq_length"])
+    if sentence.get("do_lower_case"):
+        backend.normalizer = _lower_cased(backend.normalizer)
+    # Lengths and padding are the runtime's to choose, feed by feed.
+    backend.no_truncation()
+    backend.no_padding()
+    (target / TOKENIZER_FILE).write_text(backend.to_str(pretty=False), encoding="utf-8")
+    pad_id = loaded.pad_token_id
+    if pad_id is None:
+        # Hidden by the mask: any token will do.
+        pad_id = loaded.eos_token_id or 0
+    return Tokenization(TOKENIZER_FILE, int(min(limits)), int(pad_id), loaded.padding_side)
+
+
+def _lower_cased(normalizer: Any) -> Any:
+    from tokenizers import normalizers
+
+    steps = [normalizers.Lowercase()] + ([normalizer] if normalizer is not None else [])
+    return normalizers.Sequence(steps)
+
+
+def _embedding(folder: Path, notes: list[str]) -> Embedding | None:
+    pooling: tuple[Pooling, ...] = ()
+    normalize = False
+    for module in _read_json(folder / "modules.json", expected=list):
+        match str(module.get("type", "")).rpartition(".")[2]:
+            case "Transformer":
+                pass
+            case "Pooling":
+                modes = _pooling_modes(_read_json(folder / str(module.get("path")) / "config.json"))
+                if modes is None:
+                    notes.append("its pooling is not known here: predict gives token vectors")
+                    return None
+                pooling = modes
+            case "Normalize":
+                normalize = True
+            case other:
+                notes.append(f"it has a {other} module: predict gives token vectors")
+                return None
+    prompts = _read_json(folder / "config_sentence_transformers.json")
+    if prompts.get("default_prompt_name"):
+        name = prompts["default_prompt_name"]
+        notes.append(f"its default prompt {name!r} is not added: put it in the text")
+    return Embedding("last_hidden_state", pooling, normalize) if pooling else None
+
+
+def _pooling_modes(config: dict[str, Any]) -> tuple[Pooling, ...] | None:
+    modes = config.get("pooling_mode")
+    if modes is None:
+        modes = [mode for flag, mode in LEGACY_POOLING.items() if config.get(flag)]
+        if config.get("pooling_mode_weightedmean_tokens"):
+            modes.append("weightedmean")
+    elif isinstance(modes, str):
+        modes = [modes]
+    if not modes or not set(modes) <= set(Pooling):
+        return None
+    return tuple(Pooling(mode) for mode in modes)
+
+
+def _read_json(path: Path, expected: type = dict) -> Any:
+    """The JSON of a file of the checkpoint; empty where the file is not there."""
+    if not path.is_file():
+        return expected()
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path} is damaged: {error}") from error
+    if not isinstance(document, expected):
+        raise SourceError(
+            f"{path} is damaged: got {type(document).__name__}, expected {expected.__name__}"
+        )
+    return document

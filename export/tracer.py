@@ -1,0 +1,128 @@
+"""An nn.Module and example inputs to an ``onnx_ir.Model``, with nothing printed on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tfx.errors import ExportError
+from tfx.extras import need
+from tfx.runtime.backends.torch_eager import named_outputs
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+
+log = logging.getLogger(__name__)
+
+RANGE_CONSTRAINTS = "pkg.torch.export.ExportedProgram.range_constraints"
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What tracing gave.
+
+    Attributes:
+        model: The graph. Its weights are those of the module, not copies.
+        upper_bounds: Symbol to the largest size the traced code allows, where it has one;
+            a position table of 512 rows bounds the sequence.
+    """
+
+    model: ir.Model
+    upper_bounds: Mapping[str, int]
+
+
+def trace(
+    module: torch.nn.Module,
+    examples: Mapping[str, torch.Tensor],
+    dynamic: Mapping[str, tuple[str, ...]],
+    *,
+    opset: int,
+) -> Traced:
+    """Trace ``module`` into an ONNX graph with symbolic sizes.
+
+    Transformers' own dynamo exporter does the work, for hand-written modules too: its
+    patches (attention on rows that mask every key, split, where) are about PyTorch's
+    operators and not about its models.
+
+    Args:
+        module: In eval mode.
+        examples: Input name to example tensor; sizes of axes that may differ should differ.
+        dynamic: Input name to an axis name per dimension, "" for a fixed one.
+        opset: ONNX operator set of the graph.
+
+    Raises:
+        ExportError: If the module's code cannot be traced.
+    """
+    need("onnxscript")
+    torch, exporters = need("torch"), need("transformers.exporters.exporter_onnx")
+    auto = torch.export.Dim.AUTO
+    shapes = {
+        name: {axis: auto for axis, label in enumerate(dynamic[name]) if label} for name in examples
+    }
+    config = exporters.OnnxConfig(dynamic=True, opset_version=opset, dynamic_shapes=shapes)
+    try:
+        with quiet(), torch.no_grad():
+            names = list(named_outputs(module(**examples)))
+    except Exception as error:  # anything the module's own code raises
+        raise ExportError(f"the model fails on its example inputs: {_first_line(error)}") from error
+    try:
+        with quiet():
+            model, _ = exporters.OnnxExporter().export_program(module, dict(examples), config)
+    # torch.export raises what the traced code raises, and a dozen kinds of its own.
+    except Exception as error:
+        raise ExportError(
+            f"PyTorch cannot trace the model: {type(error).__name__}: {_first_line(error)}",
+            hint="Run with -vv for PyTorch's own report.",
+        ) from error
+    if len(names) != len(model.graph.outputs):
+        raise ExportError(
+            f"the graph has {len(model.graph.outputs)} outputs, the model returned "
+            f"{len(names)}: {', '.join(names)}"
+        )
+    for value, name in zip(model.graph.outputs, names, strict=True):
+        value.name = name
+    return Traced(model, _upper_bounds(model.graph.metadata_props.get(RANGE_CONSTRAINTS, "")))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what libraries print, warn and log, unless ``-vv`` asked for it."""
+    if logging.getLogger().isEnabledFor(logging.INFO):
+        yield
+        return
+    chatty = [logging.getLogger(name) for name in ("transformers", "torch", "onnxscript")]
+    levels = [logger.level for logger in chatty]
+    said = io.StringIO()
+    try:
+        for logger in chatty:
+            logger.setLevel(logging.CRITICAL)
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(chatty, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _upper_bounds(constraints: str) -> dict[str, int]:
+    """``"{s18: VR[2, int_oo], s41: VR[2, 64]}"`` to ``{"s41": 64}``."""
+    return {
+        symbol: int(upper)
+        for symbol, upper in re.findall(r"(\w+): VR\[-?\w+, (\d+)\]", constraints)
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,255 @@
+"""The proof a bundle carries: feeds, reference outputs, and how to judge a backend by them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from tfx.errors import BundleError
+from tfx.report import Check, OutputError
+from tfx.signature import Feed, Signature
+
+from .compare import compare_outputs, merge_errors, scaled_error
+
+FILE_NAME = "proof.npz"
+
+# What the file may take: feeds and sampled rows, smallest feeds first.
+BUDGET_BYTES = 4 << 20
+SAMPLE_ELEMENTS = 8192
+
+
+class Runner(Protocol):
+    """Anything that turns a feed into outputs: an Executable, or a PyTorch module."""
+
+    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        """Outputs by name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One feed to compare on.
+
+    Attributes:
+        label: How a report names it, e.g. "batch 3, sequence 13, padded right".
+        feed: The arrays.
+        part_of: Index of the case this one is a row of; -1 for none.
+        row: Which row of that case.
+        start: Position of that row where this case begins; its padding is cut off.
+        claim: What it shows that this case and the row agree, e.g. "batch = single".
+    """
+
+    label: str
+    feed: Feed
+    part_of: int = -1
+    row: int = 0
+    start: int = 0
+    claim: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Rows of one output, along its last axis, and their reference values.
+
+    Attributes:
+        shape: Of the whole output.
+        rows: Indices into the output reshaped to ``[-1, last]``; ``int64[n]``.
+        values: Reference, ``[n, last]``.
+    """
+
+    shape: tuple[int, ...]
+    rows: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCase:
+    """A case as the bundle keeps it: the feed and samples of the reference outputs."""
+
+    label: str
+    feed: Feed
+    samples: Mapping[str, Sample]
+
+
+def valid_rows(signature: Signature, name: str, feed: Feed, array: np.ndarray) -> np.ndarray:
+    """Which rows of an output mean something: all but those of padding tokens.
+
+    Args:
+        signature: Says whether the output has a vector per token.
+        name: Of the output.
+        feed: Its ``attention_mask``, if any, says which tokens are padding.
+        array: The output, ``[..., last]``.
+
+    Returns:
+        Indices into the output reshaped to ``[-1, last]``; ``int64[n]``.
+    """
+    last = array.shape[-1] if array.ndim else 1
+    count = array.size // last if last else 0
+    mask = feed.get("attention_mask")
+    if mask is None or array.shape[:2] != mask.shape or not _per_token(signature, name):
+        return np.arange(count)
+    kept = np.broadcast_to(
+        mask.astype(bool).reshape(mask.shape + (1,) * (array.ndim - 3)), array.shape[:-1]
+    )
+    return np.flatnonzero(kept)
+
+
+def rows_of(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows ``rows`` of an output reshaped to ``[-1, last]``."""
+    return array.reshape(-1, array.shape[-1] if array.ndim else 1)[rows]
+
+
+def compare_case(
+    signature: Signature,
+    feed: Feed,
+    reference: Mapping[str, np.ndarray],
+    actual: Mapping[str, np.ndarray],
+) -> tuple[tuple[OutputError, ...], float]:
+    """Errors of one feed's outputs on their valid rows, and the largest scaled error."""
+    expected, found = {}, {}
+    for name, array in reference.items():
+        rows = valid_rows(signature, name, feed, array)
+        expected[name] = rows_of(array, rows)
+        other = actual.get(name)
+        if other is not None and other.shape == array.shape:
+            found[name] = rows_of(other, rows)
+    worst = max(
+        scaled_error(array, found[name]) if name in found else np.inf
+        for name, array in expected.items()
+    )
+    return compare_outputs(expected, found), worst
+
+
+def invariance_error(
+    signature: Signature,
+    case: Case,
+    whole: Mapping[str, np.ndarray],
+    part: Mapping[str, np.ndarray],
+) -> float:
+    """Largest scaled error between a case and the row of the batch it was taken from.
+
+    Only outputs with a batch axis are compared, at the positions the part has.
+    """
+    worst = 0.0
+    for spec in signature.outputs:
+        if not spec.shape or spec.shape[0] != "batch":
+            continue
+        alone, row = part[spec.name][0], whole[spec.name][case.row]
+        if len(spec.shape) > 1 and spec.shape[1] == "sequence":
+            row = row[case.start : case.start + alone.shape[0]]
+        worst = max(worst, scaled_error(alone, row))
+    return worst
+
+
+def store_cases(
+    path: Path,
+    signature: Signature,
+    cases: Sequence[Case],
+    references: Sequence[Mapping[str, np.ndarray]],
+    rng: np.random.Generator,
+) -> int:
+    """Write feeds and sampled reference outputs to an npz file.
+
+    Cases with the smallest feeds come first, as many as ``BUDGET_BYTES`` hold, at least one.
+
+    Returns:
+        How many cases were written.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    size, written = 0, 0
+    order = sorted(range(len(cases)), key=lambda i: sum(a.nbytes for a in cases[i].feed.values()))
+    for index in order:
+        entry = {f"{written}/label": np.array(cases[index].label)}
+        for name, array in cases[index].feed.items():
+            entry[f"{written}/feed/{name}"] = array
+        for name, array in references[index].items():
+            rows = valid_rows(signature, name, cases[index].feed, array)
+            last = max(1, array.shape[-1] if array.ndim else 1)
+            count = min(len(rows), max(1, SAMPLE_ELEMENTS // last))
+            rows = np.sort(rng.choice(rows, count, replace=False))
+            entry[f"{written}/shape/{name}"] = np.array(array.shape, np.int64)
+            entry[f"{written}/rows/{name}"] = rows.astype(np.int64)
+            entry[f"{written}/values/{name}"] = rows_of(array, rows)
+        size += sum(array.nbytes for array in entry.values())
+        if written and size > BUDGET_BYTES:
+            break
+        arrays |= entry
+        written += 1
+    np.savez_compressed(path, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    return written
+
+
+def load_cases(path: Path) -> tuple[StoredCase, ...]:
+    """Read what ``store_cases`` wrote.
+
+    Raises:
+        BundleError: If the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        indices = sorted({int(name.partition("/")[0]) for name in arrays})
+        return tuple(_stored_case(arrays, f"{index}/") for index in indices)
+    except FileNotFoundError as error:
+        raise BundleError(f"{path.parent} carries no proof: it has no {path.name}") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path} is damaged: {error}", hint="Make the bundle again.") from error
+
+
+def check_cases(
+    runner: Runner, cases: Iterable[StoredCase], tolerance: float
+) -> tuple[tuple[OutputError, ...], Check]:
+    """Run stored feeds and compare with the reference values stored beside them.
+
+    Args:
+        runner: What to judge.
+        cases: From ``load_cases``.
+        tolerance: Largest scaled error allowed.
+
+    Returns:
+        Worst errors per output, and the verdict "parity".
+    """
+    errors, worst, count = [], 0.0, 0
+    for case in cases:
+        actual = runner.run(case.feed)
+        expected, found = {}, {}
+        for name, sample in case.samples.items():
+            expected[name] = sample.values
+            output = actual.get(name)
+            if output is not None and output.shape == sample.shape:
+                found[name] = rows_of(output, sample.rows)
+            worst = max(
+                worst, scaled_error(sample.values, found[name]) if name in found else np.inf
+            )
+        errors.append(compare_outputs(expected, found))
+        count += 1
+    return merge_errors(errors), Check("parity", count, worst, tolerance)
+
+
+def _stored_case(arrays: Mapping[str, np.ndarray], prefix: str) -> StoredCase:
+    def part(kind: str) -> dict[str, np.ndarray]:
+        start = f"{prefix}{kind}/"
+        return {
+            name.removeprefix(start): array
+            for name, array in arrays.items()
+            if name.startswith(start)
+        }
+
+    rows, values = part("rows"), part("values")
+    samples = {
+        name: Sample(tuple(int(size) for size in shape), rows[name], values[name])
+        for name, shape in part("shape").items()
+    }
+    return StoredCase(str(arrays[f"{prefix}label"]), part("feed"), samples)
+
+
+def _per_token(signature: Signature, name: str) -> bool:
+    for spec in signature.outputs:
+        if spec.name == name:
+            return len(spec.shape) >= 2 and spec.shape[1] == "sequence"
+    return False
