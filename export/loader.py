@@ -70,7 +70,6 @@ def find_source(model: str, recipe: ExportRecipe) -> Source:
     Raises:
         SourceError: If it can be none of these.
     """
-    random = {"random_weights": recipe.random_weights, "seed": recipe.seed}
     file, colon, factory = model.rpartition(":")
     if colon and file.endswith(".py"):
         if recipe.random_weights:
@@ -87,7 +86,7 @@ def find_source(model: str, recipe: ExportRecipe) -> Source:
         )
     # An alias stands for a checkpoint; a folder of that name is probably the bundle made of it.
     if model in KNOWN_MODELS:
-        return _source_of_alias(model, random)
+        return _source_of_alias(model, recipe)
     path = Path(model)
     if path.is_dir():
         if is_bundle(path):
@@ -95,12 +94,17 @@ def find_source(model: str, recipe: ExportRecipe) -> Source:
                 f"{path} is a bundle already, not a PyTorch model",
                 hint="Name the checkpoint it was made from.",
             )
-        return Source(SourceKind.CHECKPOINT, str(path), **random)
+        return Source(
+            SourceKind.CHECKPOINT,
+            str(path),
+            seed=recipe.seed,
+            random_weights=recipe.random_weights,
+        )
     if path.exists():
         raise SourceError(f"{path} is a file, expected a checkpoint folder", hint=_NAMES)
     if model.startswith((".", "/", "~")) or not HUB_ID.fullmatch(model):
         raise SourceError(f"no such folder: {model}", hint=_NAMES)
-    return Source(SourceKind.HUB, model, **random)
+    return Source(SourceKind.HUB, model, seed=recipe.seed, random_weights=recipe.random_weights)
 
 
 def load(model: str | torch.nn.Module, recipe: ExportRecipe, examples: Any = None) -> Loaded:
@@ -176,10 +180,10 @@ _NAMES = "Use an alias ({}), a checkpoint folder, a hub id or file.py:factory.".
 )
 
 
-def _source_of_alias(alias: str, random: dict[str, Any]) -> Source:
+def _source_of_alias(alias: str, recipe: ExportRecipe) -> Source:
     known = KNOWN_MODELS[alias]
-    if random["random_weights"]:
-        return Source(SourceKind.CONFIG, alias, **random)
+    if recipe.random_weights:
+        return Source(SourceKind.CONFIG, alias, seed=recipe.seed, random_weights=True)
     if known.package:
         package = known.package.partition(":")[0]
         if importlib.util.find_spec(package) is None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import datetime
 import gc
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ def export_bundle(
     return open_bundle(path or name_of(model), verify=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Draft:
     """A manifest without proof, and what PyTorch gave to prove it with."""
 
@@ -115,7 +115,8 @@ def _write_graph(
     plan = _plan(loaded, recipe)
     on_step("tracing")
     traced = trace(loaded.module, plan.examples, plan.dynamic, opset=recipe.opset)
-    graph, dynamic, notes = traced.model, plan.dynamic, []
+    graph, dynamic = traced.model, plan.dynamic
+    notes: list[str] = []
     if plan.inferred:
         dynamic, notes = settle_axes(graph, dynamic)
     names = name_axes(graph, dynamic)
@@ -174,14 +175,12 @@ def _write_graph(
 
 
 def _proven(staging: Staging, draft: _Draft) -> Manifest:
-    import dataclasses
-
     bundle = Bundle(staging.path, draft.manifest, digest="")
     executable = get_backend("onnxruntime").load(bundle, RunOptions(threads=usable_cpus()))
     try:
         parity = prove(
             draft.known,
-            executable,
+            executable.run,
             draft.manifest.signature,
             reference_name=f"torch {version_of('torch')} eager float32",
             backend=str(executable.facts),

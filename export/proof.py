@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from tfx.dtypes import DType
 from tfx.errors import ExportError, ParityError, TfxError, listing
 from tfx.report import Check, ParityReport
 from tfx.runtime.compare import TOLERANCES, merge_errors
-from tfx.runtime.proof import Case, Runner, compare_case, invariance_error
+from tfx.runtime.proof import Case, Run, compare_case, invariance_error
 from tfx.signature import Feed, Signature
 
 from .architectures import BATCH, SEQUENCE
@@ -129,9 +129,7 @@ def example_cases(
     return cases
 
 
-def reference(
-    run: Callable[[Feed], Outputs], signature: Signature, cases: Sequence[Case]
-) -> Reference:
+def reference(run: Run, signature: Signature, cases: Sequence[Case]) -> Reference:
     """Run PyTorch on every case and see which invariances it has itself.
 
     Raises:
@@ -148,22 +146,22 @@ def reference(
             ) from error
         outputs.append({spec.name: results[spec.name] for spec in signature.outputs})
     claims, notes = [], []
-    for claim, (error, _) in _invariances(signature, cases, outputs).items():
-        if error <= TOLERANCE:
+    for claim, (worst, _) in _invariances(signature, cases, outputs).items():
+        if worst <= TOLERANCE:
             claims.append(claim)
         else:
-            notes.append(f"{claim} does not hold in PyTorch either (error {error:.1e})")
+            notes.append(f"{claim} does not hold in PyTorch either (error {worst:.1e})")
     return Reference(tuple(cases), tuple(outputs), tuple(claims), tuple(notes))
 
 
 def prove(
-    known: Reference, runner: Runner, signature: Signature, *, reference_name: str, backend: str
+    known: Reference, run: Run, signature: Signature, *, reference_name: str, backend: str
 ) -> ParityReport:
     """Run the graph on every case and compare.
 
     Args:
         known: What PyTorch gave.
-        runner: The graph, loaded.
+        run: The graph, loaded.
         signature: It must admit every feed.
         reference_name: What gave ``known``, with its version.
         backend: What ``runner`` is, with its version.
@@ -175,7 +173,7 @@ def prove(
     for case, expected in zip(known.cases, known.outputs, strict=True):
         signature.bind(case.feed)
         try:
-            found = runner.run(case.feed)
+            found = run(case.feed)
         except TfxError as error:
             raise ParityError(f"the graph fails on a feed of {case.label}: {error}") from error
         case_errors, scaled = compare_case(signature, case.feed, expected, found)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
+from tfx.bundle import Bundle
 from tfx.errors import BundleError
-from tfx.report import Check, OutputError
+from tfx.report import Check, OutputError, ParityReport
 from tfx.signature import Feed, Signature
 
-from .compare import compare_outputs, merge_errors, scaled_error
+from .compare import TOLERANCES, compare_outputs, merge_errors, scaled_error
 
 FILE_NAME = "proof.npz"
 
@@ -23,12 +23,8 @@ BUDGET_BYTES = 4 << 20
 SAMPLE_ELEMENTS = 8192
 
 
-class Runner(Protocol):
-    """Anything that turns a feed into outputs: an Executable, or a PyTorch module."""
-
-    def run(self, feed: Feed) -> dict[str, np.ndarray]:
-        """Outputs by name."""
-        ...
+# Anything that turns a feed into outputs by name.
+Run = Callable[[Feed], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +97,8 @@ def valid_rows(signature: Signature, name: str, feed: Feed, array: np.ndarray) -
 
 def rows_of(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Rows ``rows`` of an output reshaped to ``[-1, last]``."""
-    return array.reshape(-1, array.shape[-1] if array.ndim else 1)[rows]
+    chosen: np.ndarray = array.reshape(-1, array.shape[-1] if array.ndim else 1)[rows]
+    return chosen
 
 
 def compare_case(
@@ -180,7 +177,7 @@ def store_cases(
             break
         arrays |= entry
         written += 1
-    np.savez_compressed(path, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(path, allow_pickle=False, **arrays)
     return written
 
 
@@ -201,13 +198,44 @@ def load_cases(path: Path) -> tuple[StoredCase, ...]:
         raise BundleError(f"{path} is damaged: {error}", hint="Make the bundle again.") from error
 
 
+def check_bundle(
+    bundle: Bundle, *, backend: str = "auto", threads: int | None = None, trust: bool = False
+) -> ParityReport:
+    """Run the feeds a bundle carries on a backend and compare with what PyTorch gave.
+
+    Args:
+        bundle: An opened bundle, its digests verified.
+        backend: As in ``open_session``; "torch" checks that the source still gives the same.
+        threads: CPU threads; None for all this process may use.
+        trust: Let a factory's Python file run.
+
+    Raises:
+        BundleError: If the bundle carries no proof.
+        BackendError: If the backend cannot run it.
+    """
+    from .session import open_session
+
+    cases = load_cases(bundle.path / FILE_NAME)
+    tolerance = TOLERANCES[bundle.manifest.precision].scaled_error
+    with open_session(bundle, backend=backend, threads=threads, trust=trust) as session:
+        errors, verdict = check_cases(session.predict, cases, tolerance)
+    parity = bundle.manifest.parity
+    return ParityReport(
+        reference=f"stored outputs of {parity.reference if parity else 'PyTorch'}",
+        backend=str(session.report.facts),
+        shapes=tuple(case.label for case in cases),
+        outputs=errors,
+        checks=(verdict,),
+    )
+
+
 def check_cases(
-    runner: Runner, cases: Iterable[StoredCase], tolerance: float
+    run: Run, cases: Iterable[StoredCase], tolerance: float
 ) -> tuple[tuple[OutputError, ...], Check]:
     """Run stored feeds and compare with the reference values stored beside them.
 
     Args:
-        runner: What to judge.
+        run: What to judge.
         cases: From ``load_cases``.
         tolerance: Largest scaled error allowed.
 
@@ -216,7 +244,7 @@ def check_cases(
     """
     errors, worst, count = [], 0.0, 0
     for case in cases:
-        actual = runner.run(case.feed)
+        actual = run(case.feed)
         expected, found = {}, {}
         for name, sample in case.samples.items():
             expected[name] = sample.values

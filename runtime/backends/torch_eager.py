@@ -116,7 +116,7 @@ def load_module(source: Source) -> torch.nn.Module:
     Raises:
         SourceError: If it is not there, has no safe weights, or does not load.
     """
-    torch = need("torch")  # with a hint how to install it; the functions below just import it
+    need("torch")  # with a hint how to install it; the functions below just import it
     if source.kind is SourceKind.FACTORY:
         module, _ = call_factory(source)
     elif source.kind is SourceKind.MODULE:
@@ -253,7 +253,11 @@ def _load_weights(cls: Any, folder: Path, config: Any) -> torch.nn.Module:
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         raise SourceError(
             f"{folder} has no safetensors weights"
-            + (f", only {', '.join(pickles)}: a pickle runs code when it is read" if pickles else ""),
+            + (
+                f", only {', '.join(pickles)}: a pickle runs code when it is read"
+                if pickles
+                else ""
+            ),
             hint="Save the model again with save_pretrained (safetensors is its default).",
         )
     options: dict[str, Any] = {}

@@ -1,0 +1,80 @@
+"""``tfx export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tfx.console import FOLDER, console, emit_json, json_option, progress
+from tfx.recipe import ExportRecipe
+
+
+def _dynamic(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    axes = {}
+    for value in values:
+        name, equals, names = value.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"{value!r} is not NAME=AXIS,AXIS,...")
+        axes[name] = tuple(axis.strip() for axis in names.split(","))
+    return axes
+
+
+@click.command
+@click.argument("model")
+@click.option("-o", "--output", type=FOLDER, help="Folder of the bundle; default: MODEL's name.")
+@click.option("--task", default="auto", help="Which head; default: the checkpoint's own.")
+@click.option("--max-batch", default=128, show_default=True, help="Largest batch to admit.")
+@click.option("--max-seq", default=0, help="Longest sequence to admit; default: all positions.")
+@click.option(
+    "--dynamic",
+    multiple=True,
+    metavar="NAME=AXES",
+    callback=_dynamic,
+    help="Axis names of a factory's input, e.g. x=batch,sequence, with '' for a fixed axis.",
+)
+@click.option("--random-weights", is_flag=True, help="The architecture, for latency work only.")
+@click.option("--seed", default=0, help="Of random weights and of the feeds compared.")
+@click.option("--opset", default=23, show_default=True, help="ONNX operator set.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@json_option
+def export(
+    model: str,
+    output: Path | None,
+    task: str,
+    max_batch: int,
+    max_seq: int,
+    dynamic: dict[str, tuple[str, ...]],
+    random_weights: bool,
+    seed: int,
+    opset: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Export a PyTorch Transformer to a portable, fused ONNX bundle.
+
+    MODEL is an alias (minilm, bert-base, bert-large, distilbert, roberta-base, vit-base), a
+    folder in the Hugging Face layout, a hub id, or file.py:factory, where factory() returns a
+    module and example inputs.
+    """
+    from tfx.runtime.inspection import show_bundle
+
+    from .pipeline import export_bundle
+
+    recipe = ExportRecipe(
+        task=task,
+        opset=opset,
+        max_batch=max_batch,
+        max_sequence=max_seq,
+        dynamic=dynamic,
+        random_weights=random_weights,
+        seed=seed,
+    )
+    with progress() as steps:
+        bundle = export_bundle(model, output, recipe, force=force, on_step=steps.step)
+    if as_json:
+        emit_json({"bundle": str(bundle.path), "digest": bundle.digest} | bundle.manifest.to_dict())
+    else:
+        show_bundle(console(), bundle)

@@ -1,0 +1,144 @@
+"""A bundle shown to a person: what it takes, where it comes from, what proves it."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tfx.bundle import Bundle
+from tfx.errors import BundleError
+from tfx.extras import need
+from tfx.manifest import Manifest
+from tfx.report import ParityReport
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def show_bundle(out: Console, bundle: Bundle) -> None:
+    """Print source, signature, processing, proof and notes of a bundle."""
+    manifest = bundle.manifest
+    out.print(f"[bold]{bundle.path}[/]  {_size(bundle.size_bytes)}, {manifest.precision}")
+    for title, value in _facts(manifest).items():
+        out.print(f"  {title:<10} {value}", markup=False)
+    out.print(_indented(str(manifest.signature)), markup=False)
+    if manifest.parity is not None:
+        show_parity(out, manifest.parity)
+    for note in manifest.notes:
+        out.print(f"  note: {note}", markup=False)
+
+
+def show_parity(out: Console, parity: ParityReport) -> None:
+    """Print errors per output, and each claim with the verdict on it."""
+    from rich.table import Table
+
+    out.print("  proof")
+    out.print(f"    {parity.backend} against {parity.reference}", markup=False)
+    errors = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("output", "max abs", "max rel", "min cosine"):
+        errors.add_column(title, justify="left" if title == "output" else "right")
+    for output in parity.outputs:
+        errors.add_row(
+            output.name,
+            f"{output.max_abs:.1e}",
+            f"{output.max_rel:.1e}",
+            f"{output.min_cosine:.7f}",
+        )
+    claims = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("claim", "feeds", "scaled error", "allowed", ""):
+        claims.add_column(title, justify="left" if title in ("claim", "") else "right")
+    for check in parity.checks:
+        claims.add_row(
+            check.name,
+            str(check.cases),
+            f"{check.error:.1e}",
+            f"{check.tolerance:.0e}",
+            "ok" if check.passed else "FAILED",
+        )
+    from rich.padding import Padding
+
+    out.print(Padding(errors, (0, 0, 0, 4)))
+    out.print(Padding(claims, (0, 0, 0, 4)))
+
+
+def graph_facts(bundle: Bundle) -> dict[str, Any]:
+    """Count what is in the graph: operators, element types of weights, attention by module.
+
+    Raises:
+        BundleError: If the graph cannot be read.
+    """
+    ir = need("onnx_ir")
+    try:
+        graph = ir.load(bundle.model)
+    except Exception as error:  # protobuf and onnx_ir raise many kinds
+        raise BundleError(f"cannot read {bundle.model}: {error}") from error
+    operators: collections.Counter[str] = collections.Counter()
+    spelled_out, fused = [], []
+    for node in graph.graph.all_nodes():
+        operators[node.op_type] += 1
+        scope = node.metadata_props.get("scope", "")
+        if node.op_type == "Attention":
+            fused.append(scope)
+        elif node.op_type == "Softmax":
+            spelled_out.append(scope)
+    weights: collections.Counter[str] = collections.Counter()
+    for value in graph.graph.initializers.values():
+        if value.const_value is not None:
+            weights[value.const_value.dtype.name.lower()] += value.const_value.nbytes
+    return {
+        "opset": graph.opset_imports.get("", 0),
+        "operators": dict(operators.most_common()),
+        "weight_bytes": dict(weights.most_common()),
+        "attention": fused,
+        "softmax": spelled_out,
+    }
+
+
+def show_graph(out: Console, facts: Mapping[str, Any]) -> None:
+    """Print what ``graph_facts`` counted."""
+    out.print(f"  graph      opset {facts['opset']}")
+    counts = ", ".join(f"{count} {name}" for name, count in facts["operators"].items())
+    out.print(f"    operators  {counts}", markup=False)
+    weights = ", ".join(f"{_size(size)} {name}" for name, size in facts["weight_bytes"].items())
+    out.print(f"    weights    {weights}", markup=False)
+    out.print(f"    attention  {len(facts['attention'])} fused into one node each")
+    for scope in facts["softmax"]:
+        out.print(f"    not fused  a Softmax in {scope or 'the model'}", markup=False)
+
+
+def _facts(manifest: Manifest) -> dict[str, str]:
+    facts = {"source": str(manifest.source)}
+    if manifest.task:
+        facts["task"] = manifest.task
+    if manifest.parent is not None:
+        facts["parent"] = f"{manifest.parent.name} ({manifest.parent.digest[:12]})"
+    facts["made"] = f"{manifest.created[:19]} UTC with " + ", ".join(
+        f"{name} {version}" for name, version in manifest.tools.items()
+    )
+    if "parameters" in manifest.facts:
+        facts["parameters"] = f"{manifest.facts['parameters'] / 1e6:.1f} million"
+    if "attention" in manifest.facts:
+        facts["attention"] = (
+            f"{manifest.facts['attention']} fused nodes, "
+            f"{manifest.facts.get('softmax', 0)} Softmax left"
+        )
+    processing = manifest.processing
+    if (tokens := processing.tokenization) is not None:
+        facts["text"] = f"{tokens.file}, up to {tokens.max_length} tokens"
+    if (embedding := processing.embedding) is not None:
+        facts["embedding"] = " + ".join(embedding.pooling) + (
+            " pooling, normalized" if embedding.normalize else " pooling"
+        )
+    if (labels := processing.classification) is not None:
+        shown = ", ".join(labels.labels[:5]) + (", ..." if len(labels.labels) > 5 else "")
+        facts["labels"] = f"{len(labels.labels)}: {shown}"
+    return facts
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.1f} kB"
