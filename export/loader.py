@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfx.bundle import is_bundle
+from tfx.chatter import quiet
 from tfx.errors import SourceError
 from tfx.extras import install_hint, need
 from tfx.models import KNOWN_MODELS
 from tfx.recipe import ExportRecipe, Source, SourceKind
 from tfx.runtime.backends.checkpoint import checkpoint_folder, config_of, hub_commit
 from tfx.runtime.backends.torch_eager import call_factory, load_module, weights_digest
-
-from .tracer import quiet
 
 if TYPE_CHECKING:
     import torch

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfx.bundle import Bundle, Staging, create_bundle, open_bundle
+from tfx.chatter import quiet
 from tfx.dtypes import DType
 from tfx.errors import ExportError, listing
 from tfx.extras import need, version_of
@@ -30,7 +31,7 @@ from tfx.runtime.proof import store_cases
 from .architectures import InputPlan, plan_examples, plan_inputs
 from .loader import Loaded, load, name_of
 from .proof import Reference, example_cases, prove, reference, text_cases, torch_arrays
-from .tracer import quiet, trace
+from .tracer import trace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -105,6 +106,7 @@ def _write_graph(
     examples: Any,
     on_step: Callable[[str], None],
 ) -> _Draft:
+    from .passes.attention import expand_masks
     from .passes.cleanup import clean_metadata, drop_unused_weights
     from .passes.shapes import name_axes, settle_axes
     from .processing import read_processing
@@ -120,6 +122,7 @@ def _write_graph(
     if plan.inferred:
         dynamic, notes = settle_axes(graph, dynamic)
     names = name_axes(graph, dynamic)
+    expand_masks(graph)
     clean_metadata(graph)
     drop_unused_weights(graph)
     _require_portable(graph)

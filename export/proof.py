@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tfx.feeds import random_feed
 
 from tfx.dtypes import DType
 from tfx.errors import ExportError, ParityError, TfxError, listing
+from tfx.feeds import Padding, random_feed
 from tfx.report import Check, ParityReport
 from tfx.runtime.compare import TOLERANCES, merge_errors
 from tfx.runtime.proof import Case, Run, compare_case, invariance_error
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Batch, sequence and padding of the feeds: short, odd and long, on either side. 512 is the
 # longest that is compared, however much further the model's positions reach.
-TEXT_SHAPES = (
+TEXT_SHAPES: tuple[tuple[int, int, Padding], ...] = (
     (1, 1, "none"),
     (1, 8, "none"),
     (3, 13, "right"),
@@ -150,7 +150,7 @@ def reference(run: Run, signature: Signature, cases: Sequence[Case]) -> Referenc
         if worst <= TOLERANCE:
             claims.append(claim)
         else:
-            notes.append(f"{claim} does not hold in PyTorch either (error {worst:.1e})")
+            notes.append(f"{claim} is not so in PyTorch (error {worst:.1e}), so not here either")
     return Reference(tuple(cases), tuple(outputs), tuple(claims), tuple(notes))
 
 

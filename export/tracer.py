@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tfx.chatter import quiet
 from tfx.errors import ExportError
 from tfx.extras import need
 from tfx.runtime.backends.torch_eager import named_outputs
 
+from .patches import patched
+
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
-
-log = logging.getLogger(__name__)
 
 RANGE_CONSTRAINTS = "pkg.torch.export.ExportedProgram.range_constraints"
 
@@ -73,12 +70,12 @@ def trace(
     except Exception as error:  # anything the module's own code raises
         raise ExportError(f"the model fails on its example inputs: {_first_line(error)}") from error
     try:
-        with quiet():
+        with quiet(), patched():
             model, _ = exporters.OnnxExporter().export_program(module, dict(examples), config)
     # torch.export raises what the traced code raises, and a dozen kinds of its own.
     except Exception as error:
         raise ExportError(
-            f"PyTorch cannot trace the model: {type(error).__name__}: {_first_line(error)}",
+            f"PyTorch cannot trace the model: {_trace_problem(error)}",
             hint="Run with -vv for PyTorch's own report.",
         ) from error
     if len(names) != len(model.graph.outputs):
@@ -91,36 +88,19 @@ def trace(
     return Traced(model, _upper_bounds(model.graph.metadata_props.get(RANGE_CONSTRAINTS, "")))
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what libraries print, warn and log, unless ``-vv`` asked for it."""
-    if logging.getLogger().isEnabledFor(logging.INFO):
-        yield
-        return
-    chatty = [logging.getLogger(name) for name in ("transformers", "torch", "onnxscript")]
-    levels = [logger.level for logger in chatty]
-    said = io.StringIO()
-    try:
-        for logger in chatty:
-            logger.setLevel(logging.CRITICAL)
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(said),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(chatty, levels, strict=True):
-            logger.setLevel(level)
-
-
 def _upper_bounds(constraints: str) -> dict[str, int]:
     """``"{s18: VR[2, int_oo], s41: VR[2, 64]}"`` to ``{"s41": 64}``."""
     return {
         symbol: int(upper)
         for symbol, upper in re.findall(r"(\w+): VR\[-?\w+, (\d+)\]", constraints)
     }
+
+
+def _trace_problem(error: BaseException) -> str:
+    kind, text = type(error).__name__, _first_line(error)
+    if kind == "GuardOnDataDependentSymNode":
+        return f"its forward() branches on values of a tensor ({text})"
+    return f"{kind}: {text}"
 
 
 def _first_line(error: BaseException) -> str:

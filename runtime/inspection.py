@@ -58,8 +58,8 @@ def show_parity(out: Console, parity: ParityReport) -> None:
         )
     from rich.padding import Padding
 
-    out.print(Padding(errors, (0, 0, 0, 4)))
-    out.print(Padding(claims, (0, 0, 0, 4)))
+    out.print(Padding(errors, (0, 0, 0, 4), expand=False))
+    out.print(Padding(claims, (0, 0, 0, 4), expand=False))
 
 
 def graph_facts(bundle: Bundle) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         f"{name} {version}" for name, version in manifest.tools.items()
     )
     if "parameters" in manifest.facts:
-        facts["parameters"] = f"{manifest.facts['parameters'] / 1e6:.1f} million"
+        facts["parameters"] = f"{manifest.facts['parameters']:,}"
     if "attention" in manifest.facts:
         facts["attention"] = (
             f"{manifest.facts['attention']} fused nodes, "

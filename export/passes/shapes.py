@@ -37,13 +37,14 @@ def name_axes(model: ir.Model, dynamic: Mapping[str, tuple[str, ...]]) -> dict[s
         assert value.name is not None
         assert value.shape is not None
         labels = dynamic[value.name]
-        for axis, (label, size) in enumerate(zip(labels, value.shape, strict=True)):
+        for axis, (label, dim) in enumerate(zip(labels, value.shape, strict=True)):
             if not label:
                 continue
-            if isinstance(size, int):
+            size = _size(dim)
+            if not isinstance(size, str):
                 problems.append(f"{value.name}: axis {axis} ({label}) is fixed at {size}")
                 continue
-            known = names.setdefault(str(size.value), label)
+            known = names.setdefault(size, label)
             if known != label:
                 problems.append(f"{value.name}: axis {axis} ({label}) must equal axis {known!r}")
     if problems:
@@ -77,13 +78,14 @@ def settle_axes(
         assert value.name is not None
         assert value.shape is not None
         labels = []
-        for axis, (label, size) in enumerate(zip(guessed[value.name], value.shape, strict=True)):
-            if isinstance(size, int):
+        for axis, (label, dim) in enumerate(zip(guessed[value.name], value.shape, strict=True)):
+            size = _size(dim)
+            if not isinstance(size, str):
                 if label:
                     notes.append(f"axis {axis} of {value.name} is fixed at {size} by the model")
                 labels.append("")
             else:
-                labels.append(label_of.setdefault(str(size.value), label) if label else "")
+                labels.append(label_of.setdefault(size, label) if label else "")
         settled[value.name] = tuple(labels)
     return settled, notes
 
@@ -94,8 +96,15 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def _renamed(size: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | str | None:
-    if isinstance(size, int) or size.value is None:
-        return size if isinstance(size, int) else None
+def _size(dim: int | ir.SymbolicDim) -> int | str | None:
+    """A size, or a symbol; tracing writes a size it found out to be fixed as text, "32"."""
+    value = dim if isinstance(dim, int) else dim.value
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _renamed(dim: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | str | None:
+    size = _size(dim)
+    if not isinstance(size, str):
+        return size
     # An expression such as "s41 + 1" or "s18*s41" keeps its form.
-    return SYMBOL.sub(lambda match: names.get(match.group(), match.group()), str(size.value))
+    return SYMBOL.sub(lambda match: names.get(match.group(), match.group()), size)

@@ -44,7 +44,7 @@ class OnnxRuntime:
         provider = PROVIDERS[kind]
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = options.threads
-        settings.log_severity_level = 3  # errors; they are raised as well
+        settings.log_severity_level = 4  # fatal only: errors are raised, and would be printed too
         try:
             session = ort.InferenceSession(
                 str(bundle.model), sess_options=settings, providers=[provider]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfx.bundle import Bundle
+from tfx.chatter import quiet
 from tfx.errors import BackendError, SourceError
 from tfx.extras import need, version_of
 from tfx.recipe import Source, SourceKind
@@ -233,11 +234,12 @@ def _load_transformers(source: Source) -> torch.nn.Module:
     # One forward, no generation: a cache would only be one more output.
     config.use_cache = False
     try:
-        if source.random_weights:
-            torch.manual_seed(source.seed)
-            module = cls(config)
-        else:
-            module = _load_weights(cls, checkpoint_folder(source), config)
+        with quiet():  # progress bars and advice
+            if source.random_weights:
+                torch.manual_seed(source.seed)
+                module = cls(config)
+            else:
+                module = _load_weights(cls, checkpoint_folder(source), config)
     except SourceError:
         raise
     except Exception as error:  # transformers and safetensors raise many kinds
