@@ -175,8 +175,15 @@ def run_module(module: torch.nn.Module, feed: Feed) -> dict[str, np.ndarray]:
     """Call ``module`` with the arrays of ``feed`` and return its outputs, flat and named."""
     import torch
 
-    with torch.inference_mode():
-        outputs = module(**{name: torch.from_numpy(array) for name, array in feed.items()})
+    # With padding masks the fast path of nn.TransformerEncoder answers zeros at padded
+    # positions, or not, depending on the feed; the plain path is what a graph can follow.
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.inference_mode():
+            outputs = module(**{name: torch.from_numpy(array) for name, array in feed.items()})
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
     return {name: tensor.numpy() for name, tensor in named_outputs(outputs).items()}
 
 
