@@ -29,7 +29,7 @@ from tfx.runtime.proof import FILE_NAME as PROOF_FILE
 from tfx.runtime.proof import store_cases
 
 from .architectures import InputPlan, plan_examples, plan_inputs
-from .loader import Loaded, load, name_of
+from .loader import Loaded, find_source, load, name_of
 from .proof import Reference, example_cases, prove, reference, text_cases, torch_arrays
 from .tracer import trace
 
@@ -80,6 +80,8 @@ def export_bundle(
         BundleError: If ``path`` is taken or cannot be written.
     """
     recipe = recipe or ExportRecipe()
+    if isinstance(model, str):
+        find_source(model, recipe)  # a name that cannot be is said before anything is made
     with create_bundle(path or name_of(model), force=force) as staging:
         draft = _write_graph(staging, model, recipe, examples, on_step)
         # The module, its trace and the graph's weights are gone by now: ONNX Runtime makes its

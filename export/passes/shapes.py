@@ -50,7 +50,7 @@ def name_axes(model: ir.Model, dynamic: Mapping[str, tuple[str, ...]]) -> dict[s
     if problems:
         raise ExportError(
             listing("the model's code does not let these axes vary:", problems),
-            hint="Look for sizes read as Python numbers in forward(), or fix the axis.",
+            hint="Name the axes of every input (those without names are fixed), or fix these too.",
         )
     for one in _values(model.graph):
         if one.shape is not None:

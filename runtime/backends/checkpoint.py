@@ -95,8 +95,7 @@ def hub_folder(repository: str, revision: str = "") -> Path:
         reason = _short(error) or _short(not_cached)
         raise SourceError(
             f"{repository!r} is not in the local cache and the hub did not give it: {reason}",
-            hint="Check the name and the network, name a local folder, or use --random-weights "
-            "for the architecture with random weights (latency work only).",
+            hint=_offline_hint(repository),
         ) from error
 
 
@@ -108,6 +107,16 @@ def hub_commit(repository: str) -> str:
     """
     # .../snapshots/<commit>: the layout of huggingface_hub's cache.
     return hub_folder(repository).name
+
+
+def _offline_hint(repository: str) -> str:
+    hint = "Check the name and the network, or name a local folder"
+    aliases = [alias for alias, known in KNOWN_MODELS.items() if known.hub == repository]
+    if aliases:
+        return f"{hint}; for latency work alone: tfx export {aliases[0]} --random-weights"
+    return f"{hint}; for latency work alone use an alias with --random-weights: " + ", ".join(
+        KNOWN_MODELS
+    )
 
 
 def _short(error: BaseException) -> str:
