@@ -1,4 +1,4 @@
-"""tfx: PyTorch Transformers, exported, quantized, run and measured."""
+"""tfx: PyTorch Transformers, exported, run and measured, with proof."""
 
 from __future__ import annotations
 

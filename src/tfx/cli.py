@@ -76,7 +76,7 @@ class Root(click.Group):
 @click.version_option(__version__, "--version", prog_name="tfx")
 @click.option("-v", "--verbose", count=True, help="Show logs; twice for those of the libraries.")
 def main(verbose: int) -> None:
-    """Export, quantize, run and measure PyTorch Transformers."""
+    """Export, run and measure PyTorch Transformers."""
     logging.basicConfig(
         stream=sys.stderr,
         format="%(levelname)s %(name)s: %(message)s",

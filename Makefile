@@ -1,0 +1,59 @@
+# Everything runs in .venv, which is made from pyproject.toml with the versions of constraints.txt.
+# Needs make, Python 3.11 or later and a Python package index; pip's own settings are respected.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(CURDIR)/$(VENV)/bin
+READY = $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check style bench clean
+
+help:
+	@echo "make demo    export the real MiniLM, check it, embed a few sentences, measure it"
+	@echo "make test    run the tests"
+	@echo "make check   formatting, lint, types, import contracts"
+	@echo "make style   format, and fix what the linter can fix"
+	@echo "make bench   measure MiniLM and BERT-base (random weights)"
+	@echo "make clean   remove what the above made, .venv included"
+	@echo "Set PYTHON=python3.12 to choose the interpreter .venv is made with."
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("tfx needs Python 3.11 or later, $(PYTHON) is %d.%d; try: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	rm -rf .demo
+	mkdir .demo
+	cd .demo && $(BIN)/tfx export minilm
+	cd .demo && $(BIN)/tfx check
+	cd .demo && $(BIN)/tfx predict --text "A man is eating food." --text "Someone has a meal." \
+		--text "The stock market fell." | cut -c 1-100
+	cd .demo && $(BIN)/tfx bench
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+style: $(READY)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: $(READY)
+	rm -rf .bench
+	mkdir .bench
+	cd .bench && $(BIN)/tfx export minilm && $(BIN)/tfx bench minilm
+	cd .bench && $(BIN)/tfx export bert-base --random-weights && $(BIN)/tfx bench bert-base
+
+clean:
+	rm -rf $(VENV) .demo .bench build dist *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
