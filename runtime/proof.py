@@ -50,12 +50,12 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Rows of one output, along its last axis, and their reference values.
+    """Rows of one output (``rows_of``) and their reference values.
 
     Attributes:
         shape: Of the whole output.
-        rows: Indices into the output reshaped to ``[-1, last]``; ``int64[n]``.
-        values: Reference, ``[n, last]``.
+        rows: Indices into the output reshaped to ``[-1, width]``; ``int64[n]``.
+        values: Reference, ``[n, width]``.
     """
 
     shape: tuple[int, ...]
@@ -73,32 +73,30 @@ class StoredCase:
 
 
 def valid_rows(signature: Signature, name: str, feed: Feed, array: np.ndarray) -> np.ndarray:
-    """Which rows of an output mean something: all but those of padding tokens.
+    """The rows of an output that mean something: all but those of padding tokens.
 
     Args:
-        signature: Says whether the output has a vector per token.
+        signature: Says whether the output has something per token.
         name: Of the output.
         feed: Its ``attention_mask``, if any, says which tokens are padding.
-        array: The output, ``[..., last]``.
+        array: The output, ``[..., last]``; or ``[batch, sequence]`` with a number per token.
 
     Returns:
-        Indices into the output reshaped to ``[-1, last]``; ``int64[n]``.
+        ``bool[rows]``, of the output reshaped to rows by ``rows_of``.
     """
-    last = array.shape[-1] if array.ndim else 1
-    count = array.size // last if last else 0
+    rows = len(rows_of(signature, name, array))
     mask = feed.get("attention_mask")
     if mask is None or array.shape[:2] != mask.shape or not _per_token(signature, name):
-        return np.arange(count)
-    kept = np.broadcast_to(
-        mask.astype(bool).reshape(mask.shape + (1,) * (array.ndim - 3)), array.shape[:-1]
-    )
-    return np.flatnonzero(kept)
+        return np.ones(rows, np.bool_)
+    # [batch, sequence, ...]: every row of a token is valid or none is.
+    return np.repeat(mask.astype(np.bool_).reshape(-1), rows // mask.size)
 
 
-def rows_of(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows ``rows`` of an output reshaped to ``[-1, last]``."""
-    chosen: np.ndarray = array.reshape(-1, array.shape[-1] if array.ndim else 1)[rows]
-    return chosen
+def rows_of(signature: Signature, name: str, array: np.ndarray) -> np.ndarray:
+    """An output as rows along its last axis; one number per row where there is one per token."""
+    per_token_number = array.ndim == 2 and _per_token(signature, name)
+    width = 1 if per_token_number or array.ndim == 0 else array.shape[-1]
+    return array.reshape(-1, width)
 
 
 def compare_case(
@@ -110,11 +108,11 @@ def compare_case(
     """Errors of one feed's outputs on their valid rows, and the largest scaled error."""
     expected, found = {}, {}
     for name, array in reference.items():
-        rows = valid_rows(signature, name, feed, array)
-        expected[name] = rows_of(array, rows)
+        valid = valid_rows(signature, name, feed, array)
+        expected[name] = rows_of(signature, name, array)[valid]
         other = actual.get(name)
         if other is not None and other.shape == array.shape:
-            found[name] = rows_of(other, rows)
+            found[name] = rows_of(signature, name, other)[valid]
     worst = max(
         scaled_error(array, found[name]) if name in found else np.inf
         for name, array in expected.items()
@@ -165,13 +163,13 @@ def store_cases(
         for name, array in cases[index].feed.items():
             entry[f"{written}/feed/{name}"] = array
         for name, array in references[index].items():
-            rows = valid_rows(signature, name, cases[index].feed, array)
-            last = max(1, array.shape[-1] if array.ndim else 1)
-            count = min(len(rows), max(1, SAMPLE_ELEMENTS // last))
-            rows = np.sort(rng.choice(rows, count, replace=False))
+            valid = np.flatnonzero(valid_rows(signature, name, cases[index].feed, array))
+            values = rows_of(signature, name, array)
+            count = min(len(valid), max(1, SAMPLE_ELEMENTS // max(1, values.shape[1])))
+            rows = np.sort(rng.choice(valid, count, replace=False))
             entry[f"{written}/shape/{name}"] = np.array(array.shape, np.int64)
             entry[f"{written}/rows/{name}"] = rows.astype(np.int64)
-            entry[f"{written}/values/{name}"] = rows_of(array, rows)
+            entry[f"{written}/values/{name}"] = values[rows]
         size += sum(array.nbytes for array in entry.values())
         if written and size > BUDGET_BYTES:
             break
@@ -250,7 +248,8 @@ def check_cases(
             expected[name] = sample.values
             output = actual.get(name)
             if output is not None and output.shape == sample.shape:
-                found[name] = rows_of(output, sample.rows)
+                width = sample.values.shape[1]
+                found[name] = output.reshape(-1, width)[sample.rows]
             worst = max(
                 worst, scaled_error(sample.values, found[name]) if name in found else np.inf
             )
