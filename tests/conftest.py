@@ -1,0 +1,26 @@
+"""Fixtures every test may use, and the environment all of them run in."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+# Before any library reads them: tests use no network, and forked tokenizers print warnings.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture
+def rng():
+    """The one source of random numbers in a test; the same in every run."""
+    return np.random.default_rng(20261121)
+
+
+def pytest_collection_modifyitems(items):
+    if shutil.which("nvidia-smi"):
+        return
+    skip = pytest.mark.skip(reason="needs an NVIDIA GPU: nvidia-smi is not on the path")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
