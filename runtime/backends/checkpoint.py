@@ -51,8 +51,14 @@ def config_of(source: Source) -> Any:
         return transformers.AutoConfig.from_pretrained(
             checkpoint_folder(source), trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise SourceError(f"cannot read the config.json of {source.location}: {error}") from error
+    except SourceError:
+        raise
+    # OSError, ValueError, KeyError, and the validation errors of its configuration classes.
+    except Exception as error:
+        raise SourceError(
+            f"cannot read the config.json of {source.location}: {_short(error)}",
+            hint="Check the file; a model whose code is not in transformers needs a factory.",
+        ) from error
 
 
 def package_folder(location: str) -> Path:
@@ -120,8 +126,10 @@ def _offline_hint(repository: str) -> str:
 
 
 def _short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _existing(folder: Path) -> Path:

@@ -155,7 +155,7 @@ def call_factory(source: Source) -> tuple[torch.nn.Module, Any]:
         result = factory()
     except SourceError:
         raise
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise SourceError(f"{source.location} failed: {type(error).__name__}: {error}") from error
     finally:
         sys.modules.pop(key, None)
@@ -277,8 +277,16 @@ def _load_weights(cls: Any, folder: Path, config: Any) -> torch.nn.Module:
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # said below, with names; transformers prints them
             **options,
         )
+        if mismatched := sorted(info["mismatched_keys"]):
+            name, found, expected = mismatched[0]
+            raise SourceError(
+                f"{len(mismatched)} tensors of the checkpoint do not fit its config.json: {name} "
+                f"is {list(found)}, expected {list(expected)}",
+                hint="Check that config.json belongs to these weights.",
+            )
         missing = sorted(info["missing_keys"])
         if not missing:
             loaded: torch.nn.Module = module

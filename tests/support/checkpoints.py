@@ -7,10 +7,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-WORDS = (
-    "the a of to in and is was it on for with as by at from model graph token layer head mask "
-    "row axis batch tensor weight alpha beta gamma delta one two three four five six seven"
-).split()
+WORDS = ("alpha", "beta", "gamma", "delta", "a", "model", "of", "two", "heads", "and", "masks")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = 64
 POSITIONS = 64
