@@ -1,0 +1,251 @@
+"""Texts to token ids and padded feeds, with the tokenizer that the bundle carries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tfx.bundle import Bundle
+from tfx.errors import BundleError, FeedError, listing
+from tfx.signature import Dim, Signature
+
+# One text, or two that the model reads together.
+Text = str | tuple[str, str]
+
+TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+PAIR_HINT = "Give each text as a string, or as a pair of strings."
+
+
+class TextError(FeedError):
+    """Texts that cannot become tokens.
+
+    Attributes:
+        problems: Index of a text to what is wrong with it.
+    """
+
+    def __init__(self, problems: Mapping[int, str], *, hint: str = "") -> None:
+        lines = (f"texts[{index}]: {problem}" for index, problem in problems.items())
+        super().__init__(listing("texts cannot be read:", lines), hint=hint)
+        self.problems = dict(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a token is in its text.
+
+    Attributes:
+        position: Of the token among the tokens of the input.
+        part: 0, or 1 for the second text of a pair.
+        start: First character.
+        end: One past the last character.
+    """
+
+    position: int
+    part: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One text as tokens.
+
+    Attributes:
+        ids: ``int64[tokens]``, special tokens included.
+        types: ``int64[tokens]``: 1 for the second text of a pair, where the model tells them apart.
+        truncated: Whether tokens were cut off.
+        spans: Of every token that is not special; empty unless asked for.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    truncated: bool
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Texts padded to one length, ready to run.
+
+    Attributes:
+        feed: The signature's inputs, ``[batch, sequence]``.
+        mask: Which tokens are not padding; ``bool[batch, sequence]``.
+        rows: Texts in it; a batch smaller than the model takes is filled with copies.
+    """
+
+    feed: dict[str, np.ndarray]
+    mask: np.ndarray
+    rows: int
+
+
+class Tokenizer:
+    """The tokenizer of one bundle; thread-safe, as nothing changes after ``__init__``.
+
+    Attributes:
+        max_tokens: Tokens kept of a text, special tokens included.
+        max_rows: Largest batch the model takes; None for no limit.
+        has_mask: Whether the model can be told which tokens are padding.
+    """
+
+    def __init__(self, bundle: Bundle, *, spans: bool = False) -> None:
+        """Load the tokenizer of ``bundle``.
+
+        Args:
+            bundle: Its manifest says how texts are cut and padded.
+            spans: Also find where each token is in its text; slower.
+
+        Raises:
+            FeedError: If the bundle takes no text.
+            BundleError: If its tokenizer is damaged.
+        """
+        signature, settings = bundle.manifest.signature, bundle.manifest.processing.tokenization
+        if settings is None:
+            raise FeedError(
+                f"{bundle.name} has no tokenizer: it takes arrays, not text",
+                hint="Pass a mapping of input names to arrays; see them with: tfx inspect",
+            )
+        specs = {spec.name: spec for spec in signature.inputs}
+        if others := sorted(specs.keys() - set(TOKEN_INPUTS)):
+            raise FeedError(
+                f"{bundle.name} needs {', '.join(others)} as well, which text does not give",
+                hint="Pass a mapping of input names to arrays; see them with: tfx inspect",
+            )
+        if "input_ids" not in specs or len(specs["input_ids"].shape) != 2:
+            raise FeedError(
+                f"{bundle.name} has no input_ids of two axes: it takes arrays, not text",
+                hint="Pass a mapping of input names to arrays; see them with: tfx inspect",
+            )
+        self._dtypes = {name: spec.dtype.numpy for name, spec in specs.items()}
+        self._settings = settings
+        rows, tokens = specs["input_ids"].shape
+        self._min_rows, self.max_rows = _limits(signature, rows)
+        self._min_tokens, longest = _limits(signature, tokens)
+        self.max_tokens = min(settings.max_length, longest or settings.max_length)
+        self.has_mask = "attention_mask" in specs
+        self._spans = spans
+        self._tokenizer = _load(bundle, settings.file, self.max_tokens)
+
+    def encode(self, texts: Sequence[Text]) -> list[Encoded]:
+        """Turn texts into tokens; those too long are cut.
+
+        Args:
+            texts: Strings, or pairs of strings as tuple or list. An empty string is fine if
+                the tokenizer adds special tokens.
+
+        Raises:
+            TextError: If any is neither, is not Unicode, or has no tokens; names each.
+        """
+        problems = {i: p for i, text in enumerate(texts) if (p := text_problem(text))}
+        if problems:
+            raise TextError(problems, hint=PAIR_HINT)
+        # The fast variant does not look for offsets.
+        run = self._tokenizer.encode_batch if self._spans else self._tokenizer.encode_batch_fast
+        encoded = [self._encoded(encoding) for encoding in run(list(texts))]
+        for index, one in enumerate(encoded):
+            if not len(one.ids):
+                problems[index] = "has no tokens"
+            elif len(one.ids) > self.max_tokens:  # the library keeps special tokens whatever
+                problems[index] = (
+                    f"has {len(one.ids)} special tokens alone, the model takes {self.max_tokens}"
+                )
+        if problems:
+            raise TextError(problems)
+        return encoded
+
+    def batch(self, encoded: Sequence[Encoded]) -> TokenBatch:
+        """Pad texts to the length of the longest, with only the inputs the model has.
+
+        Raises:
+            FeedError: If there would be padding and the model has no ``attention_mask``.
+        """
+        rows = max(len(encoded), self._min_rows)
+        width = max(self._min_tokens, *(len(one.ids) for one in encoded))
+        ids = np.full((rows, width), self._settings.pad_id, self._dtypes["input_ids"])
+        types = np.zeros((rows, width), np.int64)
+        mask = np.zeros((rows, width), np.bool_)
+        for row in range(rows):
+            one = encoded[min(row, len(encoded) - 1)]
+            size = len(one.ids)
+            part = slice(width - size, width) if self._pads_left else slice(size)
+            ids[row, part], types[row, part], mask[row, part] = one.ids, one.types, True
+        if not self.has_mask and not mask.all():
+            raise FeedError(
+                f"a text has {min(len(one.ids) for one in encoded)} tokens, the model takes "
+                f"{width} and has no attention_mask to hide padding",
+                hint="Use texts of equal length, or pass arrays.",
+            )
+        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        feed = {
+            name: arrays[name].astype(dtype, copy=False) for name, dtype in self._dtypes.items()
+        }
+        return TokenBatch(feed, mask, len(encoded))
+
+    @property
+    def _pads_left(self) -> bool:
+        return self._settings.pad_side == "left"
+
+    def _encoded(self, encoding: Any) -> Encoded:
+        spans: Iterable[Span] = ()
+        if self._spans:
+            spans = (
+                Span(position, part, *offsets)
+                for position, (part, offsets, special) in enumerate(
+                    zip(
+                        encoding.sequence_ids,
+                        encoding.offsets,
+                        encoding.special_tokens_mask,
+                        strict=True,
+                    )
+                )
+                if part is not None and not special
+            )
+        return Encoded(
+            np.array(encoding.ids, np.int64),
+            np.array(encoding.type_ids, np.int64),
+            bool(encoding.overflowing),
+            tuple(spans),
+        )
+
+
+def text_problem(text: object) -> str:
+    """Why ``text`` is neither a string nor a pair of strings, or ""."""
+    if isinstance(text, str):
+        parts: Sequence[object] = (text,)
+    elif isinstance(text, tuple | list):
+        if len(text) != 2:
+            return f"got {len(text)} parts, expected a string or a pair of strings"
+        parts = text
+    else:
+        return f"got {type(text).__name__}, expected a string or a pair of strings"
+    for part in parts:
+        if not isinstance(part, str):
+            return f"got a pair with a {type(part).__name__}, expected a pair of strings"
+        try:
+            part.encode()
+        except UnicodeEncodeError as error:
+            return f"is not Unicode: half of a surrogate pair at character {error.start}"
+    return ""
+
+
+def _load(bundle: Bundle, file: str, max_tokens: int) -> Any:
+    import tokenizers  # 20 ms; not needed for arrays
+
+    path = bundle.path / file
+    try:
+        loaded = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises Exception itself
+        raise BundleError(f"{path} is damaged: {error}", hint="Make the bundle again.") from error
+    # The file may bring settings of its own; the manifest's are the ones that hold.
+    loaded.no_padding()
+    loaded.enable_truncation(max_tokens)
+    return loaded
+
+
+def _limits(signature: Signature, axis: Dim) -> tuple[int, int | None]:
+    if isinstance(axis, int):
+        return axis, axis
+    sizes = signature.ranges.get(axis)
+    return (sizes.min, sizes.max) if sizes else (1, None)
