@@ -109,9 +109,10 @@ def _write_graph(
     on_step: Callable[[str], None],
 ) -> _Draft:
     from .passes.attention import expand_masks
-    from .passes.cleanup import clean_metadata, drop_unused_weights
+    from .passes.cleanup import clean_metadata, simplify
     from .passes.shapes import name_axes, settle_axes
     from .processing import read_processing
+    from .rewrite.attention import fuse_attention
     from .signature import signature_of
 
     on_step("loading the model")
@@ -124,9 +125,10 @@ def _write_graph(
     if plan.inferred:
         dynamic, notes = settle_axes(graph, dynamic)
     names = name_axes(graph, dynamic)
-    expand_masks(graph)
     clean_metadata(graph)
-    drop_unused_weights(graph)
+    fuse_attention(graph)
+    expand_masks(graph)
+    simplify(graph)
     _require_portable(graph)
     limits = dict(plan.limits)
     for symbol, bound in traced.upper_bounds.items():

@@ -40,21 +40,29 @@ def clean_metadata(model: ir.Model) -> int:
     return named
 
 
-def drop_unused_weights(model: ir.Model) -> int:
-    """Remove initializers that nothing reads; returns how many.
+def simplify(model: ir.Model) -> None:
+    """Merge what rewrites leave side by side, and remove what nothing reads.
+
+    Transposes, reshapes and casts in a row become one; equal nodes one; unused nodes and
+    weights go.
 
     Args:
         model: Changed in place.
     """
-    graph = model.graph
-    unused = [
-        name
-        for name, value in graph.initializers.items()
-        if not value.uses() and not value.is_graph_output()
+    from onnx_ir.passes import common
+    from onnxscript.rewriter import rewrite
+    from onnxscript.rewriter.rules import common as rules
+
+    in_a_row = [
+        rules.no_op_transpose_rule,
+        rules.transpose_transpose_rule,
+        rules.reshape_reshape_rule,
+        rules.unsqueeze_unsqueeze_rule,
     ]
-    for name in unused:
-        del graph.initializers[name]
-    return len(unused)
+    rewrite(model, pattern_rewrite_rules=in_a_row)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.NameFixPass()(model)
 
 
 def _scope(names: str) -> str:

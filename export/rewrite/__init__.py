@@ -1,0 +1,1 @@
+"""Rewrites: a pattern found, checked, and replaced by one operator; or the reason why not."""

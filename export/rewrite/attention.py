@@ -1,0 +1,497 @@
+"""Spelled-out attention, MatMul-Softmax-MatMul, to the standard ``Attention`` operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+# Node metadata: why a Softmax is still there. `tfx inspect` shows it.
+NOT_FUSED = "not_fused"
+
+
+class NotAttentionError(Exception):
+    """Why a Softmax is not attention that can be fused, in a few words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """Something added to the scores before the softmax.
+
+    Attributes:
+        value: What is added, or the condition of a ``Where``.
+        scale: Factor on ``value``: of a Mul or Div between it and the softmax.
+        fill: For a condition: what replaces the scores; None for an addition.
+        keep: For a condition: the value of it that keeps the scores.
+        lifted: Whether it was added before a Reshape split ``[batch * heads]``.
+    """
+
+    value: ir.Value
+    scale: float = 1.0
+    fill: float | None = None
+    keep: bool = True
+    lifted: bool = False
+
+
+@dataclass(slots=True)
+class Match:
+    """One attention, as found around its Softmax.
+
+    ``softmax(scale * query @ keys_t + terms) @ value``, with ``query`` of shape
+    ``[batch, heads, queries, head_dim]``, ``keys_t`` ``[batch, heads, head_dim, keys]`` and
+    ``value`` ``[batch, heads, keys, value_dim]``; or without the heads axis.
+    """
+
+    softmax: ir.Node
+    query: ir.Value
+    keys_t: ir.Value
+    value: ir.Value
+    output: ir.Value
+    scale: float
+    terms: list[Term] = field(default_factory=list)
+    heads: int = 0  # static number of heads where [batch * heads] is to be split; else 0
+    softcap: float = 0.0  # softcap * tanh(scores / softcap), before the terms; 0 for none
+
+
+def fuse_attention(model: ir.Model) -> tuple[int, dict[str, int]]:
+    """Replace every spelled-out attention by ``Attention`` (ONNX, opset 23).
+
+    Scores may be scaled anywhere (the queries, the keys, their product), masked by
+    ``Where`` and biased by additions in any order, with 4-D heads, 3-D ``[batch * heads]`` or
+    no heads at all. What masks and biases do goes into ``attn_mask``. A Softmax that stays
+    gets the reason as node metadata ``not_fused``.
+
+    Args:
+        model: A traced graph with shapes; changed in place.
+
+    Returns:
+        How many were fused, and how many were not by reason.
+    """
+    fused = 0
+    reasons: dict[str, int] = {}
+    masks = _Masks()
+    for node in list(model.graph):
+        if node.op_type != "Softmax" or node.domain:
+            continue
+        try:
+            match = match_attention(node)
+        except NotAttentionError as reason:
+            node.metadata_props[NOT_FUSED] = str(reason)
+            reasons[str(reason)] = reasons.get(str(reason), 0) + 1
+            continue
+        _replace(model.graph, match, masks)
+        fused += 1
+    return fused, reasons
+
+
+def match_attention(softmax: ir.Node) -> Match:
+    """Find the attention around ``softmax``.
+
+    Raises:
+        NotAttentionError: With the first thing that does not fit.
+    """
+    scores = _input(softmax, 0)
+    if scores.shape is None:
+        raise NotAttentionError("the shape of the scores is not known")
+    rank = len(scores.shape)
+    if softmax.attributes.get_int("axis", -1) not in (-1, rank - 1):
+        raise NotAttentionError("the softmax is not over the last axis")
+    found = _scores(scores)
+    product, scale = found.product, found.scale
+    query, query_scale = _unscaled(_input(product, 0))
+    keys_t, keys_scale = _unscaled(_input(product, 1))
+    scale *= query_scale * keys_scale
+    if not scale > 0:
+        raise NotAttentionError(f"the scale is {scale}, Attention takes positive ones")
+    for side in (query, keys_t):
+        if side.shape is None or len(side.shape) not in (3, 4):
+            raise NotAttentionError(f"{_rank(side)} query or keys, expected 3-D or 4-D")
+    if len(query.shape or ()) != len(keys_t.shape or ()):
+        raise NotAttentionError("query and keys differ in rank")
+    value, output = _weighted_sum(softmax, len(query.shape or ()))
+    match = Match(
+        softmax, query, keys_t, value, output, scale, found.terms, found.heads, found.softcap
+    )
+    _require_own_batch(match)
+    return match
+
+
+@dataclass(slots=True)
+class _Scores:
+    """What lies between the product of queries and keys and the softmax."""
+
+    product: ir.Node
+    scale: float
+    terms: list[Term]
+    heads: int
+    softcap: float
+
+
+def _scores(value: ir.Value) -> _Scores:
+    """Walk from the softmax up to the product of queries and keys."""
+    scale, heads, softcap = 1.0, 0, 0.0
+    terms: list[Term] = []
+    while True:
+        node = value.producer()
+        if node is None or node.domain:
+            raise NotAttentionError("no product of queries and keys above the softmax")
+        _require_single_use(value)
+        before = len(terms)
+        match node.op_type:
+            case "MatMul":
+                return _Scores(node, scale, terms, heads, softcap)
+            case "Mul" | "Div" if (factor := _factor(node)) is not None:
+                value, by = factor
+                scale *= by
+            case "Cast" if _input(node, 0).dtype == value.dtype:
+                value = _input(node, 0)
+            case "Identity":
+                value = _input(node, 0)
+            case "Tanh" if not softcap and scale > 0:
+                # cap * tanh(x / cap): the division comes next and leaves scale at 1 again.
+                softcap = scale
+                value = _input(node, 0)
+            case "Add":
+                left, right = _input(node, 0), _input(node, 1)
+                inner, outer = (left, right) if _leads_to_product(left) else (right, left)
+                if not _leads_to_product(inner):
+                    raise NotAttentionError("an Add of two values that are not scores")
+                terms.append(Term(outer, scale, lifted=bool(heads)))
+                value = inner
+            case "Sub" if _leads_to_product(_input(node, 0)):
+                terms.append(Term(_input(node, 1), -scale, lifted=bool(heads)))
+                value = _input(node, 0)
+            case "Where":
+                value, term = _masking(node, scale, lifted=bool(heads))
+                terms.append(term)
+            case "Reshape" if not heads:
+                inner = _input(node, 0)
+                heads = _split_heads(inner, value)
+                value = inner
+            case other:
+                raise NotAttentionError(f"a {other} between the product and the softmax")
+        if softcap and len(terms) > before:
+            raise NotAttentionError("a mask or bias inside the soft cap")
+
+
+def _masking(node: ir.Node, scale: float, *, lifted: bool) -> tuple[ir.Value, Term]:
+    condition, yes, no = (_input(node, index) for index in range(3))
+    for scores, fill, keep in ((yes, no, True), (no, yes, False)):
+        constant = _scalar(fill)
+        if constant is not None and _leads_to_product(scores):
+            if constant * scale > -1e4:
+                raise NotAttentionError(f"a Where that fills with {constant}, not with a mask")
+            return scores, Term(condition, scale, constant, keep, lifted)
+    raise NotAttentionError("a Where that is not a mask of the scores")
+
+
+def _weighted_sum(softmax: ir.Node, rank: int) -> tuple[ir.Value, ir.Value]:
+    """Walk from the softmax down to its product with the values: those, and the product."""
+    weights = softmax.outputs[0]
+    while True:
+        uses = list(weights.uses())
+        if weights.is_graph_output():
+            raise NotAttentionError("the attention weights are an output of the model")
+        guarded = _nan_guard(uses)
+        if guarded is not None:
+            weights = guarded
+            continue
+        if len(uses) != 1:
+            raise NotAttentionError(f"the attention weights have {len(uses)} uses")
+        node, index = uses[0]
+        if (
+            node.op_type in ("Identity", "Dropout")
+            or (node.op_type == "Cast" and node.outputs[0].dtype == weights.dtype)
+            or (node.op_type == "Reshape" and _merges_heads(weights, node.outputs[0]))
+        ):
+            weights = node.outputs[0]
+        elif node.op_type == "MatMul" and index == 0:
+            if len(weights.shape or ()) != rank:
+                raise NotAttentionError("weights and queries differ in rank")
+            return _input(node, 1), node.outputs[0]
+        else:
+            raise NotAttentionError(f"a {node.op_type} between the softmax and the values")
+
+
+def _nan_guard(uses: list[ir.Usage]) -> ir.Value | None:
+    """The output of ``Where(IsNaN(w), 0, w)``, which PyTorch writes for rows that mask all."""
+    nodes = {use.node.op_type: use.node for use in uses}
+    if len(uses) == 2 and nodes.keys() == {"IsNaN", "Where"}:
+        guard, where = nodes["IsNaN"].outputs[0], nodes["Where"]
+        if _input(where, 0) is guard and _scalar(_input(where, 1)) == 0:
+            return where.outputs[0]
+    return None
+
+
+def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
+    """Queries or keys without the constant factor on them."""
+    scale = 1.0
+    while (node := value.producer()) is not None:
+        if node.op_type in ("Mul", "Div") and (factor := _factor(node)) is not None:
+            value, by = factor
+            scale *= by
+        else:
+            break
+    return value, scale
+
+
+def _factor(node: ir.Node) -> tuple[ir.Value, float] | None:
+    """``x * c``, ``c * x`` or ``x / c`` with a scalar constant, as ``x`` and the factor."""
+    left, right = _input(node, 0), _input(node, 1)
+    by = _scalar(right)
+    if by is not None and by != 0:
+        return left, (1 / by if node.op_type == "Div" else by)
+    by = _scalar(left)
+    if by is not None and node.op_type == "Mul":
+        return right, by
+    return None
+
+
+def _leads_to_product(value: ir.Value, depth: int = 12) -> bool:
+    """Whether a chain of scaling, masking, biasing and reshaping starts at a MatMul."""
+    node = value.producer()
+    if node is None or depth == 0 or node.domain:
+        return False
+    match node.op_type:
+        case "MatMul":
+            # Scores are a product of two computed values; a bias may be one with a weight.
+            return _is_computed(_input(node, 0)) and _is_computed(_input(node, 1))
+        case "Mul" | "Div":
+            factor = _factor(node)
+            return factor is not None and _leads_to_product(factor[0], depth - 1)
+        case "Add":
+            return any(_leads_to_product(_input(node, i), depth - 1) for i in (0, 1))
+        case "Sub" | "Cast" | "Identity" | "Reshape" | "Tanh":
+            return _leads_to_product(_input(node, 0), depth - 1)
+        case "Where":
+            return any(_leads_to_product(_input(node, i), depth - 1) for i in (1, 2))
+    return False
+
+
+def _split_heads(before: ir.Value, after: ir.Value) -> int:
+    """Heads of a Reshape ``[batch * heads, q, k]`` to ``[batch, heads, q, k]``."""
+    if before.shape is None or after.shape is None:
+        raise NotAttentionError("a Reshape of unknown shape between product and softmax")
+    heads = after.shape[1] if len(after.shape) == 4 else None
+    if len(before.shape) != 3 or not isinstance(heads, int) or not _same_tail(before, after):
+        raise NotAttentionError("a Reshape between the product and the softmax")
+    return heads
+
+
+def _merges_heads(before: ir.Value, after: ir.Value) -> bool:
+    return (
+        before.shape is not None
+        and after.shape is not None
+        and len(before.shape) == 4
+        and len(after.shape) == 3
+        and _same_tail(before, after)
+    )
+
+
+def _same_tail(left: ir.Value, right: ir.Value) -> bool:
+    assert left.shape is not None
+    assert right.shape is not None
+    return list(left.shape[-2:]) == list(right.shape[-2:])
+
+
+def _require_own_batch(match: Match) -> None:
+    """Attention does not broadcast queries, keys and values over batch or heads."""
+    leading = len(match.query.shape or ()) - 2
+    for other in (match.keys_t, match.value):
+        if other.shape is None or len(other.shape) != leading + 2:
+            raise NotAttentionError(f"{_rank(other)} keys or values")
+        assert match.query.shape is not None
+        if list(other.shape[:leading]) != list(match.query.shape[:leading]):
+            raise NotAttentionError(
+                f"queries {match.query.shape} and keys or values {other.shape} broadcast"
+            )
+
+
+def _require_single_use(value: ir.Value) -> None:
+    if len(list(value.uses())) != 1 or value.is_graph_output():
+        raise NotAttentionError("the scores are used elsewhere too")
+
+
+class _Masks:
+    """Masks already built, so that layers which share a mask share what is made of it."""
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[object, ...], ir.Value] = {}
+
+
+def _replace(graph: ir.Graph, match: Match, masks: _Masks) -> None:
+    build = _Builder(graph, match.softmax)
+    query, value = match.query, match.value
+    # Two transposes in a row are merged by the cleanup that follows.
+    rank = len(match.keys_t.shape or ())
+    swap = [*range(rank - 2), rank - 1, rank - 2]
+    keys = build("Transpose", [match.keys_t], {"perm": swap})
+    flat = rank == 3
+    if match.heads:
+        query, keys, value = (build.split(one, match.heads) for one in (query, keys, value))
+    elif flat:
+        query, keys, value = (build.unsqueezed(one) for one in (query, keys, value))
+    mask = _mask(build, match, masks)
+    inputs = [query, keys, value] + ([mask] if mask is not None else [])
+    # Weights and values are multiplied after the softmax: everything is known by then.
+    product = match.output.producer()
+    assert product is not None
+    build.before = product
+    attributes: dict[str, object] = {"scale": match.scale, "is_causal": 0}
+    if match.softcap:
+        attributes["softcap"] = match.softcap
+    output = build("Attention", inputs, attributes)
+    output.type, output.shape = match.output.type, match.output.shape
+    scope = match.softmax.metadata_props
+    output.producer().metadata_props.update(scope)
+    if match.heads:
+        output.shape = None
+        output = build.merged(output, match.heads)
+    elif flat:
+        output.shape = None
+        output = build("Squeeze", [output, build.constant([1])])
+    output.type, output.shape = match.output.type, match.output.shape
+    ir.convenience.replace_all_uses_with(match.output, output, replace_graph_outputs=True)
+
+
+def _mask(build: _Builder, match: Match, masks: _Masks) -> ir.Value | None:
+    """The sum of all terms, ``[batch, heads, queries, keys]`` or broadcast to it."""
+    total = None
+    for term in match.terms:
+        key = (term, match.heads, len(match.query.shape or ()))
+        if key not in masks.made or term.fill is None:
+            masks.made[key] = _added(build, term, match)
+        one = masks.made[key]
+        total = one if total is None else build("Add", [total, one])
+    return total
+
+
+def _added(build: _Builder, term: Term, match: Match) -> ir.Value:
+    value = term.value
+    if term.fill is not None:
+        dtype = match.query.dtype
+        assert dtype is not None
+        zero = build.constant(0.0, dtype)
+        # Not beyond the type: fp32's smallest number times a scale would become -inf.
+        smallest = float(np.finfo(dtype.numpy()).min)
+        product = term.fill * term.scale
+        fill = build.constant(product if np.isinf(term.fill) else max(product, smallest), dtype)
+        kept = [value, zero, fill] if term.keep else [value, fill, zero]
+        value = build("Where", kept)
+    elif term.scale != 1.0:
+        assert value.dtype is not None
+        value = build("Mul", [value, build.constant(term.scale, value.dtype)])
+    rank = len(term.value.shape or ())
+    if match.heads and term.lifted and rank == 3:
+        return build.split(value, match.heads)
+    if not match.heads and len(match.query.shape or ()) == 3 and rank == 3:
+        return build.unsqueezed(value)
+    return value
+
+
+class _Builder:
+    """Adds nodes in front of ``before``, with shapes where they are known."""
+
+    def __init__(self, graph: ir.Graph, before: ir.Node) -> None:
+        self.graph, self.before = graph, before
+
+    def __call__(
+        self, op_type: str, inputs: list[ir.Value], attributes: dict[str, object] | None = None
+    ) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes or {})
+        self.graph.insert_before(self.before, node)
+        output = node.outputs[0]
+        output.type = inputs[1].type if op_type == "Where" else inputs[0].type
+        if op_type == "Transpose" and inputs[0].shape is not None:
+            output.shape = ir.Shape([inputs[0].shape[i] for i in node.attributes.get_ints("perm")])
+        elif op_type in ("Where", "Mul"):
+            output.shape = inputs[0].shape
+        return output
+
+    def constant(self, value: object, dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
+        array = np.array(value, dtype=dtype.numpy())
+        name = f"attention_{array.dtype}_{'_'.join(map(str, array.reshape(-1).tolist()))}"
+        if name not in self.graph.initializers:
+            constant = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+            constant.shape, constant.type = ir.Shape(array.shape), ir.TensorType(dtype)
+            self.graph.initializers[name] = constant
+        return self.graph.initializers[name]
+
+    def unsqueezed(self, value: ir.Value) -> ir.Value:
+        """``[batch, n, m]`` to ``[batch, 1, n, m]``."""
+        output = self("Unsqueeze", [value, self.constant([1])])
+        if value.shape is not None:
+            output.shape = ir.Shape([value.shape[0], 1, *value.shape[1:]])
+        return output
+
+    def split(self, value: ir.Value, heads: int) -> ir.Value:
+        """``[batch * heads, n, m]`` to ``[batch, heads, n, m]``; undoes a merge if it can."""
+        node = value.producer()
+        whole = _input(node, 0) if node is not None and node.op_type == "Reshape" else None
+        if (
+            whole is not None
+            and whole.shape is not None
+            and value.shape is not None
+            and len(whole.shape) == 4
+            and whole.shape[1] == heads
+            and _same_tail(whole, value)
+        ):
+            return whole
+        # 0 keeps the size of the input's axis at that place: n and m stay what they are.
+        output = self("Reshape", [self.unsqueezed(value), self.constant([-1, heads, 0, 0])])
+        if value.shape is not None:
+            output.shape = ir.Shape([None, heads, *value.shape[1:]])
+        return output
+
+    def merged(self, value: ir.Value, heads: int) -> ir.Value:
+        """``[batch, heads, n, m]`` to ``[batch * heads, n, m]``."""
+        apart = self("Reshape", [value, self.constant([-1, 1, 0, 0])])
+        return self("Squeeze", [apart, self.constant([1])])
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise NotAttentionError(f"{node.op_type} without its input {index}")
+    return value
+
+
+def _scalar(value: ir.Value) -> float | None:
+    """The number a constant holds, if it is one number; shapes such as [1, 1] count."""
+    constant = value.const_value
+    if constant is None and (node := value.producer()) is not None and node.op_type == "Constant":
+        constant = node.attributes["value"].as_tensor() if "value" in node.attributes else None
+    if constant is None or constant.size != 1:
+        return None
+    # Of a higher rank than what it is multiplied with, it would change the result's rank.
+    return float(constant.numpy().reshape(()))
+
+
+def _is_computed(value: ir.Value) -> bool:
+    """Whether a value depends on the model's inputs."""
+    seen: set[ir.Value] = set()
+    stack = [value]
+    while stack:
+        one = stack.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        if one.is_graph_input():
+            return True
+        node = one.producer()
+        if node is not None:
+            stack += [given for given in node.inputs if given is not None]
+    return False
+
+
+def _rank(value: ir.Value) -> str:
+    return "unknown-rank" if value.shape is None else f"{len(value.shape)}-D"
+
+
+def attention_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every standard Attention of a graph."""
+    return (
+        node for node in model.graph.all_nodes() if node.op_type == "Attention" and not node.domain
+    )
