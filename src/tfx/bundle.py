@@ -60,11 +60,14 @@ class Bundle:
         Raises:
             BundleError: With one line per file that differs.
         """
-        problems = [
-            f"{entry.path}: sha256 is not the one in {FILE_NAME}"
-            for entry in self.manifest.files
-            if sha256_of(self.path / entry.path) != entry.sha256
-        ]
+        try:
+            problems = [
+                f"{entry.path}: sha256 is not the one in {FILE_NAME}"
+                for entry in self.manifest.files
+                if sha256_of(self.path / entry.path) != entry.sha256
+            ]
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
         if problems:
             raise BundleError(
                 listing(f"bundle {self.path} is damaged:", problems),
@@ -74,7 +77,10 @@ class Bundle:
 
 def is_bundle(path: Path) -> bool:
     """Whether ``path`` is a directory with a manifest; says nothing of its health."""
-    return (path / FILE_NAME).is_file() and not path.name.startswith(STAGING_PREFIX)
+    try:
+        return (path / FILE_NAME).is_file() and not path.name.startswith(STAGING_PREFIX)
+    except OSError:  # a folder we may not look into
+        return False
 
 
 def open_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
@@ -90,29 +96,10 @@ def open_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
             file that is a link to somewhere else.
     """
     folder = Path(path)
-    manifest_path = folder / FILE_NAME
-    if not folder.exists():
-        raise BundleError(f"no such bundle: {folder}")
-    if not manifest_path.is_file():
-        raise BundleError(f"{folder} is not a bundle: it has no {FILE_NAME}")
     try:
-        data = manifest_path.read_bytes()
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise BundleError(
-            f"{manifest_path} is damaged: not UTF-8", hint="Make the bundle again."
-        ) from error
+        bundle = _read_bundle(folder)
     except OSError as error:
-        raise BundleError(f"cannot read {manifest_path}: {error.strerror}") from error
-    manifest = Manifest.from_json(text, where=str(manifest_path))
-    root = folder.resolve()
-    problems = [p for entry in manifest.files if (p := _file_problem(root, entry))]
-    if problems:
-        raise BundleError(
-            listing(f"bundle {folder} is damaged:", problems),
-            hint="Make the bundle again or copy it again from where it came.",
-        )
-    bundle = Bundle(folder, manifest, hashlib.sha256(data).hexdigest())
+        raise _unreadable(folder, error) from error
     if verify:
         bundle.verify()
     return bundle
@@ -148,8 +135,10 @@ def create_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Itera
         if staging.manifest is None:
             raise AssertionError("create_bundle: finish() was not called")
         _write_synced(folder / FILE_NAME, staging.manifest.to_json().encode())
+        manifest, _ = _read_manifest(folder)
+        _check_files(folder, manifest)  # what would not open is not put in place
         _refuse_taken(target, force)  # again: another process may have been faster
-        _move_into_place(folder, target)
+        _move_into_place(folder, target, force)
     except OSError as error:
         raise _translated(error, target) from error
     finally:
@@ -189,6 +178,46 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _read_bundle(folder: Path) -> Bundle:
+    if not folder.exists():
+        raise BundleError(f"no such bundle: {folder}")
+    if folder.resolve().name.startswith(STAGING_PREFIX):
+        raise BundleError(
+            f"{folder} is not a whole bundle: a command was stopped while it wrote it",
+            hint="Delete it and make the bundle again.",
+        )
+    manifest, digest = _read_manifest(folder)
+    _check_files(folder, manifest)
+    return Bundle(folder, manifest, digest)
+
+
+def _read_manifest(folder: Path) -> tuple[Manifest, str]:
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise BundleError(f"{folder} is not a bundle: it has no {FILE_NAME}")
+    data = path.read_bytes()
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is damaged: not UTF-8", hint="Make the bundle again.") from error
+    return Manifest.from_json(text, where=str(path)), hashlib.sha256(data).hexdigest()
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    root = folder.resolve()
+    problems = [p for entry in manifest.files if (p := _file_problem(root, entry))]
+    if problems:
+        raise BundleError(
+            listing(f"bundle {folder} is damaged:", problems),
+            hint="Make the bundle again or copy it again from where it came.",
+        )
+
+
+def _unreadable(folder: Path, error: OSError) -> BundleError:
+    at = f": {error.filename}" if error.filename else ""
+    return BundleError(f"cannot read bundle {folder}: {error.strerror}{at}")
+
+
 def _file_problem(root: Path, entry: FileEntry) -> str:
     path = root / entry.path
     # A link or a `..` hidden behind one: what it leads to is not what was digested.
@@ -214,8 +243,8 @@ def _refuse_taken(target: Path, force: bool) -> None:
         raise BundleError(f"{target} exists and is not a bundle", hint="Choose another -o folder.")
 
 
-def _move_into_place(folder: Path, target: Path) -> None:
-    if is_bundle(target):
+def _move_into_place(folder: Path, target: Path, force: bool) -> None:
+    if force and is_bundle(target):
         # A directory cannot be replaced in one step: the old one steps aside first, and
         # comes back if the new one cannot take its place.
         aside = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target.parent))
@@ -227,7 +256,8 @@ def _move_into_place(folder: Path, target: Path) -> None:
             raise
         shutil.rmtree(aside, ignore_errors=True)
     else:
-        os.replace(folder, target)  # onto nothing or an empty directory
+        # Onto nothing or an empty directory; fails if another process was faster.
+        os.replace(folder, target)
     parent = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(parent)  # the rename itself survives a power cut
@@ -259,4 +289,5 @@ def _translated(error: OSError, target: Path) -> BundleError:
             f"{target} was written by another process meanwhile",
             hint="Use --force or another -o folder.",
         )
-    return BundleError(f"cannot write bundle {target}: {error.strerror or error}")
+    at = f": {error.filename}" if error.filename else ""
+    return BundleError(f"cannot write bundle {target}: {error.strerror or error}{at}")

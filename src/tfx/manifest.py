@@ -109,7 +109,7 @@ class Manifest:
         """
         try:
             document = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number or a nesting without end
             raise BundleError(
                 f"{where} is damaged: {error}", hint="Make the bundle again."
             ) from error
@@ -143,7 +143,8 @@ def is_contained(path: str) -> bool:
     """Whether a manifest's path stays inside the bundle.
 
     Absolute paths, ``..``, backslashes and drive letters lead elsewhere on one system or
-    another, so they are refused on all.
+    another, and control characters and lone surrogates cannot be shown or stored on some, so
+    they are refused on all.
     """
     pure = PurePosixPath(path)
     return (
@@ -153,7 +154,7 @@ def is_contained(path: str) -> bool:
         and ".." not in pure.parts
         and "\\" not in path
         and ":" not in path
-        and "\0" not in path
+        and path.isprintable()
         and path != FILE_NAME
     )
 

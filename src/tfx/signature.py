@@ -49,6 +49,18 @@ class TensorSpec:
     shape: tuple[Dim, ...]
     values: ValueRange | None = None
 
+    def __post_init__(self) -> None:
+        problems = [] if self.name else ["a tensor without a name"]
+        problems += [
+            f"dimension {i} of {self} is {axis!r}, expected a size of 1 or more, or an axis name"
+            for i, axis in enumerate(self.shape)
+            if axis == "" or (isinstance(axis, int) and axis < 1)
+        ]
+        if self.values is not None and (self.dtype.is_floating or self.dtype is DType.BOOL):
+            problems.append(f"{self} has a range of values, expected one for integers only")
+        if problems:
+            raise SignatureError(listing("not a tensor:", problems))
+
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
 
@@ -131,17 +143,20 @@ class Signature:
         sizes: dict[str, int] = {}
         problems = self._misnamed(feed) if feed.keys() != self._names else []
         for spec in self.inputs:
-            if (array := feed.get(spec.name)) is None:
+            if spec.name not in feed:
                 continue
+            array = feed[spec.name]
             if not isinstance(array, np.ndarray):
                 problems.append(f"{spec}: got {type(array).__name__}, not a NumPy array")
                 continue
             if array.dtype != spec.dtype.numpy or array.ndim != len(spec.shape):
                 problems.append(f"{spec}: got {array.dtype}{list(array.shape)}")
                 continue
-            for axis, size in zip(spec.shape, array.shape, strict=True):
-                expected = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
-                if size != expected:
+            for i, (axis, size) in enumerate(zip(spec.shape, array.shape, strict=True)):
+                if isinstance(axis, int):
+                    if size != axis:
+                        problems.append(f"{spec}: dimension {i} is {size}, expected {axis}")
+                elif size != (expected := sizes.setdefault(axis, size)):
                     problems.append(f"{spec}: axis {axis!r} is {size}, elsewhere {expected}")
             problems += _bad_values(spec, array, check_finite)
         for axis, size in sizes.items():
