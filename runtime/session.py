@@ -1,38 +1,55 @@
-"""Session: checked feed in, named outputs out, the same on every backend."""
+"""Session: checked arrays or texts in, outputs or answers out, the same on every backend."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 
 from tfx.bundle import Bundle, open_bundle
-from tfx.errors import BackendError
+from tfx.errors import BackendError, FeedError
 from tfx.signature import Feed, Signature
 
+from .answers import Answer, Answers
 from .backend import Executable, RunFacts, RunOptions, find_backend, get_backend
+from .batching import cut_batches
 from .cpus import usable_cpus
+from .tokenizer import Text, Tokenizer
+
+# Padded tokens of one run of texts. Larger batches are no faster per text on a CPU and hold
+# more memory; texts of similar length share one.
+BATCH_TOKENS = 4096
+BATCH_ROWS = 32
+
+INPUT_HINT = "Pass a mapping of input names to arrays, a text, or a list of texts."
 
 
 @dataclass(frozen=True, slots=True)
 class SessionReport:
-    """What a session really runs.
+    """What a session really runs, and what it has done so far.
 
     Attributes:
         bundle: Path of the bundle.
         digest: Its digest.
         facts: Backend, engine, device, precision and threads.
         load_s: Seconds from the call of ``open_session`` to a session ready to run.
+        texts: Texts answered.
+        truncated: How many of them were longer than the model takes, and cut.
     """
 
     bundle: str
     digest: str
     facts: RunFacts
     load_s: float
+    texts: int = 0
+    truncated: int = 0
 
 
 class Session:
@@ -40,41 +57,120 @@ class Session:
 
     Attributes:
         bundle: The bundle it runs.
-        report: What really runs.
     """
 
     def __init__(self, bundle: Bundle, executable: Executable, load_s: float) -> None:
         self.bundle = bundle
-        self.report = SessionReport(str(bundle.path), bundle.digest, executable.facts, load_s)
         self._executable = executable
         self._signature = bundle.manifest.signature
+        self._answers = Answers(bundle)
         self._closed = False
+        self._lock = threading.Lock()
+        self._tokenizer: Tokenizer | None = None
+        self._report = SessionReport(str(bundle.path), bundle.digest, executable.facts, load_s)
 
     @property
     def signature(self) -> Signature:
         """What the model takes and gives."""
         return self._signature
 
-    def predict(self, feed: Feed, *, check_finite: bool = False) -> dict[str, np.ndarray]:
-        """Run the model once.
+    @property
+    def report(self) -> SessionReport:
+        """What really runs, and the texts answered so far."""
+        return self._report
+
+    @overload
+    def predict(self, inputs: Feed, *, check_finite: bool = False) -> dict[str, np.ndarray]: ...
+
+    @overload
+    def predict(self, inputs: Text, *, max_rows: int | None = None) -> Answer: ...
+
+    @overload
+    def predict(
+        self, inputs: list[str] | list[Text], *, max_rows: int | None = None
+    ) -> np.ndarray | list[Answer]: ...
+
+    def predict(
+        self,
+        inputs: Feed | Text | list[str] | list[Text],
+        *,
+        check_finite: bool = False,
+        max_rows: int | None = None,
+    ) -> dict[str, np.ndarray] | Answer | np.ndarray | list[Answer]:
+        """Run the model on arrays, on a text, or on a list of texts.
 
         Args:
-            feed: Input name to array, exactly as ``signature`` says. Tensors of other
-                libraries that speak DLPack (PyTorch, JAX) are taken without a copy.
+            inputs: Input name to array, exactly as ``signature`` says; tensors of other
+                libraries that speak DLPack (PyTorch, JAX) are taken without a copy. Or a
+                string; or a tuple of two, which the model reads together; or a list of those.
             check_finite: Also refuse NaN and infinities in float inputs.
+            max_rows: Most texts in one run of the model; None for ``BATCH_ROWS``.
 
         Returns:
-            Output name to array; same names, dtypes and shapes from every backend.
+            For arrays, output name to array: same names, dtypes and shapes from every
+            backend. For one text its answer, as the model's head has it: an embedding
+            ``float32[dim]``, a ``TextLabel``, a list of ``TokenLabel``, or else its part of
+            every output. For a list, the answers in its order, embeddings as
+            ``float32[texts, dim]``.
 
         Raises:
-            FeedError: If the feed does not fit the signature; lists every problem.
+            FeedError: If the arrays or texts do not fit; lists every problem.
             BackendError: If the session is closed or the backend fails.
         """
         if self._closed:
             raise BackendError("session is closed", hint="Open another with open_session.")
-        feed = {name: _as_array(value) for name, value in feed.items()}
-        self._signature.bind(feed, check_finite=check_finite)
-        return self._executable.run(feed)
+        if isinstance(inputs, Mapping):
+            feed = {name: _as_array(name, value) for name, value in inputs.items()}
+            self._signature.bind(feed, check_finite=check_finite)
+            return self._executable.run(feed)
+        if isinstance(inputs, str | tuple):
+            return self._predict_texts([inputs], max_rows)[0]
+        if isinstance(inputs, list):
+            return self._predict_texts(inputs, max_rows)
+        raise FeedError(
+            f"got {type(inputs).__name__}, expected arrays by name, a text or a list of texts",
+            hint=INPUT_HINT,
+        )
+
+    def _predict_texts(
+        self, texts: Sequence[Text], max_rows: int | None
+    ) -> np.ndarray | list[Answer]:
+        if max_rows is not None and max_rows < 1:
+            raise FeedError(f"max_rows is {max_rows}, expected 1 or more")
+        tokenizer = self._loaded_tokenizer()
+        if not texts:
+            raise FeedError("got an empty list, expected at least one text")
+        encoded = tokenizer.encode(texts)
+        answers: list[Any] = [None] * len(texts)
+        batches = cut_batches(
+            [len(one.ids) for one in encoded],
+            max_rows=min(max_rows or BATCH_ROWS, tokenizer.max_rows or BATCH_ROWS),
+            max_tokens=BATCH_TOKENS,
+            equal=not tokenizer.has_mask,
+        )
+        for indices in batches:
+            chosen = [encoded[index] for index in indices]
+            batch = tokenizer.batch(chosen)
+            self._signature.bind(batch.feed)
+            outputs = self._executable.run(batch.feed)
+            found = self._answers.of_batch(
+                outputs, batch, [texts[index] for index in indices], chosen
+            )
+            for index, answer in zip(indices, found, strict=True):
+                answers[index] = answer
+        with self._lock:
+            self._report = dataclasses.replace(
+                self._report,
+                texts=self._report.texts + len(texts),
+                truncated=self._report.truncated + sum(one.truncated for one in encoded),
+            )
+        return np.stack(answers) if isinstance(answers[0], np.ndarray) else answers
+
+    def _loaded_tokenizer(self) -> Tokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = Tokenizer(self.bundle, spans=self._answers.needs_spans)
+            return self._tokenizer
 
     def close(self) -> None:
         """Free the model; a closed session refuses to predict. May be called twice."""
@@ -146,8 +242,15 @@ def _first_available() -> str:
     )
 
 
-def _as_array(value: Any) -> Any:
+def _as_array(name: str, value: Any) -> Any:
     # bind() tells the caller about what is neither an array nor DLPack.
     if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
         return value
-    return np.from_dlpack(value)
+    try:
+        return np.from_dlpack(value)
+    # Each library refuses in its own words: on another device, needing gradients, bfloat16.
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise FeedError(
+            f"{name}: got a {type(value).__name__} that is not shared as an array: {error}",
+            hint="Convert it to a NumPy array first.",
+        ) from error

@@ -1,5 +1,7 @@
 """Batches: every text once, none over the budget, order restored by the indices."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +36,7 @@ def test_equal_batches_need_no_padding(lengths, rows):
 def test_batches_are_filled(lengths):
     """Two neighbours never fit into one batch: the second would have joined the first."""
     batches = list(cut_batches(lengths, max_rows=4, max_tokens=600))
-    for first, _ in zip(batches, batches[1:], strict=False):
+    for first, _ in itertools.pairwise(batches):
         width = lengths[first[0]]
         assert len(first) == 4 or (len(first) + 1) * width > 600
 
