@@ -1,0 +1,76 @@
+"""``tfx bench``: bundles and a plan in, one measurement, its tables out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tfx.console import FOLDER, chosen_bundle, console, emit_json, json_option, progress
+from tfx.errors import BackendError, ParityError
+from tfx.runtime.backend import BACKENDS
+
+from .workload import DEFAULT_BATCHES, DEFAULT_LENGTHS, DEFAULT_ROUNDS, DEFAULT_SECONDS, Plan
+
+BACKEND = click.Choice(list(BACKENDS))
+
+
+@click.command
+@click.argument("bundles", metavar="[BUNDLE]...", nargs=-1, type=FOLDER)
+@click.option("--backend", "backends", multiple=True, type=BACKEND, help="Only these.")
+@click.option("--batch", "batches", multiple=True, type=int, help="Batch sizes; default: 1, 8.")
+@click.option("--length", "lengths", multiple=True, type=int, help="Lengths; default: 128.")
+@click.option("--rounds", default=DEFAULT_ROUNDS, help="Most rounds of a shape.", show_default=True)
+@click.option(
+    "--seconds", default=DEFAULT_SECONDS, help="Begin no round after this.", show_default=True
+)
+@click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
+@click.option("--trust", is_flag=True, help="Let the factory's Python file run.")
+@click.option("--seed", default=0, help="Of feeds and order.  [default: 0]")
+@json_option
+def bench(
+    bundles: tuple[Path, ...],
+    backends: tuple[str, ...],
+    batches: tuple[int, ...],
+    lengths: tuple[int, ...],
+    rounds: int,
+    seconds: float,
+    threads: int | None,
+    trust: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Measure a family of bundles on every backend that works here.
+
+    Without BUNDLE: the newest one and its family. Rows of a shape run in interleaved rounds, each
+    in a process of its own, and are compared with PyTorch in speed and in what they answer.
+    """
+    from tfx.workspace import family_of
+
+    from .machine import this_machine
+    from .report import Status, show_report
+    from .runner import measure
+
+    plan = Plan(
+        batches=tuple(dict.fromkeys(batches)) or DEFAULT_BATCHES,
+        lengths=tuple(dict.fromkeys(lengths)) or DEFAULT_LENGTHS,
+        rounds=rounds,
+        seconds=seconds,
+        threads=threads,
+        trust=trust,
+        seed=seed,
+    )
+    chosen = [chosen_bundle(path) for path in dict.fromkeys(bundles)] or family_of(
+        chosen_bundle(None)
+    )
+    names = tuple(dict.fromkeys(backends)) or tuple(BACKENDS)
+    with progress() as shown:
+        report = measure(chosen, plan, names, this_machine(), progress=shown)
+    if as_json:
+        emit_json(report.to_dict())
+    else:
+        show_report(console(), report)
+    if all(row.status is Status.NOT_RUN for row in report.rows):
+        raise BackendError("nothing could be measured", hint="See what is missing with: tfx doctor")
+    if wrong := sorted({row.name for row in report.rows if row.status is Status.WRONG}):
+        raise ParityError(f"outputs are wrong: {', '.join(wrong)}", hint="Run tfx check on it.")

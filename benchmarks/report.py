@@ -1,0 +1,276 @@
+"""What a benchmark found: rows with their conditions, as JSON and as tables.
+
+The JSON document (``tfx bench --json``), with units in the names and no NaN in it::
+
+    schema    1
+    machine   cpu, flags, cores, affinity, usable_cpus, governor, load_average, memory_mb, os,
+              python, versions
+    plan      batches, lengths, rounds, seconds, threads, trust, seed: what was asked for
+    notes     sentences a reader must know, e.g. of sizes that were clipped
+    rows      one per bundle, backend and shape:
+      bundle, digest, random_weights, backend
+      sizes         axis to size, e.g. {"batch": 8, "sequence": 128}
+      status        "measured", "wrong" (outputs are far from PyTorch's) or "not run"
+      reason        why not run, or how wrong; "" if measured
+      measurement   null if not run
+        facts             what really ran: backend, version, engine, device, precision, threads
+        load_s, first_call_ms, peak_memory_mb (null where not known): see worker.py
+        warm_up           calls, duration_s, median_ms, settled
+        rounds            blocks of calls the samples come from
+        latency           samples, median_ms, p95_ms, p99_ms (null: too few samples), min_ms, max_ms
+        throughput_per_s  samples of a batch per second: batch / median latency
+      agreement     null without a reference, or per output: name, max_abs, max_rel, min_cosine
+                    (null: not finite, or another shape)
+      no_reference  why there is no agreement; ""
+      comparison    null for the baseline and for wrong rows, or against, speedup (baseline median
+                    / median), low, high (95 % bootstrap interval) and verdict
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from tfx.codec import encode
+from tfx.report import OutputError
+from tfx.runtime.backend import RunFacts
+
+from .clock import WarmUp
+from .machine import Machine
+from .stats import Comparison, Latency
+from .workload import Plan
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCHEMA_VERSION = 1
+
+# Below this cosine an output points elsewhere: no precision in use loses so much by rounding.
+LEAST_COSINE = 0.99
+
+
+class Status(StrEnum):
+    """What came of a row."""
+
+    MEASURED = "measured"
+    WRONG = "wrong"
+    NOT_RUN = "not run"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What was measured of a row; the module's docstring says what each number means."""
+
+    facts: RunFacts
+    load_s: float
+    first_call_ms: float
+    peak_memory_mb: float | None
+    warm_up: WarmUp
+    rounds: int
+    latency: Latency
+    throughput_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """An ``OutputError`` as JSON can hold it: None where a number is not finite."""
+
+    name: str
+    max_abs: float | None
+    max_rel: float | None
+    min_cosine: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One bundle on one backend at one shape."""
+
+    bundle: str
+    digest: str
+    random_weights: bool
+    backend: str
+    sizes: Mapping[str, int]
+    status: Status
+    reason: str
+    measurement: Measurement | None
+    agreement: tuple[Agreement, ...] | None
+    no_reference: str
+    comparison: Comparison | None
+
+    @property
+    def name(self) -> str:
+        """How other rows and messages call it."""
+        return f"{self.bundle} on {self.backend}"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """Rows, and the conditions they were measured under."""
+
+    machine: Machine
+    plan: Plan
+    notes: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document the module's docstring describes."""
+        # Not encode(plan): it leaves defaults out, and a reader need not know them.
+        plan = {
+            name: encode(getattr(self.plan, name)) for name in type(self.plan).__dataclass_fields__
+        }
+        return {
+            "schema": SCHEMA_VERSION,
+            "machine": encode(self.machine),
+            "plan": plan,
+            "notes": list(self.notes),
+            "rows": [encode(row) for row in self.rows],
+        }
+
+
+def agreement_of(errors: Iterable[OutputError]) -> tuple[tuple[Agreement, ...], str]:
+    """Errors for a report, and how they are wrong, or ""."""
+    agreement, wrong = [], []
+    for error in errors:
+        numbers = (error.max_abs, error.max_rel, error.min_cosine)
+        finite = [number if math.isfinite(number) else None for number in numbers]
+        if not math.isfinite(error.max_abs):
+            # compare_outputs calls the cosine -1 then, which was not measured either.
+            finite = [None, None, None]
+            wrong.append(f"{error.name} has another shape than PyTorch's, or is not finite")
+        elif not error.min_cosine >= LEAST_COSINE:
+            wrong.append(f"{error.name} has cosine {error.min_cosine:.3f} with PyTorch's")
+        agreement.append(Agreement(error.name, *finite))
+    return tuple(agreement), "; ".join(wrong)
+
+
+def show_report(out: Console, report: BenchReport) -> None:
+    """Print one table per shape, then what did not run, verdicts and conditions."""
+    for title, rows in _by_shape(report.rows).items():
+        _show_shape(out, title, rows)
+    failed: dict[str, list[str]] = {}
+    for row in report.rows:
+        if row.status is Status.NOT_RUN:
+            failed.setdefault(f"{row.name} not run: {row.reason}", []).append(_title(row))
+    shapes = len(_by_shape(report.rows))
+    for line, titles in failed.items():
+        out.print(line if len(titles) == shapes else f"{'; '.join(titles)}: {line}", markup=False)
+    for note in _notes(report):
+        out.print(f"note: {note}", markup=False)
+    out.print(f"{report.machine}", markup=False)
+    versions = ", ".join(f"{name} {number}" for name, number in report.machine.versions.items())
+    out.print(f"{versions}", markup=False)
+
+
+def _show_shape(out: Console, title: str, rows: list[Row]) -> None:
+    from rich.table import Table
+
+    several = len({row.bundle for row in rows}) > 1
+    # A title of one bundle's table names it, so that the table has room for numbers.
+    out.print(f"[bold]{title if several else f'{rows[0].bundle}: {title}'}[/]")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in ("bundle", "backend") if several else ("backend",):
+        table.add_column(name, overflow="fold")
+    columns = "median ms", "p95", "p99", "per s", "load s", "MB", "max abs", "speedup", "95 %"
+    for name in columns:
+        table.add_column(name, justify="right")
+    table.add_column("")
+    measured = [row for row in rows if row.measurement is not None]
+    for row in sorted(measured, key=lambda r: r.measurement.latency.median_ms):  # type: ignore[union-attr]
+        names = (row.bundle, row.backend) if several else (row.backend,)
+        table.add_row(*names, *_cells(row))
+    if measured:
+        out.print(table)
+    out.print()
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    found = row.measurement
+    assert found is not None  # rows not run have no line
+    latency, comparison = found.latency, row.comparison
+    memory = "-" if found.peak_memory_mb is None else f"{found.peak_memory_mb:.0f}"
+    numbers = (
+        _ms(latency.median_ms),
+        _ms(latency.p95_ms),
+        _ms(latency.p99_ms),
+        _significant(found.throughput_per_s),
+        f"{found.load_s:.1f}",
+        memory,
+        _max_abs(row),
+    )
+    if row.status is Status.WRONG:
+        return (*numbers, "", "", "WRONG")
+    if comparison is None:
+        return (*numbers, "1.00x", "", "baseline")
+    interval = f"{comparison.low:.2f}..{comparison.high:.2f}"
+    return (*numbers, f"{comparison.speedup:.2f}x", interval, str(comparison.verdict))
+
+
+def _notes(report: BenchReport) -> list[str]:
+    notes = dict.fromkeys(report.notes)
+    for row in report.rows:
+        where = f"{row.name}, {_title(row)}"
+        if row.status is Status.WRONG:
+            notes[f"{where} is WRONG: {row.reason}; its speed means nothing"] = None
+        if row.no_reference:
+            notes[f"{row.name} has no reference: {row.no_reference}"] = None
+        if row.random_weights:
+            notes[f"{row.bundle} has random weights"] = None
+        if (found := row.measurement) is None:
+            continue
+        if not found.warm_up.settled:
+            notes[f"{where} did not settle in {found.warm_up.duration_s:.0f} s of warm-up"] = None
+        for note in found.facts.notes:
+            notes[f"{row.name}: {note}"] = None
+    measured = [row.measurement for row in report.rows if row.measurement is not None]
+    if any(found.latency.p99_ms is None for found in measured):
+        notes["p95 needs 20 samples and p99 100; more --seconds or --rounds give them"] = None
+    if baselines := {row.comparison.against for row in report.rows if row.comparison is not None}:
+        notes[
+            f"speedup is against {' and '.join(sorted(baselines))}; 95 % is its bootstrap interval"
+        ] = None
+    if measured:
+        counts = [found.latency.samples for found in measured]
+        rounds = [found.rounds for found in measured]
+        threads = sorted({found.facts.threads for found in measured})
+        notes[
+            f"{_span(counts)} calls a row in {_span(rounds)} interleaved rounds, "
+            f"threads {', '.join(map(str, threads))}, seed {report.plan.seed}"
+        ] = None
+    return list(notes)
+
+
+def _by_shape(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    shapes: dict[str, list[Row]] = {}
+    for row in rows:
+        shapes.setdefault(_title(row), []).append(row)
+    return shapes
+
+
+def _title(row: Row) -> str:
+    return ", ".join(f"{axis} {size}" for axis, size in row.sizes.items()) or "fixed shape"
+
+
+def _max_abs(row: Row) -> str:
+    if row.agreement is None:
+        return "-"
+    errors = [error.max_abs for error in row.agreement]
+    return "-" if None in errors else f"{max(e for e in errors if e is not None):.0e}"
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else _significant(value)
+
+
+def _significant(value: float) -> str:
+    """Three digits that count, and never an exponent."""
+    if value <= 0:
+        return "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
+def _span(numbers: list[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low}..{high}"

@@ -1,0 +1,273 @@
+"""One row of a benchmark, in a process of its own: load, warm up, run blocks of calls.
+
+A process per row is what makes its numbers its own. Its peak memory holds no other backend's
+libraries, its first call finds nothing warmed up by another, one thread pool cannot be resized by
+another library, and a backend that crashes takes no other row along.
+
+The parent writes one JSON object a line to the process, ``{"do": "block", "calls": 4}``, and reads
+one back: ``{"ok": ...}``, or ``{"error": message, "hint": hint}``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from tfx.bundle import open_bundle
+from tfx.codec import decode, encode
+from tfx.errors import BackendError, TfxError
+from tfx.runtime.backend import RunFacts
+from tfx.runtime.session import Session, open_session
+
+from .clock import WarmUp, time_calls, warm_up
+from .workload import Plan, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What loading a row took.
+
+    Attributes:
+        facts: What really runs.
+        load_s: Seconds of ``open_session`` in a fresh process: import of the backend's library,
+            check of every file's sha256, and the model. Files were read before, so they come
+            from memory and not from the disk.
+        first_call_ms: The first ``predict``, which may still allocate and compile.
+    """
+
+    facts: RunFacts
+    load_s: float
+    first_call_ms: float
+
+
+class Worker(Protocol):
+    """One row at one shape. Methods are called in the order they stand here."""
+
+    def load(self) -> Loaded:
+        """Open the session and make the first call.
+
+        Raises:
+            TfxError: If the backend cannot run the bundle.
+        """
+        ...
+
+    def warm_up(self, limit_s: float) -> WarmUp:
+        """Call until the time per call is steady."""
+        ...
+
+    def block(self, calls: int) -> list[int]:
+        """Nanoseconds of each of ``calls`` calls; one more before them is not timed."""
+        ...
+
+    def peak_memory_mb(self) -> float | None:
+        """Peak so far, beyond what the process took before; None where it is not known."""
+        ...
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        """Outputs of the feed."""
+        ...
+
+    def close(self) -> None:
+        """Free everything; may be called at any time, and twice."""
+        ...
+
+
+class ProcessWorker:
+    """A worker in a child process."""
+
+    def __init__(self, bundle: Path, backend: str, shape: Shape, plan: Plan) -> None:
+        self._job = {
+            "bundle": str(bundle),
+            "backend": backend,
+            "sizes": dict(shape.sizes),
+            "threads": plan.threads,
+            "trust": plan.trust,
+            "seed": plan.seed,
+        }
+        self._process: subprocess.Popen[str] | None = None
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed in close()
+
+    def load(self) -> Loaded:
+        """Start the process, open the session in it and make the first call."""
+        # -P: a numpy.py in the current folder must not stand in for the real one.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "tfx.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+        )
+        return decode(Loaded, self._ask(do="load", **self._job))
+
+    def warm_up(self, limit_s: float) -> WarmUp:
+        """Call until the time per call is steady."""
+        return decode(WarmUp, self._ask(do="warm_up", limit_s=limit_s))
+
+    def block(self, calls: int) -> list[int]:
+        """Nanoseconds of each of ``calls`` calls."""
+        samples: list[int] = self._ask(do="block", calls=calls)
+        return samples
+
+    def peak_memory_mb(self) -> float | None:
+        """Peak resident memory of the process, less what it had before the session.
+
+        The high-water mark of the resident set (``VmHWM`` of Linux) after the calls so far,
+        minus the resident set (``VmRSS``) once Python, numpy and the runtime's own modules were
+        imported. So it holds the backend's library, the model, and what its calls allocated.
+        In units of 10^6 bytes; None where the system has no ``/proc/self/status``.
+        """
+        peak: float | None = self._ask(do="peak_memory_mb")
+        return peak
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        """Outputs of the feed."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "outputs.npz"
+            names: list[str] = self._ask(do="outputs", path=str(path))
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[str(index)] for index, name in enumerate(names)}
+
+    def close(self) -> None:
+        """End the process."""
+        if (process := self._process) is not None:
+            self._process = None
+            process.kill()  # it holds nothing that must be written
+            process.wait()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):  # it died with a question unread
+                process.stdin.close()
+            process.stdout.close()
+        self._stderr.close()
+
+    def _ask(self, **question: Any) -> Any:
+        process = self._process
+        assert process is not None  # load() comes first
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise BackendError(f"the process ended: {self._last_words()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise BackendError(answer["error"], hint=answer["hint"])
+        return answer["ok"]
+
+    def _last_words(self) -> str:
+        assert self._process is not None
+        code = self._process.wait()
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return f"{ended}, {lines[-1]}" if lines else ended
+
+
+class Server:
+    """The child's side: answers questions about one row."""
+
+    def __init__(self) -> None:
+        self._before_mb = memory_mb("VmRSS")
+        self._session: Session | None = None
+        self._feed: Mapping[str, np.ndarray] = {}
+
+    def answer(self, question: Mapping[str, Any]) -> Any:
+        """Do what the parent asks and return what it is told, as JSON values.
+
+        Raises:
+            TfxError: If the backend cannot do it.
+        """
+        arguments = dict(question)
+        match arguments.pop("do"):
+            case "load":
+                return encode(self._load(**arguments))
+            case "warm_up":
+                return dataclasses.asdict(warm_up(self._call, **arguments))
+            case "block":
+                # Not timed: other rows ran meanwhile and had the caches for themselves, and
+                # the threads of this one's pool went to sleep.
+                self._call()
+                return time_calls(self._call, arguments["calls"], time.perf_counter_ns)
+            case "peak_memory_mb":
+                peak = memory_mb("VmHWM")
+                return None if peak is None or self._before_mb is None else peak - self._before_mb
+            case "outputs":
+                outputs = self._call()
+                arrays = {str(index): array for index, array in enumerate(outputs.values())}
+                np.savez(arguments["path"], allow_pickle=False, **arrays)
+                return list(outputs)
+            case other:
+                raise AssertionError(f"no such question: {other}")
+
+    def _load(
+        self,
+        bundle: str,
+        backend: str,
+        sizes: dict[str, int],
+        threads: int | None,
+        trust: bool,
+        seed: int,
+    ) -> Loaded:
+        signature = open_bundle(bundle, verify=False).manifest.signature
+        self._feed = Shape(sizes).feed_for(signature, seed)
+        started = time.perf_counter_ns()
+        self._session = open_session(bundle, backend=backend, threads=threads, trust=trust)
+        load_s = (time.perf_counter_ns() - started) / 1e9
+        (first_call_ns,) = time_calls(self._call, 1, time.perf_counter_ns)
+        return Loaded(self._session.report.facts, load_s, first_call_ns / 1e6)
+
+    def _call(self) -> dict[str, np.ndarray]:
+        assert self._session is not None  # load() comes first
+        return self._session.predict(self._feed)
+
+
+def memory_mb(field: str, proc: Path = Path("/proc")) -> float | None:
+    """A field of ``/proc/self/status`` in units of 10^6 bytes; None where there is none.
+
+    ``getrusage`` is no substitute: its ``ru_maxrss`` survives ``exec`` and starts at the peak of
+    the process that spawned this one.
+    """
+    try:
+        lines = (proc / "self" / "status").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024 / 1e6  # "kB" there means 1024 bytes
+    return None
+
+
+def main() -> None:
+    """Answer questions from stdin until it ends."""
+    # Answers have a descriptor of their own: what libraries print must not mix with them.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    server = Server()
+    for line in sys.stdin:
+        try:
+            answer = {"ok": server.answer(json.loads(line))}
+        except TfxError as error:
+            answer = {"error": str(error), "hint": error.hint}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

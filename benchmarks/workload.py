@@ -1,0 +1,137 @@
+"""What is measured and for how long: shapes clipped to a signature, and the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfx.errors import RecipeError, listing
+from tfx.feeds import random_feed
+from tfx.signature import Signature
+
+BATCH, SEQUENCE = "batch", "sequence"
+
+DEFAULT_BATCHES = (1, 8)
+DEFAULT_LENGTHS = (128,)
+DEFAULT_ROUNDS = 40
+DEFAULT_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that decides what a benchmark does, besides the bundles.
+
+    Attributes:
+        batches: Sizes of the batch axis; each is combined with every length.
+        lengths: Sizes of the sequence axes.
+        rounds: Most rounds of a shape; in each, every row runs one block of calls.
+        seconds: No round begins after this many seconds on a shape, once there were
+            ``runner.LEAST_ROUNDS``. Each row's warm-up gets as long at most.
+        threads: CPU threads of one run; None for all this process may use.
+        trust: Whether a factory's Python file may run.
+        seed: Of the feeds, the order of rows in a round, and the bootstrap.
+    """
+
+    batches: tuple[int, ...] = DEFAULT_BATCHES
+    lengths: tuple[int, ...] = DEFAULT_LENGTHS
+    rounds: int = DEFAULT_ROUNDS
+    seconds: float = DEFAULT_SECONDS
+    threads: int | None = None
+    trust: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is {value}, expected 1 or more"
+            for name, values in (
+                ("batch", self.batches),
+                ("length", self.lengths),
+                ("rounds", (self.rounds,)),
+                ("threads", () if self.threads is None else (self.threads,)),
+            )
+            for value in values
+            if value < 1
+        ]
+        if not self.seconds > 0:
+            problems.append(f"seconds is {self.seconds}, expected more than 0")
+        if self.seed < 0:
+            problems.append(f"seed is {self.seed}, expected 0 or more")
+        if problems:
+            raise RecipeError(listing("nothing can be measured like this:", problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of every dynamic axis of a feed.
+
+    Attributes:
+        sizes: Axis name to size, e.g. ``{"batch": 8, "sequence": 128}``.
+    """
+
+    sizes: Mapping[str, int]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{axis} {size}" for axis, size in self.sizes.items()) or "fixed shape"
+
+    @property
+    def batch(self) -> int:
+        """Samples per call; 1 where there is no batch axis."""
+        return self.sizes.get(BATCH, 1)
+
+    def feed_for(self, signature: Signature, seed: int) -> dict[str, np.ndarray]:
+        """The feed of this shape: right-padded, and the same for one signature and seed.
+
+        Raises:
+            FeedError: If the sizes do not fit the signature.
+        """
+        return random_feed(signature, self.sizes, np.random.default_rng(seed), padding="right")
+
+
+def shapes_of(
+    signatures: Sequence[Signature], plan: Plan
+) -> tuple[tuple[Shape, ...], tuple[str, ...]]:
+    """The shapes to measure: what the plan asks for, clipped to what all signatures admit.
+
+    The axis "batch" takes the batches, every axis with "sequence" in its name the lengths, and
+    any other one the size it is tuned for.
+
+    Args:
+        signatures: Of the bundles that are compared; a shape must fit all of them.
+        plan: Batches and lengths.
+
+    Returns:
+        Shapes without duplicates, and a sentence for every size that was clipped.
+    """
+    axes = dict.fromkeys(
+        axis
+        for signature in signatures
+        for spec in signature.inputs
+        for axis in spec.shape
+        if isinstance(axis, str)
+    )
+    shapes: dict[tuple[int, ...], Shape] = {}
+    notes: dict[str, None] = {}
+    for batch in plan.batches:
+        for length in plan.lengths:
+            sizes = {}
+            for axis in axes:
+                asked = batch if axis == BATCH else length if SEQUENCE in axis else None
+                sizes[axis], note = _size(signatures, axis, asked)
+                if note:
+                    notes[note] = None
+            shapes.setdefault(tuple(sizes.values()), Shape(sizes))
+    return tuple(shapes.values()), tuple(notes)
+
+
+def _size(signatures: Sequence[Signature], axis: str, asked: int | None) -> tuple[int, str]:
+    ranges = [signature.ranges[axis] for signature in signatures if axis in signature.ranges]
+    if asked is None:
+        return (ranges[0].opt if ranges else 1), ""
+    low = max((sizes.min for sizes in ranges), default=asked)
+    high = min((sizes.max for sizes in ranges), default=asked)
+    size = min(max(asked, low), high)
+    if size == asked:
+        return size, ""
+    return size, f"{axis} {asked} was clipped to {size}: the bundles admit {low}..{high}"
