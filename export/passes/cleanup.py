@@ -60,6 +60,7 @@ def simplify(model: ir.Model) -> None:
         rules.unsqueeze_unsqueeze_rule,
     ]
     rewrite(model, pattern_rewrite_rules=in_a_row)
+    common.IdentityEliminationPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)
