@@ -1,0 +1,39 @@
+"""Small ONNX graphs as text, and ways to run and read them."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import parser
+from onnx.reference import ReferenceEvaluator
+
+HEADER = '<ir_version: 10, opset_import: ["" : 23]>\n'
+
+
+def graph_of(text: str) -> ir.Model:
+    """A model from ONNX text syntax, without its header; shapes inferred."""
+    proto = onnx.shape_inference.infer_shapes(parser.parse_model(HEADER + text))
+    return ir.from_proto(proto)
+
+
+def operators(model: ir.Model) -> list[str]:
+    """Operator of each node, in order."""
+    return [node.op_type for node in model.graph.all_nodes()]
+
+
+def run_reference(model: ir.Model, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Outputs by onnx's own reference implementation."""
+    return ReferenceEvaluator(ir.to_proto(model)).run(None, dict(feed))
+
+
+def run_ort(model: ir.Model, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Outputs by ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, dict(feed))
