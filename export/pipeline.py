@@ -108,9 +108,9 @@ def _write_graph(
     examples: Any,
     on_step: Callable[[str], None],
 ) -> _Draft:
-    from .passes.attention import expand_masks
+    from .passes.attention import expand_masks, expand_rotary_caches
     from .passes.cleanup import clean_metadata, simplify
-    from .passes.shapes import name_axes, settle_axes
+    from .passes.shapes import complete_shapes, name_axes, settle_axes
     from .processing import read_processing
     from .rewrite.attention import fuse_attention
     from .signature import signature_of
@@ -126,8 +126,10 @@ def _write_graph(
         dynamic, notes = settle_axes(graph, dynamic)
     names = name_axes(graph, dynamic)
     clean_metadata(graph)
+    complete_shapes(graph)
     fuse_attention(graph)
     expand_masks(graph)
+    expand_rotary_caches(graph)
     simplify(graph)
     _require_portable(graph)
     limits = dict(plan.limits)

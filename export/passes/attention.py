@@ -1,9 +1,10 @@
-"""Attention nodes as every engine takes them."""
+"""Attention and RotaryEmbedding nodes as every engine takes them."""
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
+
+from ..graph import Builder, known_size
 
 
 def expand_masks(model: ir.Model) -> int:
@@ -20,7 +21,7 @@ def expand_masks(model: ir.Model) -> int:
         How many masks were expanded.
     """
     expanded: dict[tuple[ir.Value, object], ir.Value] = {}
-    for node in list(model.graph.all_nodes()):
+    for node in list(model.graph):
         if node.op_type != "Attention" or node.domain or len(node.inputs) < 4:
             continue
         query, mask = node.inputs[0], node.inputs[3]
@@ -30,37 +31,41 @@ def expand_masks(model: ir.Model) -> int:
         axis = 2 if len(query.shape) == 4 else 1
         if len(mask.shape) < 2 or mask.shape[-2] != 1 or query.shape[axis] == 1:
             continue
-        size = query.shape[axis]
-        key = (mask, size if isinstance(size, int) else size.value or query)
+        key = (mask, known_size(query.shape[axis]) or query)
         if key not in expanded:
-            expanded[key] = _expanded(node, mask, query, axis)
+            expanded[key] = Builder(model.graph, node).expanded(mask, -2, query, axis)
         node.replace_input_with(3, expanded[key])
     return len(expanded)
 
 
-def _expanded(node: ir.Node, mask: ir.Value, query: ir.Value, axis: int) -> ir.Value:
-    assert mask.shape is not None
-    assert query.shape is not None
-    graph = node.graph
-    assert graph is not None
-    one = _constant(graph, f"{mask.name}_one", np.array([1], np.int64))
-    queries = ir.node("Shape", [query], {"start": axis, "end": axis + 1})
-    # Expand broadcasts both ways: [1, queries, 1] leaves the other axes of the mask alone.
-    shape = ir.node("Concat", [queries.outputs[0], one], {"axis": 0})
-    expand = ir.node("Expand", [mask, shape.outputs[0]])
-    for new, name in ((queries, "queries"), (shape, "shape"), (expand, "expanded")):
-        new.name = f"{mask.name}_{name}"
-        new.outputs[0].name = f"{mask.name}_{name}"
-    result = expand.outputs[0]
-    result.type = mask.type
-    result.shape = ir.Shape([*mask.shape[:-2], query.shape[axis], mask.shape[-1]])
-    graph.insert_before(node, [queries, shape, expand])
-    return result
+def expand_rotary_caches(model: ir.Model) -> int:
+    """Give the cosines and sines of each ``RotaryEmbedding`` the batch axis of what they turn.
 
+    Without ``position_ids`` the caches are ``[batch, sequence, head_dim / 2]``
+    (RotaryEmbedding-23). Tracing leaves a batch of 1, which ONNX Runtime refuses unless the
+    batch is 1 too.
 
-def _constant(graph: ir.Graph | ir.Function, name: str, array: np.ndarray) -> ir.Value:
-    assert isinstance(graph, ir.Graph)
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.INT64)
-    graph.initializers[name] = value
-    return value
+    Args:
+        model: Changed in place.
+
+    Returns:
+        How many caches were expanded; layers share them.
+    """
+    expanded: dict[tuple[ir.Value, object], ir.Value] = {}
+    for node in list(model.graph):
+        if node.op_type != "RotaryEmbedding" or node.domain:
+            continue
+        turned = node.inputs[0]
+        if turned is None or turned.shape is None or len([i for i in node.inputs if i]) != 3:
+            continue
+        for index in (1, 2):
+            cache = node.inputs[index]
+            if cache is None or cache.shape is None or len(cache.shape) != 3:
+                continue
+            if cache.shape[0] != 1 or turned.shape[0] == 1:
+                continue
+            key = (cache, known_size(turned.shape[0]) or turned)
+            if key not in expanded:
+                expanded[key] = Builder(model.graph, node).expanded(cache, -3, turned, 0)
+            node.replace_input_with(index, expanded[key])
+    return len(expanded)

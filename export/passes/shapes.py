@@ -90,6 +90,17 @@ def settle_axes(
     return settled, notes
 
 
+def complete_shapes(model: ir.Model) -> None:
+    """Infer the shapes tracing left out, by ONNX's own rules; those known stay as they are.
+
+    Args:
+        model: Changed in place.
+    """
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    ShapeInferencePass()(model)
+
+
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from graph.inputs
     for node in graph.all_nodes():

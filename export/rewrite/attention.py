@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from ..graph import Builder, is_computed, scalar
+
 # Node metadata: why a Softmax is still there. `tfx inspect` shows it.
 NOT_FUSED = "not_fused"
 
@@ -179,7 +181,7 @@ def _scores(value: ir.Value) -> _Scores:
 def _masking(node: ir.Node, scale: float, *, lifted: bool) -> tuple[ir.Value, Term]:
     condition, yes, no = (_input(node, index) for index in range(3))
     for scores, fill, keep in ((yes, no, True), (no, yes, False)):
-        constant = _scalar(fill)
+        constant = scalar(fill)
         if constant is not None and _leads_to_product(scores):
             if constant * scale > -1e4:
                 raise NotAttentionError(f"a Where that fills with {constant}, not with a mask")
@@ -220,7 +222,7 @@ def _nan_guard(uses: list[ir.Usage]) -> ir.Value | None:
     nodes = {use.node.op_type: use.node for use in uses}
     if len(uses) == 2 and nodes.keys() == {"IsNaN", "Where"}:
         guard, where = nodes["IsNaN"].outputs[0], nodes["Where"]
-        if _input(where, 0) is guard and _scalar(_input(where, 1)) == 0:
+        if _input(where, 0) is guard and scalar(_input(where, 1)) == 0:
             return where.outputs[0]
     return None
 
@@ -240,13 +242,20 @@ def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
 def _factor(node: ir.Node) -> tuple[ir.Value, float] | None:
     """``x * c``, ``c * x`` or ``x / c`` with a scalar constant, as ``x`` and the factor."""
     left, right = _input(node, 0), _input(node, 1)
-    by = _scalar(right)
+    by = _scalar_for(left, right)
     if by is not None and by != 0:
         return left, (1 / by if node.op_type == "Div" else by)
-    by = _scalar(left)
+    by = _scalar_for(right, left)
     if by is not None and node.op_type == "Mul":
         return right, by
     return None
+
+
+def _scalar_for(value: ir.Value, constant: ir.Value) -> float | None:
+    """The number in ``constant``, unless its rank would change that of ``value``."""
+    if constant.shape is None or value.shape is None or len(constant.shape) > len(value.shape):
+        return None
+    return scalar(constant)
 
 
 def _leads_to_product(value: ir.Value, depth: int = 12) -> bool:
@@ -257,7 +266,7 @@ def _leads_to_product(value: ir.Value, depth: int = 12) -> bool:
     match node.op_type:
         case "MatMul":
             # Scores are a product of two computed values; a bias may be one with a weight.
-            return _is_computed(_input(node, 0)) and _is_computed(_input(node, 1))
+            return is_computed(_input(node, 0)) and is_computed(_input(node, 1))
         case "Mul" | "Div":
             factor = _factor(node)
             return factor is not None and _leads_to_product(factor[0], depth - 1)
@@ -322,7 +331,7 @@ class _Masks:
 
 
 def _replace(graph: ir.Graph, match: Match, masks: _Masks) -> None:
-    build = _Builder(graph, match.softmax)
+    build = Builder(graph, match.softmax)
     query, value = match.query, match.value
     # Two transposes in a row are merged by the cleanup that follows.
     rank = len(match.keys_t.shape or ())
@@ -330,9 +339,9 @@ def _replace(graph: ir.Graph, match: Match, masks: _Masks) -> None:
     keys = build("Transpose", [match.keys_t], {"perm": swap})
     flat = rank == 3
     if match.heads:
-        query, keys, value = (build.split(one, match.heads) for one in (query, keys, value))
+        query, keys, value = (_split(build, one, match.heads) for one in (query, keys, value))
     elif flat:
-        query, keys, value = (build.unsqueezed(one) for one in (query, keys, value))
+        query, keys, value = (_unsqueezed(build, one) for one in (query, keys, value))
     mask = _mask(build, match, masks)
     inputs = [query, keys, value] + ([mask] if mask is not None else [])
     # Weights and values are multiplied after the softmax: everything is known by then.
@@ -348,7 +357,7 @@ def _replace(graph: ir.Graph, match: Match, masks: _Masks) -> None:
     output.producer().metadata_props.update(scope)
     if match.heads:
         output.shape = None
-        output = build.merged(output, match.heads)
+        output = _merged(build, output)
     elif flat:
         output.shape = None
         output = build("Squeeze", [output, build.constant([1])])
@@ -356,7 +365,7 @@ def _replace(graph: ir.Graph, match: Match, masks: _Masks) -> None:
     ir.convenience.replace_all_uses_with(match.output, output, replace_graph_outputs=True)
 
 
-def _mask(build: _Builder, match: Match, masks: _Masks) -> ir.Value | None:
+def _mask(build: Builder, match: Match, masks: _Masks) -> ir.Value | None:
     """The sum of all terms, ``[batch, heads, queries, keys]`` or broadcast to it."""
     total = None
     for term in match.terms:
@@ -368,7 +377,7 @@ def _mask(build: _Builder, match: Match, masks: _Masks) -> ir.Value | None:
     return total
 
 
-def _added(build: _Builder, term: Term, match: Match) -> ir.Value:
+def _added(build: Builder, term: Term, match: Match) -> ir.Value:
     value = term.value
     if term.fill is not None:
         dtype = match.query.dtype
@@ -385,70 +394,45 @@ def _added(build: _Builder, term: Term, match: Match) -> ir.Value:
         value = build("Mul", [value, build.constant(term.scale, value.dtype)])
     rank = len(term.value.shape or ())
     if match.heads and term.lifted and rank == 3:
-        return build.split(value, match.heads)
+        return _split(build, value, match.heads)
     if not match.heads and len(match.query.shape or ()) == 3 and rank == 3:
-        return build.unsqueezed(value)
+        return _unsqueezed(build, value)
     return value
 
 
-class _Builder:
-    """Adds nodes in front of ``before``, with shapes where they are known."""
+def _split(build: Builder, value: ir.Value, heads: int) -> ir.Value:
+    """``[batch * heads, n, m]`` to ``[batch, heads, n, m]``; undoes a merge if it can."""
+    node = value.producer()
+    whole = _input(node, 0) if node is not None and node.op_type == "Reshape" else None
+    if (
+        whole is not None
+        and whole.shape is not None
+        and value.shape is not None
+        and len(whole.shape) == 4
+        and whole.shape[1] == heads
+        and _same_tail(whole, value)
+    ):
+        return whole
+    # 0 keeps the size of the input's axis at that place: n and m stay what they are.
+    apart = _unsqueezed(build, value)
+    output = build("Reshape", [apart, build.constant([-1, heads, 0, 0])])
+    if value.shape is not None:
+        output.shape = ir.Shape([None, heads, *value.shape[1:]])
+    return output
 
-    def __init__(self, graph: ir.Graph, before: ir.Node) -> None:
-        self.graph, self.before = graph, before
 
-    def __call__(
-        self, op_type: str, inputs: list[ir.Value], attributes: dict[str, object] | None = None
-    ) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes or {})
-        self.graph.insert_before(self.before, node)
-        output = node.outputs[0]
-        output.type = inputs[1].type if op_type == "Where" else inputs[0].type
-        if op_type == "Transpose" and inputs[0].shape is not None:
-            output.shape = ir.Shape([inputs[0].shape[i] for i in node.attributes.get_ints("perm")])
-        elif op_type in ("Where", "Mul"):
-            output.shape = inputs[0].shape
-        return output
+def _merged(build: Builder, value: ir.Value) -> ir.Value:
+    """``[batch, heads, n, m]`` to ``[batch * heads, n, m]``."""
+    apart = build("Reshape", [value, build.constant([-1, 1, 0, 0])])
+    return build("Squeeze", [apart, build.constant([1])])
 
-    def constant(self, value: object, dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
-        array = np.array(value, dtype=dtype.numpy())
-        name = f"attention_{array.dtype}_{'_'.join(map(str, array.reshape(-1).tolist()))}"
-        if name not in self.graph.initializers:
-            constant = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-            constant.shape, constant.type = ir.Shape(array.shape), ir.TensorType(dtype)
-            self.graph.initializers[name] = constant
-        return self.graph.initializers[name]
 
-    def unsqueezed(self, value: ir.Value) -> ir.Value:
-        """``[batch, n, m]`` to ``[batch, 1, n, m]``."""
-        output = self("Unsqueeze", [value, self.constant([1])])
-        if value.shape is not None:
-            output.shape = ir.Shape([value.shape[0], 1, *value.shape[1:]])
-        return output
-
-    def split(self, value: ir.Value, heads: int) -> ir.Value:
-        """``[batch * heads, n, m]`` to ``[batch, heads, n, m]``; undoes a merge if it can."""
-        node = value.producer()
-        whole = _input(node, 0) if node is not None and node.op_type == "Reshape" else None
-        if (
-            whole is not None
-            and whole.shape is not None
-            and value.shape is not None
-            and len(whole.shape) == 4
-            and whole.shape[1] == heads
-            and _same_tail(whole, value)
-        ):
-            return whole
-        # 0 keeps the size of the input's axis at that place: n and m stay what they are.
-        output = self("Reshape", [self.unsqueezed(value), self.constant([-1, heads, 0, 0])])
-        if value.shape is not None:
-            output.shape = ir.Shape([None, heads, *value.shape[1:]])
-        return output
-
-    def merged(self, value: ir.Value, heads: int) -> ir.Value:
-        """``[batch, heads, n, m]`` to ``[batch * heads, n, m]``."""
-        apart = self("Reshape", [value, self.constant([-1, 1, 0, 0])])
-        return self("Squeeze", [apart, self.constant([1])])
+def _unsqueezed(build: Builder, value: ir.Value) -> ir.Value:
+    """``[batch, n, m]`` to ``[batch, 1, n, m]``."""
+    output = build("Unsqueeze", [value, build.constant([1])])
+    if value.shape is not None:
+        output.shape = ir.Shape([value.shape[0], 1, *value.shape[1:]])
+    return output
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:
@@ -456,34 +440,6 @@ def _input(node: ir.Node, index: int) -> ir.Value:
     if value is None:
         raise NotAttentionError(f"{node.op_type} without its input {index}")
     return value
-
-
-def _scalar(value: ir.Value) -> float | None:
-    """The number a constant holds, if it is one number; shapes such as [1, 1] count."""
-    constant = value.const_value
-    if constant is None and (node := value.producer()) is not None and node.op_type == "Constant":
-        constant = node.attributes["value"].as_tensor() if "value" in node.attributes else None
-    if constant is None or constant.size != 1:
-        return None
-    # Of a higher rank than what it is multiplied with, it would change the result's rank.
-    return float(constant.numpy().reshape(()))
-
-
-def _is_computed(value: ir.Value) -> bool:
-    """Whether a value depends on the model's inputs."""
-    seen: set[ir.Value] = set()
-    stack = [value]
-    while stack:
-        one = stack.pop()
-        if one in seen:
-            continue
-        seen.add(one)
-        if one.is_graph_input():
-            return True
-        node = one.producer()
-        if node is not None:
-            stack += [given for given in node.inputs if given is not None]
-    return False
 
 
 def _rank(value: ir.Value) -> str:
