@@ -1,4 +1,4 @@
-"""``python -m tfx.bench.overhead``: what ``Session.predict`` costs beyond ONNX Runtime's ``run``."""
+"""``python -m tfx.bench.overhead``: what ``Session.predict`` adds to ONNX Runtime's ``run``."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def measure_overhead(
         clock: Gives nanoseconds.
     """
     warm_up(checked, limit_s=seconds, clock=clock)
-    differences, bare_ns = [], []
+    differences: list[float] = []
+    bare_ns: list[int] = []
     started = clock()
     while len(bare_ns) < 30 or (clock() - started) / 1e9 < seconds:
         if rng.integers(2):

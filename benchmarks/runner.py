@@ -167,7 +167,7 @@ def _interleave(
             return
         for index in rng.permutation(len(alive)):
             sleep(SETTLE_S)
-            alive[index].attempt(lambda run=alive[index]: block(run))  # type: ignore[misc]
+            alive[index].attempt(lambda run=alive[index]: block(run))
         progress.advance()
 
 
