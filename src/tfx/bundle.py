@@ -284,7 +284,8 @@ def _translated(error: OSError, target: Path) -> BundleError:
         return BundleError(
             f"no space left to write bundle {target}", hint="Free disk space and run it again."
         )
-    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+    # filename2: of a rename; mkdir over a file gives EEXIST too.
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and error.filename2 is not None:
         return BundleError(
             f"{target} was written by another process meanwhile",
             hint="Use --force or another -o folder.",

@@ -148,7 +148,7 @@ def is_contained(path: str) -> bool:
     """
     pure = PurePosixPath(path)
     return (
-        bool(path)
+        bool(pure.parts)
         and path == str(pure)
         and not pure.is_absolute()
         and ".." not in pure.parts
