@@ -73,8 +73,13 @@ def classification_of(config: Any, *, per_token: bool) -> Classification:
     labels = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
     chosen = getattr(config, "sentence_transformers", None) or {}
     # Cross-encoders say it themselves: "torch.nn.modules.linear.Identity".
-    named = str(chosen.get("activation_fn", "")).rpartition(".")[2].lower()
-    if named == "identity" or config.problem_type == "regression":
+    written = chosen.get("activation_fn") or getattr(
+        config,
+        "sbert_ce_default_activation_function",  # before sentence-transformers 4
+        "",
+    )
+    named = str(written).rpartition(".")[2].lower()
+    if named == "identity" or (not per_token and config.problem_type == "regression"):
         activation = Activation.NONE
     elif named == "sigmoid" or (
         not per_token and (config.problem_type == "multi_label_classification" or len(labels) == 1)
@@ -133,6 +138,8 @@ def _embedding(folder: Path, notes: list[str]) -> Embedding | None:
     pooling: tuple[Pooling, ...] = ()
     normalize = False
     for module in _read_json(folder / "modules.json", expected=list):
+        if not isinstance(module, dict):
+            raise SourceError(f"{folder / 'modules.json'} is damaged: {module!r} is not a module")
         match str(module.get("type", "")).rpartition(".")[2]:
             case "Transformer":
                 pass
