@@ -1,0 +1,60 @@
+import pytest
+
+from tfx.bench.clock import STEADY_RATIO, WINDOW_CALLS, time_calls, warm_up
+
+MS = 1_000_000
+
+
+class FakeTime:
+    """A clock that only moves when a call takes time."""
+
+    def __init__(self, durations):
+        self.now = 0
+        self.durations = iter(durations)
+
+    def clock(self):
+        return self.now
+
+    def call(self):
+        self.now += next(self.durations)
+
+
+def forever(first, then):
+    yield from first
+    while True:
+        yield then
+
+
+def test_every_call_is_timed_alone():
+    fake = FakeTime([5, 7, 9])
+    assert time_calls(fake.call, 3, fake.clock) == [5, 7, 9]
+
+
+def test_constant_time_settles_after_three_windows():
+    fake = FakeTime(forever([], 10 * MS))
+    found = warm_up(fake.call, limit_s=100, clock=fake.clock)
+    assert found.settled
+    assert found.calls == 3 * WINDOW_CALLS
+    assert found.median_ms == 10
+    assert found.duration_s == pytest.approx(0.15)
+
+
+def test_slow_first_windows_are_waited_out():
+    fake = FakeTime(forever([50 * MS] * 5 + [20 * MS] * 5, 10 * MS))
+    found = warm_up(fake.call, limit_s=100, clock=fake.clock)
+    assert found.settled
+    assert found.calls == 5 * WINDOW_CALLS
+    assert found.median_ms == 10
+
+
+def test_a_drift_of_more_than_the_ratio_never_settles():
+    step = 1 + STEADY_RATIO * 1.2
+    fake = FakeTime(int(10 * MS * step ** (call // WINDOW_CALLS)) for call in range(1000))
+    found = warm_up(fake.call, limit_s=3, clock=fake.clock)
+    assert not found.settled
+    assert 3 <= found.duration_s < 5
+
+
+def test_short_calls_fill_a_window_of_20_ms():
+    fake = FakeTime(forever([], MS // 10))
+    assert warm_up(fake.call, limit_s=100, clock=fake.clock).calls == 3 * 200

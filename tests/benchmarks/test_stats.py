@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfx.bench.stats import Verdict, compare_speed, judge, latency_of, median_interval
+
+MS = 1_000_000
+
+
+def rounds(rng, scale=1.0, *, count=40, calls=3, noise=0.05, drift=None):
+    """Samples around 10 ms, log-normal, with an optional factor per round."""
+    samples = 10 * MS * scale * np.exp(rng.normal(0, noise, (count, calls)))
+    return (samples * (1.0 if drift is None else drift[:, None])).astype(int).tolist()
+
+
+def test_latency_keeps_every_sample():
+    found = latency_of([[1 * MS, 2 * MS], [3 * MS, 100 * MS]])
+    assert (found.samples, found.min_ms, found.max_ms, found.median_ms) == (4, 1, 100, 2.5)
+
+
+def test_percentiles_interpolate_linearly():
+    found = latency_of([list(range(0, 101 * MS, MS))])
+    assert (found.p95_ms, found.p99_ms) == (95, 99)
+
+
+@pytest.mark.parametrize(
+    ("samples", "p95", "p99"), [(19, 0, 0), (20, 1, 0), (99, 1, 0), (100, 1, 1)]
+)
+def test_percentiles_of_too_few_samples_are_not_given(samples, p95, p99):
+    found = latency_of([[MS] * samples])
+    assert (found.p95_ms is not None, found.p99_ms is not None) == (p95, p99)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (1.04, 1.2, Verdict.FASTER),
+        (0.8, 0.96, Verdict.SLOWER),
+        (0.98, 1.02, Verdict.SAME),
+        (1.02, 1.2, Verdict.UNSURE),
+        (0.9, 1.1, Verdict.UNSURE),
+        (0.9, 0.99, Verdict.UNSURE),
+    ],
+)
+def test_verdict_of_an_interval(low, high, verdict):
+    assert judge(low, high) is verdict
+
+
+@given(st.floats(0.2, 5), st.floats(0.2, 5))
+def test_a_verdict_read_from_the_other_side_is_its_opposite(one, other):
+    low, high = sorted((one, other))
+    opposite = {Verdict.FASTER: Verdict.SLOWER, Verdict.SLOWER: Verdict.FASTER}
+    verdict = judge(low, high)
+    assert judge(1 / high, 1 / low) in (opposite.get(verdict, verdict), Verdict.UNSURE)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_planted_slowdown_of_15_percent_is_found(seed):
+    rng = np.random.default_rng(seed)
+    found = compare_speed(rounds(rng, 1.15), rounds(rng), against="other", rng=rng)
+    assert found.verdict is Verdict.SLOWER
+    assert found.low < 1 / 1.15 < found.high
+    assert found.against == "other"
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_rows_are_never_called_different(seed, noise):
+    rng = np.random.default_rng(seed)
+    found = compare_speed(
+        rounds(rng, noise=noise), rounds(rng, noise=noise), against="other", rng=rng
+    )
+    assert found.verdict in (Verdict.SAME, Verdict.UNSURE)
+    assert found.verdict is Verdict.SAME or noise > 0.01
+
+
+def test_a_slow_machine_slows_both_rows_and_not_their_ratio():
+    rng = np.random.default_rng(0)
+    drift = np.linspace(1, 2, 40)  # the machine gets half as fast
+    slower, other = rounds(rng, 1.15, drift=drift), rounds(rng, drift=drift)
+    found = compare_speed(slower, other, against="other", rng=rng)
+    assert found.verdict is Verdict.SLOWER
+
+
+def test_the_interval_of_95_percent_holds_the_truth_about_as_often():
+    hits = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        found = compare_speed(
+            rounds(rng, 0.5, count=20), rounds(rng, count=20), against="other", rng=rng
+        )
+        hits += found.low <= 2 <= found.high
+    assert 50 <= hits <= 60
+
+
+def test_rows_may_have_blocks_of_different_lengths():
+    rng = np.random.default_rng(0)
+    found = compare_speed(
+        rounds(rng, 0.1, calls=30), rounds(rng, calls=3), against="other", rng=rng
+    )
+    assert found.speedup == pytest.approx(10, rel=0.05)
+
+
+def test_median_interval_holds_the_median():
+    rng = np.random.default_rng(0)
+    median, low, high = median_interval(rng.normal(5, 1, 400), rng)
+    assert low < median < high
+    assert low < 5 < high
+    assert high - low < 0.5
