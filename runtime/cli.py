@@ -2,13 +2,133 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
 from tfx.codec import encode
-from tfx.console import FOLDER, chosen_bundle, console, emit_json, json_option
+from tfx.console import (
+    FOLDER,
+    Progress,
+    chosen_bundle,
+    console,
+    emit_json,
+    json_option,
+    progress,
+)
 from tfx.errors import ParityError
+
+INPUT = click.Path(path_type=Path, dir_okay=False, exists=True, allow_dash=True)
+OUTPUT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
+STDIO = Path("-")
+
+
+@click.command
+@click.argument("bundle", required=False, type=FOLDER)
+@click.option("-t", "--text", "texts", multiple=True, help="A text; may be given several times.")
+@click.option("-i", "--input", "source", type=INPUT, help="What to read; - is stdin.")
+@click.option(
+    "--input-format",
+    type=click.Choice(["text", "jsonl", "npz"]),
+    help="What the input holds; default: what its suffix says, text for stdin.",
+)
+@click.option("--field", default="text", show_default=True, help="Field of JSONL with the text.")
+@click.option("-o", "--output", "target", type=OUTPUT, help="What to write; - is stdout.")
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["jsonl", "npz"]),
+    help="What to write; default: npz where the suffix says so, else JSONL.",
+)
+@click.option("--force", is_flag=True, help="Replace an output that is there already.")
+@click.option("--backend", default="auto", help="What to run it on; default: the first there is.")
+@click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
+@click.option("--batch", type=click.IntRange(1), help="Most texts or rows in one run of the model.")
+@click.option("--trust", is_flag=True, help="Let the factory's Python file run.")
+def predict(
+    bundle: Path | None,
+    texts: tuple[str, ...],
+    source: Path | None,
+    input_format: str | None,
+    field: str,
+    target: Path | None,
+    output_format: str | None,
+    force: bool,
+    backend: str,
+    threads: int | None,
+    batch: int | None,
+    trust: bool,
+) -> None:
+    """Run a bundle on text, JSONL or npz.
+
+    Reads one text a line; or JSONL, each line a string or an object with "text" (and
+    "text_pair") whose other fields are repeated in the output; or npz with arrays named as the
+    model's inputs. Writes one JSON object a line in the same order, or npz, which is held in
+    memory until it is whole. Without BUNDLE: the newest of the current folder.
+    """
+    from .predictions import predict_stream
+    from .records import FileFormat, format_of, refuse_taken, write_file, write_stdout
+    from .session import open_session
+
+    if texts and (source or input_format):
+        raise click.UsageError("--text excludes --input and --input-format")
+    if not (texts or source) and sys.stdin.isatty():
+        raise click.UsageError("nothing to read: give --text, --input FILE, or pipe text in")
+    path = None if source in (None, STDIO) else source
+    kind = (
+        FileFormat(input_format) if input_format else format_of(path) if path else FileFormat.TEXT
+    )
+    if kind is None:
+        raise click.UsageError(f"what {path} holds is not clear from its name: give --input-format")
+    file = None if target in (None, STDIO) else target
+    if output_format is None and file is not None and format_of(file) is FileFormat.NPZ:
+        output_format = "npz"
+    as_arrays = output_format == "npz"
+    if file is not None:
+        refuse_taken(file, force=force)
+    elif as_arrays and sys.stdout.isatty():
+        raise click.UsageError("npz is not for a terminal: give --output FILE")
+    opened = chosen_bundle(bundle, verify=True)
+    with contextlib.ExitStack() as stack:
+        session = stack.enter_context(
+            open_session(opened, backend=backend, threads=threads, verify=False, trust=trust)
+        )
+        reading: Sequence[str] | BinaryIO = texts
+        if path is not None:
+            reading = stack.enter_context(path.open("rb"))
+        elif not texts:
+            reading = click.get_binary_stream("stdin")
+        stdout = click.get_binary_stream("stdout")
+        writing = write_file(file, force=force) if file is not None else write_stdout(stdout)
+        into = stack.enter_context(writing)
+        # A live line and the answers would write over each other on a terminal.
+        live = file is not None or not sys.stdout.isatty()
+        shown = stack.enter_context(progress()) if live else Progress()
+        shown.step(f"predicting with {session.report.facts}")
+        started = time.perf_counter()
+        predict_stream(
+            session,
+            reading,
+            into,
+            kind=kind,
+            where="--text" if texts else str(path or "stdin"),
+            field=field,
+            as_arrays=as_arrays,
+            max_rows=batch,
+            advance=shown.advance,
+        )
+        duration_s = time.perf_counter() - started
+    report = session.report
+    if report.texts:
+        said = f"{report.texts:,} texts in {duration_s:.1f} s"
+        if report.truncated:
+            said += f", {report.truncated:,} of them longer than the model takes, and cut"
+        click.echo(said, err=True)
 
 
 @click.command
@@ -66,3 +186,16 @@ def check(
         show_parity(out, report)
     if not report.passed:
         raise ParityError(f"{opened.path} differs from PyTorch by more than its tolerance")
+
+
+@click.command
+@json_option
+def doctor(as_json: bool) -> None:
+    """Show backends, versions and devices, and how to get what is missing."""
+    from .doctor import diagnose, show_diagnosis
+
+    found = diagnose()
+    if as_json:
+        emit_json(encode(found) | {"works": found.works})
+    else:
+        show_diagnosis(console(), found)

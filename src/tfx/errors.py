@@ -4,6 +4,7 @@ TfxError
 ├── RecipeError        a recipe asks for something impossible or contradictory
 ├── SignatureError     shapes, dtypes or ranges that cannot describe a model
 ├── FeedError          the caller's arrays or texts do not fit the signature
+├── DataError          a file of texts or arrays cannot be read or written
 ├── BundleError        an artifact directory is missing, damaged or not ours
 ├── SourceError        a model name, path or factory that cannot be loaded
 ├── ExportError        a model could not be turned into a graph
@@ -38,6 +39,10 @@ class SignatureError(TfxError):
 
 class FeedError(TfxError):
     """The caller's arrays or texts do not fit the signature."""
+
+
+class DataError(TfxError):
+    """A file of texts or arrays cannot be read or written."""
 
 
 class BundleError(TfxError):
