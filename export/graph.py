@@ -46,6 +46,15 @@ class Builder:
             self.graph.initializers[name] = constant
         return self.graph.initializers[name]
 
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let ``new`` stand wherever ``old`` did, as an output of the graph under its name."""
+        name = old.name
+        is_output = old.is_graph_output()
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        if is_output:
+            old.name = f"{name}_replaced"
+            new.name = name
+
     def expanded(self, value: ir.Value, axis: int, like: ir.Value, like_axis: int) -> ir.Value:
         """``value``, of size 1 along ``axis``, repeated to the size of an axis of ``like``.
 

@@ -113,6 +113,7 @@ def _write_graph(
     from .passes.shapes import complete_shapes, name_axes, settle_axes
     from .processing import read_processing
     from .rewrite.attention import fuse_attention
+    from .rewrite.einsum import lower_einsums
     from .signature import signature_of
 
     on_step("loading the model")
@@ -127,6 +128,7 @@ def _write_graph(
     names = name_axes(graph, dynamic)
     clean_metadata(graph)
     complete_shapes(graph)
+    lower_einsums(graph)
     fuse_attention(graph)
     expand_masks(graph)
     expand_rotary_caches(graph)

@@ -75,4 +75,5 @@ def _scope(names: str) -> str:
         scopes = ast.literal_eval(names) if names else []
     except (ValueError, SyntaxError):
         return ""
-    return next((scope for scope in reversed(scopes[:-1]) if scope), "")
+    # Names that PyTorch makes up start with an underscore.
+    return next((scope for scope in reversed(scopes[:-1]) if scope[:1] not in ("", "_")), "")

@@ -362,7 +362,7 @@ def _replace(graph: ir.Graph, match: Match, masks: _Masks) -> None:
         output.shape = None
         output = build("Squeeze", [output, build.constant([1])])
     output.type, output.shape = match.output.type, match.output.shape
-    ir.convenience.replace_all_uses_with(match.output, output, replace_graph_outputs=True)
+    build.replace(match.output, output)
 
 
 def _mask(build: Builder, match: Match, masks: _Masks) -> ir.Value | None:
