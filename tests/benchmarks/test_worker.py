@@ -1,0 +1,118 @@
+import subprocess
+import sys
+
+import pytest
+from support.bundles import write_bundle
+
+from tfx.bench.worker import ProcessWorker, Server, memory_mb
+from tfx.bench.workload import Plan, Shape
+from tfx.errors import BackendError
+from tfx.runtime.session import open_session
+
+SHAPE = Shape({"batch": 2, "sequence": 8})
+PLAN = Plan(threads=1, seed=5)
+
+LOUD = """
+import os
+from tfx.bench import worker
+
+class Loud:
+    def answer(self, question):
+        print("loud library", flush=True)
+        os.write(1, b"and its C code")
+        return "hello"
+
+worker.Server = Loud
+worker.main()
+"""
+
+
+@pytest.fixture
+def worker(tmp_path):
+    bundle = write_bundle(tmp_path / "tiny")
+    worker = ProcessWorker(bundle.path, "onnxruntime", SHAPE, PLAN)
+    yield worker
+    worker.close()
+
+
+def test_a_row_is_measured_in_its_own_process(worker, tmp_path):
+    loaded = worker.load()
+    assert loaded.facts.backend == "onnxruntime"
+    assert loaded.facts.threads == 1
+    assert loaded.load_s > 0
+    assert loaded.first_call_ms > 0
+    assert worker.warm_up(5).calls >= 15
+    samples = worker.block(4)
+    assert len(samples) == 4
+    assert min(samples) > 0
+    # ONNX Runtime's library alone takes more; no machine has a tiny model of a gigabyte.
+    assert 5 < worker.peak_memory_mb() < 1000
+    with open_session(tmp_path / "tiny", backend="onnxruntime") as session:
+        expected = session.predict(SHAPE.feed_for(session.signature, PLAN.seed))
+    found = worker.outputs()
+    assert found.keys() == expected.keys()
+    assert all((found[name] == expected[name]).all() for name in expected)
+
+
+def test_a_refusal_comes_back_with_its_hint(tmp_path):
+    bundle = write_bundle(tmp_path / "tiny")
+    worker = ProcessWorker(bundle.path, "torch", SHAPE, PLAN)
+    with pytest.raises(BackendError, match="was exported from a module in memory") as caught:
+        worker.load()
+    assert caught.value.hint.startswith("Export it from")
+    worker.close()
+    worker.close()
+
+
+def test_a_damaged_bundle_is_refused(tmp_path):
+    bundle = write_bundle(tmp_path / "tiny")
+    data = bytearray(bundle.model.read_bytes())
+    data[-1] ^= 1
+    bundle.model.write_bytes(data)
+    worker = ProcessWorker(bundle.path, "onnxruntime", SHAPE, PLAN)
+    with pytest.raises(BackendError, match="sha256 is not the one in tfx"):
+        worker.load()
+    worker.close()
+
+
+def test_a_process_that_dies_is_an_error_of_its_row(worker):
+    worker.load()
+    worker._process.kill()
+    with pytest.raises(BackendError, match="the process ended: signal 9"):
+        worker.block(1)
+
+
+def test_a_crash_says_its_last_line(worker):
+    worker.load()
+    with pytest.raises(BackendError, match="the process ended: exit code 1, AssertionError: no su"):
+        worker._ask(do="dance")
+
+
+def test_what_the_process_prints_does_not_mix_with_answers(tmp_path):
+    source = tmp_path / "loud.py"
+    source.write_text(LOUD)
+    answers = subprocess.run(
+        [sys.executable, source],
+        input='{"do": "greet"}\n',
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answers.stdout == '{"ok": "hello"}\n'
+    assert "loud library" in answers.stderr
+
+
+def test_memory_is_read_in_megabytes(tmp_path):
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/status").write_text("Name:\tx\nVmHWM:\t  2000 kB\nVmRSS:\t 1000 kB\n")
+    assert memory_mb("VmHWM", tmp_path) == 2.048
+    assert memory_mb("VmNone", tmp_path) is None
+    assert memory_mb("VmHWM", tmp_path / "nowhere") is None
+
+
+def test_a_peak_is_counted_from_before_the_session(monkeypatch):
+    fields = {"VmRSS": 40.0, "VmHWM": 45.0}
+    monkeypatch.setattr("tfx.bench.worker.memory_mb", lambda field: fields[field])
+    server = Server()
+    fields["VmHWM"] = 140.0
+    assert server.answer({"do": "peak_memory_mb"}) == 100.0
