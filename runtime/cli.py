@@ -102,9 +102,8 @@ def predict(
         if path is not None:
             reading = stack.enter_context(path.open("rb"))
         elif not texts:
-            reading = click.get_binary_stream("stdin")
-        stdout = click.get_binary_stream("stdout")
-        writing = write_file(file, force=force) if file is not None else write_stdout(stdout)
+            reading = sys.stdin.buffer
+        writing = write_file(file, force=force) if file else write_stdout(sys.stdout.buffer)
         into = stack.enter_context(writing)
         # A live line and the answers would write over each other on a terminal.
         live = file is not None or not sys.stdout.isatty()

@@ -1,0 +1,49 @@
+"""CPUs this process may use: affinity cut by a container's quota."""
+
+import os
+
+import pytest
+
+from tfx.runtime.cpus import usable_cpus
+
+ALLOWED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("max 100000\n", ALLOWED),
+        ("100000 100000\n", 1),
+        ("50000 100000\n", 1),
+        ("150000 100000\n", min(2, ALLOWED)),
+        ("99900000 100000\n", ALLOWED),
+        ("nonsense\n", ALLOWED),
+        ("0 100000\n", ALLOWED),
+    ],
+)
+def test_quota_of_cgroup_v2(tmp_path, text, expected):
+    (tmp_path / "cpu.max").write_text(text)
+    assert usable_cpus(tmp_path) == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("100000", 1), ("-1", ALLOWED)])
+def test_quota_of_cgroup_v1(tmp_path, quota, expected):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    assert usable_cpus(tmp_path) == expected
+
+
+def test_no_cgroup_at_all(tmp_path):
+    assert usable_cpus(tmp_path) == ALLOWED
+
+
+def test_affinity(tmp_path):
+    if not hasattr(os, "sched_setaffinity") or ALLOWED < 2:
+        pytest.skip("needs two CPUs to give one up")
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert usable_cpus(tmp_path) == 1
+    finally:
+        os.sched_setaffinity(0, before)

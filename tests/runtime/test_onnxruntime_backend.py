@@ -1,0 +1,77 @@
+"""Backend "onnxruntime": the graph as it stands, on the provider asked for."""
+
+import numpy as np
+import pytest
+from support.bundles import text_graph, write_bundle
+
+from tfx.errors import BackendError
+from tfx.runtime.backend import RunOptions, get_backend
+from tfx.runtime.backends.onnxruntime import OnnxRuntime
+
+FEED = {"input_ids": np.ones((2, 3), np.int64), "attention_mask": np.ones((2, 3), np.int64)}
+
+
+def load(tmp_path, **options):
+    bundle = write_bundle(tmp_path / "b")
+    return get_backend("onnxruntime").load(bundle, RunOptions(**options))
+
+
+def test_it_says_what_runs(tmp_path):
+    import onnxruntime
+
+    facts = load(tmp_path, threads=1).facts
+    assert (facts.backend, facts.engine, facts.device) == (
+        "onnxruntime",
+        "CPUExecutionProvider",
+        "cpu",
+    )
+    assert (facts.precision, facts.threads) == ("float32", 1)
+    assert facts.version == onnxruntime.__version__
+
+
+def test_outputs_are_those_of_the_graph(tmp_path):
+    outputs = load(tmp_path).run(FEED)
+    assert list(outputs) == ["last_hidden_state"]
+    assert outputs["last_hidden_state"].shape == (2, 3, 8)
+    assert outputs["last_hidden_state"].dtype == np.float32
+
+
+def test_threads_are_those_asked_for(tmp_path):
+    assert load(tmp_path, threads=2)._session.get_session_options().intra_op_num_threads == 2
+
+
+def test_no_such_device(tmp_path):
+    with pytest.raises(BackendError, match="tpu"):
+        load(tmp_path, device="tpu")
+
+
+def test_another_provider_than_asked_for_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "tfx.runtime.backends.onnxruntime.PROVIDERS", {"cpu": "NoSuchExecutionProvider"}
+    )
+    with pytest.raises(BackendError, match=r"onnxruntime (gave|cannot load)"):
+        load(tmp_path)
+
+
+def test_a_damaged_graph(tmp_path):
+    bundle = write_bundle(tmp_path / "b")
+    bundle.model.write_bytes(b"not a graph")
+    with pytest.raises(BackendError, match=r"onnxruntime cannot load .*model\.onnx"):
+        OnnxRuntime().load(bundle, RunOptions())
+
+
+def test_an_operator_it_does_not_know(tmp_path):
+    graph = text_graph()
+    graph.graph.node[0].op_type = "NoSuchOperator"
+    bundle = write_bundle(tmp_path / "b", graph)
+    with pytest.raises(BackendError, match="NoSuchOperator"):
+        OnnxRuntime().load(bundle, RunOptions())
+
+
+def test_a_failing_run(tmp_path):
+    with pytest.raises(BackendError, match="onnxruntime failed"):
+        load(tmp_path).run(FEED | {"input_ids": np.full((2, 3), 10_000)})
+
+
+def test_nothing_is_missing_where_it_is_installed():
+    assert OnnxRuntime().missing() == ""
