@@ -51,6 +51,11 @@ SCHEMA_VERSION = 1
 # Below this cosine an output points elsewhere: no precision in use loses so much by rounding.
 LEAST_COSINE = 0.99
 
+UNITS = (
+    "times in ms but the load's; per s is samples of a batch; MB is the peak of the row's process "
+    "beyond Python and numpy; error is the largest absolute one against PyTorch, padding left out"
+)
+
 
 class Status(StrEnum):
     """What came of a row."""
@@ -170,10 +175,10 @@ def _show_shape(out: Console, title: str, rows: list[Row]) -> None:
     several = len({row.bundle for row in rows}) > 1
     # A title of one bundle's table names it, so that the table has room for numbers.
     out.print(f"[bold]{title if several else f'{rows[0].bundle}: {title}'}[/]")
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
     for name in ("bundle", "backend") if several else ("backend",):
         table.add_column(name, overflow="fold")
-    columns = "median ms", "p95", "p99", "per s", "load s", "MB", "max abs", "speedup", "95 %"
+    columns = "median", "p95", "p99", "per s", "load", "MB", "error", "speed, 95 %"
     for name in columns:
         table.add_column(name, justify="right")
     table.add_column("")
@@ -196,16 +201,16 @@ def _cells(row: Row) -> tuple[str, ...]:
         _ms(latency.p95_ms),
         _ms(latency.p99_ms),
         _significant(found.throughput_per_s),
-        f"{found.load_s:.1f}",
+        f"{found.load_s:.1f}s",
         memory,
         _max_abs(row),
     )
     if row.status is Status.WRONG:
-        return (*numbers, "", "", "WRONG")
+        return (*numbers, "", "WRONG")
     if comparison is None:
-        return (*numbers, "1.00x", "", "baseline")
-    interval = f"{comparison.low:.2f}..{comparison.high:.2f}"
-    return (*numbers, f"{comparison.speedup:.2f}x", interval, str(comparison.verdict))
+        return (*numbers, "1.00x", "baseline")
+    speed = f"{comparison.speedup:.2f}x {comparison.low:.2f}-{comparison.high:.2f}"
+    return (*numbers, speed, str(comparison.verdict))
 
 
 def _notes(report: BenchReport) -> list[str]:
@@ -229,9 +234,10 @@ def _notes(report: BenchReport) -> list[str]:
         notes["p95 needs 20 samples and p99 100; more --seconds or --rounds give them"] = None
     if baselines := {row.comparison.against for row in report.rows if row.comparison is not None}:
         notes[
-            f"speedup is against {' and '.join(sorted(baselines))}; 95 % is its bootstrap interval"
+            f"speed is against {' and '.join(sorted(baselines))}, with its 95 % bootstrap interval"
         ] = None
     if measured:
+        notes[UNITS] = None
         counts = [found.latency.samples for found in measured]
         rounds = [found.rounds for found in measured]
         threads = sorted({found.facts.threads for found in measured})

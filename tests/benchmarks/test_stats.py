@@ -85,13 +85,13 @@ def test_a_slow_machine_slows_both_rows_and_not_their_ratio():
 
 def test_the_interval_of_95_percent_holds_the_truth_about_as_often():
     hits = 0
-    for seed in range(60):
+    for seed in range(20):
         rng = np.random.default_rng(seed)
         found = compare_speed(
             rounds(rng, 0.5, count=20), rounds(rng, count=20), against="other", rng=rng
         )
         hits += found.low <= 2 <= found.high
-    assert 50 <= hits <= 60
+    assert 16 <= hits <= 20
 
 
 def test_rows_may_have_blocks_of_different_lengths():

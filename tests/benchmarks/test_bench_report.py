@@ -1,0 +1,197 @@
+import dataclasses
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from tfx.bench.clock import WarmUp
+from tfx.bench.machine import this_machine
+from tfx.bench.report import (
+    Agreement,
+    BenchReport,
+    Measurement,
+    Row,
+    Status,
+    agreement_of,
+    show_report,
+)
+from tfx.bench.stats import Comparison, Latency, Verdict
+from tfx.bench.workload import Plan
+from tfx.report import OutputError
+from tfx.runtime.backend import RunFacts
+
+
+def measured(median_ms=12.34, **changes):
+    found = Measurement(
+        facts=RunFacts("onnxruntime", "1.31.1", "CPUExecutionProvider", "cpu", "float32", 2),
+        load_s=0.61,
+        first_call_ms=40.0,
+        peak_memory_mb=171.4,
+        warm_up=WarmUp(15, 0.2, 12.3, True),
+        rounds=40,
+        latency=Latency(120, median_ms, 14.0, 15.5, 11.9, 16.0),
+        throughput_per_s=8 * 1000 / median_ms,
+    )
+    return dataclasses.replace(found, **changes)
+
+
+def row(**changes):
+    found = Row(
+        bundle="minilm",
+        digest="0" * 64,
+        random_weights=False,
+        backend="onnxruntime",
+        sizes={"batch": 8, "sequence": 128},
+        status=Status.MEASURED,
+        reason="",
+        measurement=measured(),
+        agreement=(Agreement("last_hidden_state", 3e-6, 1e-6, 1.0),),
+        no_reference="",
+        comparison=Comparison("minilm on torch", 2.04, 2.01, 2.07, Verdict.FASTER),
+    )
+    return dataclasses.replace(found, **changes)
+
+
+TORCH = row(
+    backend="torch",
+    measurement=measured(25.17),
+    comparison=None,
+)
+ABSENT = row(
+    backend="tensorrt",
+    status=Status.NOT_RUN,
+    reason="backend 'tensorrt' cannot run here: tensorrt is not installed",
+    measurement=None,
+    agreement=None,
+    comparison=None,
+)
+WRONG = row(
+    bundle="minilm-int8",
+    status=Status.WRONG,
+    reason="last_hidden_state has cosine 0.312 with PyTorch's",
+    comparison=None,
+)
+
+UNSURE = Comparison("minilm on torch", 1.04, 0.99, 1.07, Verdict.UNSURE)
+
+
+def shown(*rows, notes=()):
+    out = io.StringIO()
+    report = BenchReport(this_machine(), Plan(), tuple(notes), tuple(rows))
+    show_report(Console(file=out, width=160, highlight=False), report)
+    return out.getvalue()
+
+
+def test_a_table_of_a_shape_with_its_conditions():
+    lines = shown(row(), TORCH).splitlines()
+    assert lines[0] == "minilm: batch 8, sequence 128"
+    assert " ".join(lines[1].split()) == ("backend median p95 p99 per s load MB error speed, 95 %")
+    assert " ".join(lines[2].split()) == (
+        "onnxruntime 12.3 14.0 15.5 648 0.6s 171 3e-06 2.04x 2.01-2.07 faster"
+    )
+    assert lines[3].split()[:2] == ["torch", "25.2"]
+    assert lines[3].split()[-2:] == ["1.00x", "baseline"]
+    text = "\n".join(lines)
+    assert "speed is against minilm on torch, with its 95 % bootstrap interval" in text
+    assert "times in ms but the load's" in text
+    assert "120 calls a row in 40 interleaved rounds, threads 2, seed 0" in text
+    assert str(this_machine()) in text
+
+
+def test_the_table_fits_100_columns_and_has_no_escapes():
+    long = row(bundle="bert-base-int8", comparison=UNSURE)
+    text = shown(long, TORCH, WRONG, row(bundle="bert-base"))
+    table = text.split("\n\n")[0]
+    assert max(map(len, table.splitlines())) <= 100
+    assert "\x1b" not in text
+    assert "…" not in text
+
+
+def test_rows_are_sorted_by_median():
+    lines = shown(TORCH, row()).splitlines()
+    assert [line.split()[0] for line in lines[2:4]] == ["onnxruntime", "torch"]
+
+
+def test_what_did_not_run_says_why():
+    assert (
+        "minilm on tensorrt not run: backend 'tensorrt' cannot run here: tensorrt is not installed"
+        in shown(row(), ABSENT).splitlines()
+    )
+
+
+def test_what_did_not_run_at_one_shape_says_which():
+    other = row(sizes={"batch": 1, "sequence": 128})
+    assert "batch 8, sequence 128: minilm on tensorrt not run" in shown(row(), ABSENT, other)
+
+
+def test_a_wrong_row_is_marked_and_its_speed_not_judged():
+    text = shown(TORCH, WRONG)
+    (line,) = [line for line in text.splitlines() if line.startswith("minilm-int8")]
+    assert line.split()[-1] == "WRONG"
+    assert "x" not in line.removeprefix("minilm-int8  onnxruntime")
+    assert (
+        "note: minilm-int8 on onnxruntime, batch 8, sequence 128 is WRONG: last_hidden_state has "
+        "cosine 0.312 with PyTorch's; its speed means nothing"
+    ) in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"random_weights": True}, "note: minilm has random weights"),
+        (
+            {"no_reference": "torch is not installed", "agreement": None},
+            "note: minilm on onnxruntime has no reference: torch is not installed",
+        ),
+        (
+            {"measurement": measured(warm_up=WarmUp(99, 20.1, 12.0, False))},
+            "minilm on onnxruntime, batch 8, sequence 128 did not settle in 20 s of warm-up",
+        ),
+        (
+            {"measurement": measured(latency=Latency(24, 12.0, 14.0, None, 11.0, 15.0))},
+            "note: p95 needs 20 samples and p99 100; more --seconds or --rounds give them",
+        ),
+    ],
+)
+def test_what_a_reader_must_know_is_a_note(changes, note):
+    assert note in shown(row(**changes))
+    assert note not in shown(row())
+
+
+def test_notes_of_the_report_are_shown_once():
+    assert shown(row(), TORCH, notes=["batch 9 was clipped"]).count("batch 9 was clipped") == 1
+
+
+@pytest.mark.parametrize(
+    ("median_ms", "text"), [(0.01234, "0.0123"), (1.2, "1.20"), (99.96, "100.0"), (1234.5, "1234")]
+)
+def test_numbers_have_three_digits_and_no_exponent(median_ms, text):
+    line = shown(row(measurement=measured(median_ms))).splitlines()[2]
+    assert line.split()[1] == text
+
+
+def test_json_has_no_nan_and_every_number_its_unit():
+    agreement, wrong = agreement_of([OutputError("logits", float("inf"), float("inf"), -1.0)])
+    assert wrong == "logits has another shape than PyTorch's, or is not finite"
+    report = BenchReport(this_machine(), Plan(), (), (row(agreement=agreement), ABSENT))
+    document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert document["schema"] == 1
+    assert document["plan"]["rounds"] == 40
+    assert document["machine"]["usable_cpus"] >= 1
+    first, second = document["rows"]
+    assert first["digest"] == "0" * 64
+    assert first["sizes"] == {"batch": 8, "sequence": 128}
+    assert first["measurement"]["latency"]["median_ms"] == 12.34
+    assert first["measurement"]["latency"]["samples"] == 120
+    assert first["agreement"][0]["max_abs"] is None
+    assert first["comparison"]["verdict"] == "faster"
+    assert second["status"] == "not run"
+    assert second["measurement"] is None
+
+
+def test_a_cosine_under_the_least_is_wrong_and_one_above_is_not():
+    assert agreement_of([OutputError("y", 0.5, 0.1, 0.989)])[1] == (
+        "y has cosine 0.989 with PyTorch's"
+    )
+    assert agreement_of([OutputError("y", 0.5, 0.1, 0.991)])[1] == ""
