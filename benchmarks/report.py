@@ -52,7 +52,7 @@ SCHEMA_VERSION = 1
 LEAST_COSINE = 0.99
 
 UNITS = (
-    "times in ms but the load's; per s is samples of a batch; MB is the peak of the row's process "
+    "p50 is the median; times in ms but the load's; per s is samples of a batch; MB is the peak of the row's process "
     "beyond Python and numpy; error is the largest absolute one against PyTorch, padding left out"
 )
 
@@ -178,7 +178,7 @@ def _show_shape(out: Console, title: str, rows: list[Row]) -> None:
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     for name in ("bundle", "backend") if several else ("backend",):
         table.add_column(name, overflow="fold")
-    columns = "median", "p95", "p99", "per s", "load", "MB", "error", "speed, 95 %"
+    columns = "p50", "p95", "p99", "per s", "load", "MB", "error", "speed, 95 %"
     for name in columns:
         table.add_column(name, justify="right")
     table.add_column("")

@@ -86,7 +86,7 @@ def shown(*rows, notes=()):
 def test_a_table_of_a_shape_with_its_conditions():
     lines = shown(row(), TORCH).splitlines()
     assert lines[0] == "minilm: batch 8, sequence 128"
-    assert " ".join(lines[1].split()) == ("backend median p95 p99 per s load MB error speed, 95 %")
+    assert " ".join(lines[1].split()) == ("backend p50 p95 p99 per s load MB error speed, 95 %")
     assert " ".join(lines[2].split()) == (
         "onnxruntime 12.3 14.0 15.5 648 0.6s 171 3e-06 2.04x 2.01-2.07 faster"
     )
@@ -94,7 +94,7 @@ def test_a_table_of_a_shape_with_its_conditions():
     assert lines[3].split()[-2:] == ["1.00x", "baseline"]
     text = "\n".join(lines)
     assert "speed is against minilm on torch, with its 95 % bootstrap interval" in text
-    assert "times in ms but the load's" in text
+    assert "p50 is the median; times in ms but the load's" in text
     assert "120 calls a row in 40 interleaved rounds, threads 2, seed 0" in text
     assert str(this_machine()) in text
 
