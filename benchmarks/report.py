@@ -52,8 +52,9 @@ SCHEMA_VERSION = 1
 LEAST_COSINE = 0.99
 
 UNITS = (
-    "p50 is the median; times in ms but the load's; per s is samples of a batch; MB is the peak of the row's process "
-    "beyond Python and numpy; error is the largest absolute one against PyTorch, padding left out"
+    "p50 is the median; times in ms but the load's; per s is samples of a batch",
+    "MB is the peak of the row's process beyond Python and numpy; error is the largest absolute "
+    "one against PyTorch, padding left out",
 )
 
 
@@ -237,7 +238,7 @@ def _notes(report: BenchReport) -> list[str]:
             f"speed is against {' and '.join(sorted(baselines))}, with its 95 % bootstrap interval"
         ] = None
     if measured:
-        notes[UNITS] = None
+        notes |= dict.fromkeys(UNITS)
         counts = [found.latency.samples for found in measured]
         rounds = [found.rounds for found in measured]
         threads = sorted({found.facts.threads for found in measured})
