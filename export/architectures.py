@@ -34,12 +34,14 @@ class InputPlan:
         examples: Input name to example tensor, in the order of the graph's inputs.
         dynamic: Input name to an axis name per dimension, "" for a fixed one.
         limits: Axis name to the largest size the configuration admits.
+        smallest: Axis name to the smallest size the model takes, where that is not 1.
         inferred: Whether axis names are guesses: an axis that turns out fixed is no error.
     """
 
     examples: Mapping[str, torch.Tensor]
     dynamic: Mapping[str, tuple[str, ...]]
     limits: Mapping[str, int] = field(default_factory=dict)
+    smallest: Mapping[str, int] = field(default_factory=dict)
     inferred: bool = False
 
 
@@ -50,7 +52,8 @@ def plan_inputs(module: torch.nn.Module, config: Any) -> InputPlan:
         ExportError: If it is of a kind that has no plan here.
     """
     name = type(module).__name__
-    if config.is_encoder_decoder:
+    # DETR calls itself an encoder-decoder too; its queries are weights, not an input.
+    if config.is_encoder_decoder and "decoder_input_ids" in forward_names(module):
         raise ExportError(
             f"{name} is an encoder-decoder, which cannot be exported as one graph",
             hint="Export its encoder from a factory: file.py:function.",
@@ -61,6 +64,8 @@ def plan_inputs(module: torch.nn.Module, config: Any) -> InputPlan:
             f"{name} takes {main or 'unknown inputs'}, expected one of {', '.join(_PLANS)}",
             hint="Write a factory that returns the module and example inputs: file.py:function.",
         )
+    if hasattr(config, "text_config") and hasattr(config, "vision_config"):
+        return _plan_image_and_text(module, config)
     return _PLANS[main](module, config)
 
 
@@ -126,16 +131,91 @@ def _plan_text(module: torch.nn.Module, config: Any) -> InputPlan:
 def _plan_image(module: torch.nn.Module, config: Any) -> InputPlan:
     import torch
 
-    size = config.image_size
+    name = "pixel_values"
+    frames = getattr(config, "num_frames", None)
+    size = getattr(config, "image_size", None)
+    if size is None:
+        return _plan_free_image(module, config)
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    pixels = torch.zeros(EXAMPLE_BATCH, config.num_channels, height, width)
-    return InputPlan({"pixel_values": pixels}, {"pixel_values": (BATCH, "", "", "")})
+    shape: tuple[int, ...] = (config.num_channels, height, width)
+    if frames is not None:  # a video: [batch, frames, channels, height, width]
+        shape = (frames, *shape)
+    pixels = torch.zeros(EXAMPLE_BATCH, *shape)
+    return InputPlan({name: pixels}, {name: (BATCH, *[""] * len(shape))})
+
+
+def _plan_free_image(module: torch.nn.Module, config: Any) -> InputPlan:
+    """Images of any size, padded to the largest of the batch (DETR and its kin)."""
+    import torch
+
+    # Multiples of 32, the stride of the backbones, and different from each other.
+    height, width = 96, 128
+    pixels = torch.zeros(EXAMPLE_BATCH, getattr(config, "num_channels", 3), height, width)
+    examples = {"pixel_values": pixels}
+    axes: dict[str, tuple[str, ...]] = {"pixel_values": (BATCH, "", "height", "width")}
+    if "pixel_mask" in forward_names(module):
+        mask = torch.ones(EXAMPLE_BATCH, height, width, dtype=torch.long)
+        mask[1, 64:] = 0
+        examples["pixel_mask"], axes["pixel_mask"] = mask, (BATCH, "height", "width")
+    # 1333 is the longest side these models were trained and are evaluated with.
+    limits = {"height": 1333, "width": 1333}
+    return InputPlan(examples, axes, limits, smallest={"height": 64, "width": 64})
+
+
+def _plan_audio(module: torch.nn.Module, config: Any) -> InputPlan:
+    """Raw samples, ``[batch, samples]``."""
+    import torch
+
+    # Samples one output frame looks at: the receptive field of the convolutions.
+    field = 1
+    for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
+        field = (field - 1) * stride + kernel
+    # Position convolutions pad by half their width and need no more; 12 frames to be safe.
+    samples = field + 12 * int(config.inputs_to_logits_ratio) + 1
+    examples = {"input_values": torch.zeros(EXAMPLE_BATCH, samples)}
+    axes: dict[str, tuple[str, ...]] = {"input_values": (BATCH, "samples")}
+    # Models with group normalization were trained without a mask (transformers' docs say so).
+    if config.feat_extract_norm == "layer":
+        mask = torch.ones(EXAMPLE_BATCH, samples, dtype=torch.long)
+        mask[1, samples * 2 // 3 :] = 0
+        examples["attention_mask"], axes["attention_mask"] = mask, (BATCH, "samples")
+    # Half a minute at 16 kHz; attention over more is better done in pieces.
+    return InputPlan(examples, axes, {"samples": 480_000}, {"samples": field})
+
+
+def _plan_spectrogram(module: torch.nn.Module, config: Any) -> InputPlan:
+    """Log-mel features of 30 seconds, ``[batch, mel bins, frames]``: Whisper's encoder."""
+    import torch
+
+    frames = 2 * config.max_source_positions  # its second convolution has stride 2
+    features = torch.zeros(EXAMPLE_BATCH, config.num_mel_bins, frames)
+    return InputPlan({"input_features": features}, {"input_features": (BATCH, "", "")})
+
+
+def _plan_series(module: torch.nn.Module, config: Any) -> InputPlan:
+    """A window of several series, ``[batch, time, channels]``."""
+    import torch
+
+    values = torch.zeros(EXAMPLE_BATCH, config.context_length, config.num_input_channels)
+    return InputPlan({"past_values": values}, {"past_values": (BATCH, "", "")})
+
+
+def _plan_image_and_text(module: torch.nn.Module, config: Any) -> InputPlan:
+    """Texts against images, each with a batch of its own: CLIP and its kin."""
+    text = _plan_text(module, config.text_config)
+    image = _plan_image(module, config.vision_config)
+    axes = {name: ("texts", *shape[1:]) for name, shape in text.dynamic.items()}
+    axes |= {name: ("images", *shape[1:]) for name, shape in image.dynamic.items()}
+    return InputPlan({**text.examples, **image.examples}, axes, text.limits)
 
 
 # A model's `main_input_name` -> how it is fed.
 _PLANS: dict[str, Callable[[torch.nn.Module, Any], InputPlan]] = {
     "input_ids": _plan_text,
     "pixel_values": _plan_image,
+    "input_values": _plan_audio,
+    "input_features": _plan_spectrogram,
+    "past_values": _plan_series,
 }
 
 

@@ -30,7 +30,7 @@ from tfx.runtime.proof import store_cases
 
 from .architectures import InputPlan, plan_examples, plan_inputs
 from .loader import Loaded, find_source, load, name_of
-from .proof import Reference, example_cases, prove, reference, text_cases, torch_arrays
+from .proof import Reference, example_cases, is_text, prove, reference, text_cases, torch_arrays
 from .tracer import trace
 
 if TYPE_CHECKING:
@@ -138,8 +138,8 @@ def _write_graph(
     for symbol, bound in traced.upper_bounds.items():
         if symbol in names:
             limits[names[symbol]] = min(bound, limits.get(names[symbol], bound))
-    is_text = loaded.examples is None and "input_ids" in plan.examples
-    signature = signature_of(graph, recipe, limits, text=is_text)
+    known = loaded.examples is None
+    signature = signature_of(graph, recipe, limits, plan.smallest, text=known)
     on_step("writing the graph")
     _save(graph, staging.path)
     processing = Processing()
@@ -153,13 +153,13 @@ def _write_graph(
         notes += more
     on_step("running PyTorch on the feeds to compare")
     rng = np.random.default_rng(recipe.seed)
-    if is_text:
+    if known and is_text(signature):
         cases = text_cases(signature, rng)
     else:
         cases = example_cases(signature, torch_arrays(plan.examples), rng)
     with quiet():
-        known = reference(lambda feed: run_module(loaded.module, feed), signature, cases)
-    store_cases(staging.path / PROOF_FILE, signature, cases, known.outputs, rng)
+        given = reference(lambda feed: run_module(loaded.module, feed), signature, cases)
+    store_cases(staging.path / PROOF_FILE, signature, cases, given.outputs, rng)
     operators = collections.Counter(node.op_type for node in graph.graph.all_nodes())
     manifest = Manifest(
         name=loaded.name,
@@ -180,9 +180,9 @@ def _write_graph(
             "attention": operators["Attention"],
             "softmax": operators["Softmax"],
         },
-        notes=(*notes, *known.notes),
+        notes=(*notes, *given.notes),
     )
-    return _Draft(manifest, known)
+    return _Draft(manifest, given)
 
 
 def _proven(staging: Staging, draft: _Draft) -> Manifest:

@@ -60,6 +60,13 @@ class Reference:
     notes: tuple[str, ...]
 
 
+def is_text(signature: Signature) -> bool:
+    """Whether a model of transformers takes tokens, ``[batch, sequence]``, and nothing else."""
+    return all(spec.shape == (BATCH, SEQUENCE) for spec in signature.inputs) and any(
+        spec.name == "input_ids" for spec in signature.inputs
+    )
+
+
 def text_cases(signature: Signature, rng: np.random.Generator) -> list[Case]:
     """Feeds for a model with the inputs of a transformers text model, and rows of them alone.
 
@@ -84,7 +91,7 @@ def text_cases(signature: Signature, rng: np.random.Generator) -> list[Case]:
         feed = random_feed(signature, sizes, rng, padding=padding)
         whole = len(cases)
         cases.append(Case(_label(sizes, padding), feed))
-        if sizes[BATCH] == 3:
+        if batch == 3 and sizes[BATCH] > 1:
             cases += _rows_alone(feed, padding, whole)
     if not any(case.part_of >= 0 for case in cases) and largest.get(BATCH, 2) > 1:
         raise ExportError(f"no feed of several rows fits {signature.ranges}")
@@ -119,12 +126,18 @@ def example_cases(
             continue
         seen.add(key)
         feed = {
-            spec.name: _like(examples[spec.name], spec.shape, sizes, rng, spec.values is not None)
+            spec.name: _like(
+                examples[spec.name],
+                spec.shape,
+                sizes,
+                rng,
+                indices=spec.values is not None and not spec.name.endswith("_mask"),
+            )
             for spec in signature.inputs
         }
         whole = len(cases)
         cases.append(Case(_label(sizes, "none"), feed))
-        if shared and sizes[BATCH] == 3:
+        if shared and turn in (1, 4) and sizes[BATCH] > 1:  # batch 3, or the most there may be
             cases += _rows_alone(feed, "none", whole)
     return cases
 
@@ -241,7 +254,9 @@ def _size(signature: Signature, axis: str, example: int, turn: int) -> int:
         size = (BATCHES * 2)[turn]
     else:
         size = (example, 1, max(1, example // 2), example + 3, 2 * example + 1, 8)[turn]
-    return min(size, signature.ranges[axis].max) if axis in signature.ranges else size
+    if axis not in signature.ranges:
+        return size
+    return max(signature.ranges[axis].min, min(size, signature.ranges[axis].max))
 
 
 def _like(
@@ -249,6 +264,7 @@ def _like(
     shape: tuple[int | str, ...],
     sizes: Mapping[str, int],
     rng: np.random.Generator,
+    *,
     indices: bool,
 ) -> np.ndarray:
     """An array of the given sizes that could stand where ``example`` does."""

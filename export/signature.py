@@ -23,7 +23,12 @@ TRANSPARENT = frozenset(
 
 
 def signature_of(
-    model: ir.Model, recipe: ExportRecipe, limits: Mapping[str, int], *, text: bool
+    model: ir.Model,
+    recipe: ExportRecipe,
+    limits: Mapping[str, int],
+    smallest: Mapping[str, int],
+    *,
+    text: bool,
 ) -> Signature:
     """Read the signature of a graph whose axes are named.
 
@@ -31,6 +36,7 @@ def signature_of(
         model: The graph.
         recipe: Its ``max_batch`` and ``max_sequence`` bound those axes.
         limits: Axis name to the largest size the model admits.
+        smallest: Axis name to the smallest size it takes, where that is not 1.
         text: Whether ``attention_mask`` has its meaning in transformers: 1 keeps, 0 hides.
 
     Raises:
@@ -46,8 +52,10 @@ def signature_of(
     ranges = {}
     for axis in axes:
         largest = _largest(axis, recipe, limits)
+        least = smallest.get(axis, 1)
         if largest:
-            ranges[axis] = ShapeRange(1, min(TUNED.get(axis, largest), largest), largest)
+            tuned = max(least, min(TUNED.get(axis, largest), largest))
+            ranges[axis] = ShapeRange(least, tuned, largest)
     try:
         return Signature(inputs, outputs, ranges)
     except SignatureError as error:
