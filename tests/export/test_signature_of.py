@@ -21,8 +21,10 @@ g (int64[batch, sequence] input_ids, int64[batch, sequence] attention_mask)
 """
 
 
-def ranges(recipe=None, limits=None, text=TEXT):
-    return signature_of(graph_of(text), recipe or ExportRecipe(), limits or {}, text=True).ranges
+def ranges(recipe=None, limits=None, smallest=None, text=TEXT):
+    return signature_of(
+        graph_of(text), recipe or ExportRecipe(), limits or {}, smallest or {}, text=True
+    ).ranges
 
 
 # axes
@@ -72,16 +74,21 @@ def test_upper_bounds_of_a_trace(constraints, bounds):
     assert _upper_bounds(constraints) == bounds
 
 
+def test_smallest_size_of_an_axis():
+    found = ranges(ExportRecipe(max_sequence=40), {"sequence": 512}, {"sequence": 9})
+    assert found["sequence"] == ShapeRange(9, 40, 40)
+
+
 # values
 
 
 def test_ids_are_bounded_by_the_table_they_index():
-    signature = signature_of(graph_of(TEXT), ExportRecipe(), {}, text=True)
+    signature = signature_of(graph_of(TEXT), ExportRecipe(), {}, {}, text=True)
     assert [spec.values for spec in signature.inputs] == [ValueRange(0, 8), ValueRange(0, 1)]
 
 
 def test_mask_has_no_meaning_in_a_hand_written_module():
-    signature = signature_of(graph_of(TEXT), ExportRecipe(), {}, text=False)
+    signature = signature_of(graph_of(TEXT), ExportRecipe(), {}, {}, text=False)
     assert signature.inputs[1].values is None
 
 
@@ -106,7 +113,7 @@ def test_values_of_an_index(nodes, values):
         f" int64[1] shape = {{-1}}> {{ {nodes} }}"
     )
     model.graph.outputs[0].shape = ir.Shape(["n", 2])
-    assert signature_of(model, ExportRecipe(), {}, text=False).inputs[0].values == values
+    assert signature_of(model, ExportRecipe(), {}, {}, text=False).inputs[0].values == values
 
 
 # what cannot be
@@ -116,26 +123,26 @@ def test_output_without_a_shape():
     model = graph_of(TEXT)
     model.graph.outputs[0].shape = None
     with pytest.raises(ExportError, match=r"^the graph does not say the type and shape of y$"):
-        signature_of(model, ExportRecipe(), {}, text=True)
+        signature_of(model, ExportRecipe(), {}, {}, text=True)
 
 
 def test_type_that_no_backend_has():
     model = graph_of("g (complex64[n] x) => (complex64[n] y) { y = Identity(x) }")
     with pytest.raises(ExportError, match=r"^x: unsupported ONNX data type code 14$"):
-        signature_of(model, ExportRecipe(), {}, text=False)
+        signature_of(model, ExportRecipe(), {}, {}, text=False)
 
 
 def test_output_named_like_an_input():
     model = graph_of("g (float[n] x) => (float[n] y) { y = Identity(x) }")
     model.graph.outputs[0].name = "x"
     with pytest.raises(ExportError, match="x: named twice"):
-        signature_of(model, ExportRecipe(), {}, text=False)
+        signature_of(model, ExportRecipe(), {}, {}, text=False)
 
 
 def test_size_that_tracing_could_not_express_gets_a_name():
     model = graph_of("g (float[n] x) => (float[?] y) { y = Identity(x) }")
     model.graph.outputs[0].shape = ir.Shape([None])
-    assert signature_of(model, ExportRecipe(), {}, text=False).outputs[0].shape == ("y_dim0",)
+    assert signature_of(model, ExportRecipe(), {}, {}, text=False).outputs[0].shape == ("y_dim0",)
 
 
 # plans of transformers models
@@ -171,34 +178,16 @@ def test_plan_of_an_image_model():
     assert found.dynamic == {"pixel_values": ("batch", "", "", "")}
 
 
-def test_encoder_decoder():
-    config = transformers.T5Config(
-        vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2
-    )
-    with pytest.raises(
-        ExportError, match=r"^T5Model is an encoder-decoder, which cannot be exported as one graph$"
-    ) as caught:
-        plan(config)
-    assert caught.value.hint == "Export its encoder from a factory: file.py:function."
-
-
 def test_input_nobody_planned():
-    config = transformers.Wav2Vec2Config(
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        conv_dim=(8,),
-        conv_stride=(2,),
-        conv_kernel=(4,),
-        num_conv_pos_embeddings=2,
-        num_conv_pos_embedding_groups=2,
-    )
-    with pytest.raises(
-        ExportError,
-        match=r"^Wav2Vec2Model takes input_values, expected one of input_ids, pixel_values$",
-    ) as caught:
-        plan(config)
+    class Strange(torch.nn.Module):
+        main_input_name = "inputs"
+
+        def forward(self, inputs):
+            return inputs
+
+    with pytest.raises(ExportError) as caught:
+        plan_inputs(Strange(), transformers.BertConfig())
+    assert str(caught.value).startswith("Strange takes inputs, expected one of input_ids, ")
     assert caught.value.hint == (
         "Write a factory that returns the module and example inputs: file.py:function."
     )
