@@ -200,6 +200,20 @@ def test_max_rows_changes_nothing_but_the_batches(embedder):
     )
 
 
+def test_batches_are_as_large_as_asked_for_and_admitted(embedder, monkeypatch):
+    sizes = []
+    run = embedder._executable.run
+
+    def counted(feed):
+        sizes.append(len(feed["input_ids"]))
+        return run(feed)
+
+    monkeypatch.setattr(embedder._executable, "run", counted)
+    embedder.predict(["good"] * 20, max_rows=8)
+    embedder.predict(["good"] * 20, max_rows=100)  # the signature admits 16
+    assert sizes == [8, 8, 4, 16, 4]
+
+
 def test_max_rows_of_nothing(embedder):
     with pytest.raises(FeedError, match="max_rows is 0, expected 1 or more"):
         embedder.predict(["a"], max_rows=0)
