@@ -1,0 +1,139 @@
+import dataclasses
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from support import checkpoints
+from support.bundles import TEXT_SIGNATURE, write_bundle
+from support.modules import write_factories
+
+import tfx
+from tfx.dtypes import DType
+from tfx.errors import BackendError
+from tfx.recipe import Source, SourceKind
+from tfx.runtime.backends.torch_eager import load_module, weights_digest
+from tfx.signature import Signature, TensorSpec
+
+LINEAR = Signature(
+    (TensorSpec("input", DType.FLOAT32, ("batch", 4)),),
+    (TensorSpec("output", DType.FLOAT32, ("batch", 3)),),
+)
+FEED = {"input": np.ones((2, 4), np.float32)}
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A factory of ``nn.Linear(4, 3)``, with the digest of its weights."""
+    source = Source(SourceKind.FACTORY, f"{write_factories(tmp_path)}:linear", seed=1)
+    return dataclasses.replace(source, digest=weights_digest(load_module(source)))
+
+
+@pytest.fixture
+def linear(tmp_path, source):
+    return write_bundle(tmp_path / "linear", source=source, signature=LINEAR)
+
+
+def refusal(bundle, **options):
+    with pytest.raises(BackendError) as caught:
+        tfx.open_session(bundle, backend="torch", **options)
+    return str(caught.value), caught.value.hint
+
+
+def test_it_runs_the_source(linear, source):
+    with tfx.open_session(linear, backend="torch", threads=1, trust=True) as session:
+        outputs = session.predict(FEED)
+    expected = load_module(source)(torch.ones(2, 4)).detach().numpy()
+    np.testing.assert_array_equal(outputs["output"], expected)
+    facts = session.report.facts
+    assert (facts.backend, facts.engine, facts.device) == ("torch", "eager", "cpu")
+    assert (facts.precision, facts.threads) == ("float32", 1)
+    assert facts.version == tfx.extras.version_of("torch")
+
+
+def test_only_the_signatures_outputs_come_back(tmp_path):
+    folder = checkpoints.bert(tmp_path / "from")
+    source = Source(SourceKind.CHECKPOINT, str(folder), "BertModel")
+    source = dataclasses.replace(source, digest=weights_digest(load_module(source)))
+    bundle = write_bundle(tmp_path / "bert", source=source)  # no pooler_output in its signature
+    feed = {"input_ids": np.ones((2, 5), np.int64), "attention_mask": np.ones((2, 5), np.int64)}
+    with tfx.open_session(bundle, backend="torch", threads=2) as session:
+        outputs = session.predict(feed)
+    assert list(outputs) == [spec.name for spec in TEXT_SIGNATURE.outputs]
+
+
+def test_code_runs_only_where_it_is_trusted(linear, source):
+    message, hint = refusal(linear)
+    assert message == f"the torch reference of linear runs Python code of {source.location}"
+    assert hint == "Use --trust (trust=True) if you trust that code."
+
+
+def test_other_weights_are_refused(tmp_path, source):
+    other = dataclasses.replace(source, seed=2)
+    bundle = write_bundle(tmp_path / "other", source=other, signature=LINEAR)
+    message, hint = refusal(bundle, trust=True)
+    assert "holds other weights now: sha256 " in message
+    assert f"the bundle was made from {source.digest[:12]}" in message
+    assert hint == "Export it again."
+
+
+def test_source_that_is_gone(linear, tmp_path):
+    (path,) = tmp_path.glob("*.py")
+    path.unlink()
+    message, _ = refusal(linear, trust=True)
+    assert message == f"the source of linear cannot be loaded: no such file: {path}"
+
+
+def test_module_in_memory_cannot_be_loaded_again(tmp_path):
+    message, hint = refusal(write_bundle(tmp_path / "b"))  # its source is SourceKind.MODULE
+    assert message == "b was exported from a module in memory, which cannot be loaded again"
+    assert hint == "Export it from file.py:factory to be able to."
+
+
+def test_other_devices_are_refused(linear):
+    message, hint = refusal(linear, device="cuda:0", trust=True)
+    assert message == "torch runs on cpu here, not on 'cuda:0'"
+    assert hint == "Use device='cpu'."
+
+
+def test_without_torch_it_says_how_to_get_it(linear, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    message, hint = refusal(linear, trust=True)
+    assert "backend 'torch' cannot run here: torch is not installed" in message
+    assert "pip install 'tfx-toolkit[export]'" in message
+    assert hint == "See what is missing with: tfx doctor"
+
+
+def test_what_the_model_raises_is_a_backend_error(tmp_path, source):
+    wide = Signature(
+        (TensorSpec("input", DType.FLOAT32, ("batch", "features")),),
+        (TensorSpec("output", DType.FLOAT32, ("batch", 3)),),
+    )
+    bundle = write_bundle(tmp_path / "wide", source=source, signature=wide)
+    with (
+        tfx.open_session(bundle, backend="torch", trust=True) as session,
+        pytest.raises(BackendError, match="torch failed: mat1 and mat2 shapes cannot be"),
+    ):
+        session.predict({"input": np.ones((2, 5), np.float32)})
+
+
+def test_threads_are_those_asked_for_in_every_thread(linear):
+    """Each thread of Python keeps a number of its own in PyTorch."""
+    seen = []
+    before = torch.get_num_threads()
+    try:
+        with tfx.open_session(linear, backend="torch", threads=1, trust=True) as session:
+
+            def run():
+                session.predict(FEED)
+                seen.append(torch.get_num_threads())
+
+            workers = [threading.Thread(target=run) for _ in range(2)]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1]
