@@ -29,8 +29,13 @@ BLOCK_MS = 20.0
 BLOCK_CALLS = (3, 100)
 # The bootstrap draws rounds; from fewer than this its intervals are too narrow.
 LEAST_ROUNDS = 8
-# Threads of a pool spin for a while after a run and take the CPU from the next row.
-SETTLE_S = 0.005
+# Threads of a pool spin for a while after a run and take the CPU from the next row. MiniLM 1x128 on
+# 2 cores, medians of 25 rounds: PyTorch takes 21 ms a call by itself, and right after ONNX Runtime
+# 52 ms, 36 ms, then 21 ms; after a pause of 20 ms 38 ms, then 20 ms. ONNX Runtime right after
+# PyTorch takes 17 ms, then its usual 10.5 ms; after a pause of 20 ms 11 ms. So the spinning is over
+# after about 50 ms, and the call that is not timed takes what is left. Spinning stays on in ONNX
+# Runtime's own settings: what is measured is what ``predict`` does.
+SETTLE_S = 0.05
 
 # Makes the worker of a row; tests give others.
 Start = Callable[[Path, str, Shape, Plan], Worker]
