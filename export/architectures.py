@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tfx.errors import ExportError
 from tfx.extras import need
+from tfx.recipe import DECODER, ENCODER
 from tfx.runtime.backends.torch_eager import forward_names
 
 if TYPE_CHECKING:
@@ -45,19 +47,22 @@ class InputPlan:
     inferred: bool = False
 
 
-def plan_inputs(module: torch.nn.Module, config: Any) -> InputPlan:
+def plan_inputs(module: torch.nn.Module, config: Any, part: str = "") -> InputPlan:
     """Plan the inputs of a transformers model.
+
+    Args:
+        module: The model, or a part of it (``tfx.runtime.backends.parts``).
+        config: Its configuration.
+        part: Which part it is; "" for a whole model.
 
     Raises:
         ExportError: If it is of a kind that has no plan here.
     """
+    if part == DECODER:
+        return _plan_decoder(module, config)
+    if part == ENCODER:
+        module = module.encoder
     name = type(module).__name__
-    # DETR calls itself an encoder-decoder too; its queries are weights, not an input.
-    if config.is_encoder_decoder and "decoder_input_ids" in forward_names(module):
-        raise ExportError(
-            f"{name} is an encoder-decoder, which cannot be exported as one graph",
-            hint="Export its encoder from a factory: file.py:function.",
-        )
     main = getattr(module, "main_input_name", "")
     if main not in _PLANS:
         raise ExportError(
@@ -128,6 +133,39 @@ def _plan_text(module: torch.nn.Module, config: Any) -> InputPlan:
     return InputPlan(examples, axes, {SEQUENCE: positions})
 
 
+def _plan_decoder(module: torch.nn.Module, config: Any) -> InputPlan:
+    """The target so far, and what the encoder made of the example inputs of the whole model."""
+    import torch
+
+    from tfx.runtime.backends.parts import part_of
+
+    whole: Any = module.model
+    source = plan_inputs(part_of(whole, ENCODER), config, ENCODER)
+    with torch.no_grad():
+        states = whole.get_encoder()(**source.examples).last_hidden_state
+    # A length of its own, so that tracing cannot take it for the encoder's.
+    length = EXAMPLE_SEQUENCE - 2
+    ids = torch.arange(EXAMPLE_BATCH * length).reshape(EXAMPLE_BATCH, length)
+    examples = {"input_ids": ids % config.vocab_size, "encoder_hidden_states": states}
+    # Whisper's encoder always gives 1500 frames; others as many as their input is long.
+    varies = any(axis not in ("", BATCH) for axes in source.dynamic.values() for axis in axes)
+    encoder_axis = f"encoder_{SEQUENCE}" if varies else ""
+    axes: dict[str, tuple[str, ...]] = {
+        "input_ids": (BATCH, SEQUENCE),
+        "encoder_hidden_states": (BATCH, encoder_axis, ""),
+    }
+    if "attention_mask" in source.examples:
+        examples["encoder_attention_mask"] = source.examples["attention_mask"]
+        axes["encoder_attention_mask"] = (BATCH, encoder_axis)
+    limits = {}
+    if SEQUENCE in source.limits:
+        limits[encoder_axis] = source.limits[SEQUENCE]
+    positions = getattr(config, "max_target_positions", source.limits.get(SEQUENCE))
+    if positions:
+        limits[SEQUENCE] = positions
+    return InputPlan(examples, axes, limits)
+
+
 def _plan_image(module: torch.nn.Module, config: Any) -> InputPlan:
     import torch
 
@@ -171,7 +209,7 @@ def _plan_audio(module: torch.nn.Module, config: Any) -> InputPlan:
     for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
         field = (field - 1) * stride + kernel
     # Position convolutions pad by half their width and need no more; 12 frames to be safe.
-    samples = field + 12 * int(config.inputs_to_logits_ratio) + 1
+    samples = field + 12 * math.prod(config.conv_stride) + 1
     examples = {"input_values": torch.zeros(EXAMPLE_BATCH, samples)}
     axes: dict[str, tuple[str, ...]] = {"input_values": (BATCH, "samples")}
     # Models with group normalization were trained without a mask (transformers' docs say so).

@@ -61,7 +61,7 @@ def export(
     """
     from tfx.runtime.inspection import show_bundle
 
-    from .pipeline import export_bundle
+    from .pipeline import export_bundles
 
     recipe = ExportRecipe(
         task=task,
@@ -73,8 +73,13 @@ def export(
         seed=seed,
     )
     with progress() as steps:
-        bundle = export_bundle(model, output, recipe, force=force, on_step=steps.step)
+        bundles = export_bundles(model, output, recipe, force=force, on_step=steps.step)
     if as_json:
-        emit_json({"bundle": str(bundle.path), "digest": bundle.digest} | bundle.manifest.to_dict())
-    else:
+        documents = [
+            {"bundle": str(bundle.path), "digest": bundle.digest} | bundle.manifest.to_dict()
+            for bundle in bundles
+        ]
+        emit_json(documents[0] if len(documents) == 1 else documents)
+        return
+    for bundle in bundles:
         show_bundle(console(), bundle)

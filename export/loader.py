@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from tfx.chatter import quiet
 from tfx.errors import SourceError
 from tfx.extras import install_hint, need
 from tfx.models import KNOWN_MODELS
-from tfx.recipe import ExportRecipe, Source, SourceKind
+from tfx.recipe import PARTS, ExportRecipe, Source, SourceKind
 from tfx.runtime.backends.checkpoint import checkpoint_folder, config_of, hub_commit
 from tfx.runtime.backends.torch_eager import call_factory, load_module, weights_digest
 
@@ -130,10 +131,37 @@ def load(model: str | torch.nn.Module, recipe: ExportRecipe, examples: Any = Non
             source = dataclasses.replace(source, revision=hub_commit(source.location))
         config = config_of(source)
         class_name, task = choose_class(config, recipe.task, _default_class(source))
-        source = dataclasses.replace(source, class_name=class_name)
+        part = _checked_part(config, class_name, recipe.part)
+        source = dataclasses.replace(source, class_name=class_name, part=part)
         module = load_module(source)
         folder = None if source.kind is SourceKind.CONFIG else checkpoint_folder(source)
     return _loaded(name_of(model), source, task, module, config=config, folder=folder)
+
+
+def parts_of(model: str, recipe: ExportRecipe) -> tuple[str, ...]:
+    """The parts a model is exported in: ``("encoder", "decoder")``, or ``("",)`` for one graph.
+
+    Raises:
+        SourceError: If the model cannot be found.
+    """
+    source = find_source(model, recipe)
+    if source.kind is SourceKind.FACTORY:
+        return ("",)
+    with quiet():
+        config = config_of(source)
+        class_name, _ = choose_class(config, recipe.task, _default_class(source))
+    return PARTS if is_encoder_decoder(config, class_name) else ("",)
+
+
+def is_encoder_decoder(config: Any, class_name: str) -> bool:
+    """Whether a class reads a target beside its input, and so becomes two graphs."""
+    cls = getattr(need("transformers"), class_name, None)
+    # DETR calls itself an encoder-decoder too; its queries are weights, not an input.
+    return (
+        cls is not None
+        and bool(getattr(config, "is_encoder_decoder", False))
+        and "decoder_input_ids" in inspect.signature(cls.forward).parameters
+    )
 
 
 def choose_class(config: Any, task: str, default: str = "") -> tuple[str, str]:
@@ -196,6 +224,18 @@ def _source_of_alias(alias: str, recipe: ExportRecipe) -> Source:
 
 def _default_class(source: Source) -> str:
     return KNOWN_MODELS[source.location].class_name if source.kind is SourceKind.CONFIG else ""
+
+
+def _checked_part(config: Any, class_name: str, part: str) -> str:
+    if is_encoder_decoder(config, class_name):
+        if part not in PARTS:
+            raise SourceError(
+                f"{class_name} is an encoder-decoder: two graphs, not one",
+                hint="Choose part='encoder' or part='decoder', or use export_bundles.",
+            )
+    elif part:
+        raise SourceError(f"{class_name} has no {part}: it is one graph", hint="Leave part out.")
+    return part
 
 
 def _task_of(manager: Any, class_name: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import datetime
+import functools
 import gc
 import json
 import os
@@ -29,7 +31,7 @@ from tfx.runtime.proof import FILE_NAME as PROOF_FILE
 from tfx.runtime.proof import store_cases
 
 from .architectures import InputPlan, plan_examples, plan_inputs
-from .loader import Loaded, find_source, load, name_of
+from .loader import Loaded, find_source, load, name_of, parts_of
 from .proof import Reference, example_cases, is_text, prove, reference, text_cases, torch_arrays
 from .tracer import trace
 
@@ -82,15 +84,64 @@ def export_bundle(
     recipe = recipe or ExportRecipe()
     if isinstance(model, str):
         find_source(model, recipe)  # a name that cannot be is said before anything is made
-    with create_bundle(path or name_of(model), force=force) as staging:
-        draft = _write_graph(staging, model, recipe, examples, on_step)
-        # The module, its trace and the graph's weights are gone by now: ONNX Runtime makes its
-        # own copy, and three at once would not fit where the model itself does.
-        gc.collect()
-        on_step("comparing with PyTorch")
-        staging.finish(_proven(staging, draft))
+    target = Path(path or name_of(model))
+    with create_bundle(target, force=force) as staging:
+        _fill(staging, model, recipe, examples, on_step)
         on_step("writing the bundle")
-    return open_bundle(path or name_of(model), verify=False)
+    return open_bundle(target, verify=False)
+
+
+def export_bundles(
+    model: str,
+    path: str | os.PathLike[str] | None = None,
+    recipe: ExportRecipe | None = None,
+    *,
+    force: bool = False,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> list[Bundle]:
+    """Export a model in as many bundles as it has graphs; all of them or none.
+
+    An encoder-decoder becomes two, ``PATH-encoder`` and ``PATH-decoder``; the second takes
+    what the first gives. Any other model becomes one, as by ``export_bundle``, whose
+    arguments and errors these are.
+    """
+    recipe = recipe or ExportRecipe()
+    parts = parts_of(model, recipe)
+    target = Path(path or name_of(model))
+    if parts == ("",):
+        return [export_bundle(model, target, recipe, force=force, on_step=on_step)]
+    targets = [target.with_name(f"{target.name}-{part}") for part in parts]
+    with contextlib.ExitStack() as stack:
+        # All are staged before the first moves into place.
+        stagings = [stack.enter_context(create_bundle(one, force=force)) for one in targets]
+        for part, staging in zip(parts, stagings, strict=True):
+            _fill(
+                staging,
+                model,
+                dataclasses.replace(recipe, part=part),
+                None,
+                functools.partial(_step_of, part, on_step),
+            )
+    return [open_bundle(one, verify=False) for one in targets]
+
+
+def _step_of(part: str, on_step: Callable[[str], None], step: str) -> None:
+    on_step(f"{part}: {step}")
+
+
+def _fill(
+    staging: Staging,
+    model: str | torch.nn.Module,
+    recipe: ExportRecipe,
+    examples: Any,
+    on_step: Callable[[str], None],
+) -> None:
+    draft = _write_graph(staging, model, recipe, examples, on_step)
+    # The module, its trace and the graph's weights are gone by now: ONNX Runtime makes its
+    # own copy, and three at once would not fit where the model itself does.
+    gc.collect()
+    on_step("comparing with PyTorch")
+    staging.finish(_proven(staging, draft))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -148,7 +199,12 @@ def _write_graph(
     if loaded.folder is not None:
         with quiet():
             processing, more = read_processing(
-                loaded.folder, loaded.config, loaded.task, signature, staging.path
+                loaded.folder,
+                loaded.config,
+                loaded.task,
+                signature,
+                staging.path,
+                loaded.source.part,
             )
         notes += more
     on_step("running PyTorch on the feeds to compare")
@@ -209,7 +265,7 @@ def _plan(loaded: Loaded, recipe: ExportRecipe) -> InputPlan:
             f"--dynamic is for hand-written modules, {loaded.name} has known axes",
             hint="Leave it out; bound the axes with --max-batch and --max-seq.",
         )
-    return plan_inputs(loaded.module, loaded.config)
+    return plan_inputs(loaded.module, loaded.config, loaded.source.part)
 
 
 def _require_portable(graph: ir.Model) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tfx.errors import SourceError
 from tfx.extras import need
 from tfx.processing import Activation, Classification, Embedding, Pooling, Processing, Tokenization
+from tfx.recipe import DECODER
 from tfx.signature import Signature
 
 from .architectures import SEQUENCE
@@ -37,7 +38,7 @@ CLASSIFYING = {
 
 
 def read_processing(
-    folder: Path, config: Any, task: str, signature: Signature, target: Path
+    folder: Path, config: Any, task: str, signature: Signature, target: Path, part: str = ""
 ) -> tuple[Processing, tuple[str, ...]]:
     """Read what a checkpoint says about text and answers; write its tokenizer.
 
@@ -48,6 +49,7 @@ def read_processing(
         task: What the exported head is for.
         signature: Of the graph; bounds the length of a text.
         target: Folder that the tokenizer's JSON is written to.
+        part: "encoder", "decoder", or "" for a whole model.
 
     Returns:
         The processing, and a sentence for each part that is there and cannot be carried over.
@@ -57,7 +59,8 @@ def read_processing(
     """
     notes: list[str] = []
     tokenization = None
-    if any(spec.name == "input_ids" for spec in signature.inputs):
+    # A decoder's input_ids are its own output so far, not a text to be read.
+    if part != DECODER and any(spec.name == "input_ids" for spec in signature.inputs):
         tokenization = _write_tokenizer(folder, signature, target, notes)
     names = {spec.name for spec in signature.outputs}
     embedding = classification = None

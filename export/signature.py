@@ -37,14 +37,14 @@ def signature_of(
         recipe: Its ``max_batch`` and ``max_sequence`` bound those axes.
         limits: Axis name to the largest size the model admits.
         smallest: Axis name to the smallest size it takes, where that is not 1.
-        text: Whether ``attention_mask`` has its meaning in transformers: 1 keeps, 0 hides.
+        text: Whether attention masks have their meaning in transformers: 1 keeps, 0 hides.
 
     Raises:
         ExportError: If an input has no type or shape, or the recipe asks for more than the
             model admits.
     """
     inputs = tuple(
-        _spec(value, _values_of(value, mask=text and value.name == "attention_mask"))
+        _spec(value, _values_of(value, mask=text and str(value.name).endswith("attention_mask")))
         for value in model.graph.inputs
     )
     outputs = tuple(_spec(value) for value in model.graph.outputs)

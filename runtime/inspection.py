@@ -74,14 +74,16 @@ def graph_facts(bundle: Bundle) -> dict[str, Any]:
     except Exception as error:  # protobuf and onnx_ir raise many kinds
         raise BundleError(f"cannot read {bundle.model}: {error}") from error
     operators: collections.Counter[str] = collections.Counter()
-    spelled_out, fused = [], []
+    fused: list[str] = []
+    spelled_out: list[dict[str, str]] = []
     for node in graph.graph.all_nodes():
         operators[node.op_type] += 1
         scope = node.metadata_props.get("scope", "")
         if node.op_type == "Attention":
             fused.append(scope)
         elif node.op_type == "Softmax":
-            spelled_out.append(scope)
+            reason = node.metadata_props.get("not_fused", "no reason was recorded")
+            spelled_out.append({"scope": scope, "reason": reason})
     weights: collections.Counter[str] = collections.Counter()
     for value in graph.graph.initializers.values():
         if value.const_value is not None:
@@ -103,8 +105,9 @@ def show_graph(out: Console, facts: Mapping[str, Any]) -> None:
     weights = ", ".join(f"{_size(size)} {name}" for name, size in facts["weight_bytes"].items())
     out.print(f"    weights    {weights}", markup=False)
     out.print(f"    attention  {len(facts['attention'])} fused into one node each")
-    for scope in facts["softmax"]:
-        out.print(f"    not fused  a Softmax in {scope or 'the model'}", markup=False)
+    for one in facts["softmax"]:
+        where = one["scope"] or "the model"
+        out.print(f"    not fused  Softmax in {where}: {one['reason']}", markup=False)
 
 
 def _facts(manifest: Manifest) -> dict[str, str]:

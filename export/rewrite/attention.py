@@ -168,6 +168,9 @@ def _scores(value: ir.Value) -> _Scores:
             case "Where":
                 value, term = _masking(node, scale, lifted=bool(heads))
                 terms.append(term)
+            case "Reshape" if not heads and not terms and _merges_heads(_input(node, 0), value):
+                # Undone further up, by the Reshape that split the heads for a 4-D mask.
+                value = _input(node, 0)
             case "Reshape" if not heads:
                 inner = _input(node, 0)
                 heads = _split_heads(inner, value)
@@ -207,6 +210,7 @@ def _weighted_sum(softmax: ir.Node, rank: int) -> tuple[ir.Value, ir.Value]:
             node.op_type in ("Identity", "Dropout")
             or (node.op_type == "Cast" and node.outputs[0].dtype == weights.dtype)
             or (node.op_type == "Reshape" and _merges_heads(weights, node.outputs[0]))
+            or (node.op_type == "Reshape" and _merges_heads(node.outputs[0], weights))
         ):
             weights = node.outputs[0]
         elif node.op_type == "MatMul" and index == 0:

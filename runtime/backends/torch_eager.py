@@ -124,6 +124,10 @@ def load_module(source: Source) -> torch.nn.Module:
         raise SourceError("a module handed over in memory cannot be loaded again")
     else:
         module = _load_transformers(source)
+        if source.part:
+            from .parts import part_of
+
+            module = part_of(module, source.part)
     return module.eval()
 
 

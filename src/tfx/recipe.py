@@ -20,6 +20,11 @@ class SourceKind(StrEnum):
     MODULE = "module"  # an nn.Module handed over in Python; cannot be loaded again
 
 
+# The graphs an encoder-decoder becomes; a whole model is the part "".
+ENCODER, DECODER = "encoder", "decoder"
+PARTS = (ENCODER, DECODER)
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """The PyTorch model a bundle was made from, precise enough to load it again.
@@ -32,6 +37,7 @@ class Source:
         revision: Commit of a hub repository; "" where there is none.
         seed: Of the random weights, or of the factory call.
         random_weights: Whether the weights are random: fit for latency work, not for accuracy.
+        part: "encoder" or "decoder" of an encoder-decoder; "" for the whole model.
         digest: sha256 over the names, shapes and bytes of all weights; "" until loaded.
     """
 
@@ -41,10 +47,12 @@ class Source:
     revision: str = ""
     seed: int = 0
     random_weights: bool = False
+    part: str = ""
     digest: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.kind} {self.location}"
+        text = f"{self.part} of " if self.part else ""
+        text += f"{self.kind} {self.location}"
         if self.class_name:
             text += f" ({self.class_name})"
         return text + (", random weights" if self.random_weights else "")
@@ -55,6 +63,7 @@ class ExportRecipe:
     """Everything that decides which graph an export writes, besides the weights.
 
     Attributes:
+        part: "encoder" or "decoder" of an encoder-decoder; "" for a whole model.
         task: A task of optimum's ``TasksManager``, or "auto" for the checkpoint's own head.
         opset: ONNX operator set; 23 brought ``Attention`` and ``RotaryEmbedding``.
         max_batch: Largest batch the signature admits.
@@ -65,6 +74,7 @@ class ExportRecipe:
     """
 
     task: str = "auto"
+    part: str = ""
     opset: int = 23
     max_batch: int = 128
     max_sequence: int = 0
