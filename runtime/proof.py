@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,13 +186,14 @@ def load_cases(path: Path) -> tuple[StoredCase, ...]:
         BundleError: If the file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         indices = sorted({int(name.partition("/")[0]) for name in arrays})
         return tuple(_stored_case(arrays, f"{index}/") for index in indices)
     except FileNotFoundError as error:
         raise BundleError(f"{path.parent} carries no proof: it has no {path.name}") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    # zipfile, zlib and numpy raise many kinds on a damaged file.
+    except Exception as error:
         raise BundleError(f"{path} is damaged: {error}", hint="Make the bundle again.") from error
 
 
@@ -272,6 +273,11 @@ def _stored_case(arrays: Mapping[str, np.ndarray], prefix: str) -> StoredCase:
         name: Sample(tuple(int(size) for size in shape), rows[name], values[name])
         for name, shape in part("shape").items()
     }
+    for name, sample in samples.items():
+        count = math.prod(sample.shape) // max(1, sample.values.shape[-1])
+        rows_fit = 0 <= sample.rows.min(initial=0) and sample.rows.max(initial=0) < max(1, count)
+        if len(sample.rows) != len(sample.values) or not rows_fit:
+            raise ValueError(f"rows of {name} do not fit its shape {list(sample.shape)}")
     return StoredCase(str(arrays[f"{prefix}label"]), part("feed"), samples)
 
 
