@@ -51,6 +51,9 @@ SCHEMA_VERSION = 1
 # Below this cosine an output points elsewhere: no precision in use loses so much by rounding.
 LEAST_COSINE = 0.99
 
+# More runnable threads per CPU than this before a benchmark began, and they share it with others.
+BUSY = 0.5
+
 UNITS = (
     "p50 is the median; times in ms but the load's; per s is samples of a batch",
     "MB is the peak of the row's process beyond Python and numpy; error is the largest absolute "
@@ -216,6 +219,12 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _notes(report: BenchReport) -> list[str]:
     notes = dict.fromkeys(report.notes)
+    machine = report.machine
+    if machine.load_average > BUSY * machine.usable_cpus:
+        notes[
+            f"the machine was busy: load average {machine.load_average} on {machine.usable_cpus} "
+            "CPUs when this began; measure again when it is quiet"
+        ] = None
     for row in report.rows:
         where = f"{row.name}, {_title(row)}"
         if row.status is Status.WRONG:

@@ -159,6 +159,14 @@ def test_what_a_reader_must_know_is_a_note(changes, note):
     assert note not in shown(row())
 
 
+@pytest.mark.parametrize(("load", "busy"), [(0.9, False), (3.5, True)])
+def test_a_busy_machine_is_said(load, busy):
+    machine = dataclasses.replace(this_machine(), load_average=load, usable_cpus=2)
+    out = io.StringIO()
+    show_report(Console(file=out, width=160), BenchReport(machine, Plan(), (), (row(),)))
+    assert ("note: the machine was busy: load average 3.5 on 2 CPUs" in out.getvalue()) is busy
+
+
 def test_notes_of_the_report_are_shown_once():
     assert shown(row(), TORCH, notes=["batch 9 was clipped"]).count("batch 9 was clipped") == 1
 
