@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 def show_bundle(out: Console, bundle: Bundle) -> None:
     """Print source, signature, processing, proof and notes of a bundle."""
+    from rich.markup import escape
+
     manifest = bundle.manifest
-    out.print(f"[bold]{bundle.path}[/]  {_size(bundle.size_bytes)}, {manifest.precision}")
+    path = escape(str(bundle.path))
+    out.print(f"[bold]{path}[/]  {_size(bundle.size_bytes)}, {manifest.precision}")
     for title, value in _facts(manifest).items():
         out.print(f"  {title:<10} {value}", markup=False)
     out.print(_indented(str(manifest.signature)), markup=False)
@@ -31,6 +34,8 @@ def show_bundle(out: Console, bundle: Bundle) -> None:
 
 def show_parity(out: Console, parity: ParityReport) -> None:
     """Print errors per output, and each claim with the verdict on it."""
+    from rich.markup import escape
+    from rich.padding import Padding
     from rich.table import Table
 
     out.print("  proof")
@@ -40,7 +45,7 @@ def show_parity(out: Console, parity: ParityReport) -> None:
         errors.add_column(title, justify="left" if title == "output" else "right")
     for output in parity.outputs:
         errors.add_row(
-            output.name,
+            escape(output.name),
             f"{output.max_abs:.1e}",
             f"{output.max_rel:.1e}",
             f"{output.min_cosine:.7f}",
@@ -56,8 +61,6 @@ def show_parity(out: Console, parity: ParityReport) -> None:
             f"{check.tolerance:.0e}",
             "ok" if check.passed else "FAILED",
         )
-    from rich.padding import Padding
-
     out.print(Padding(errors, (0, 0, 0, 4), expand=False))
     out.print(Padding(claims, (0, 0, 0, 4), expand=False))
 

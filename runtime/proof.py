@@ -275,7 +275,7 @@ def _stored_case(arrays: Mapping[str, np.ndarray], prefix: str) -> StoredCase:
     }
     for name, sample in samples.items():
         count = math.prod(sample.shape) // max(1, sample.values.shape[-1])
-        rows_fit = 0 <= sample.rows.min(initial=0) and sample.rows.max(initial=0) < max(1, count)
+        rows_fit = sample.rows.min(initial=0) >= 0 and sample.rows.max(initial=0) < max(1, count)
         if len(sample.rows) != len(sample.values) or not rows_fit:
             raise ValueError(f"rows of {name} do not fit its shape {list(sample.shape)}")
     return StoredCase(str(arrays[f"{prefix}label"]), part("feed"), samples)
