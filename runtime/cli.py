@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import click
 
@@ -176,7 +177,7 @@ def check(
     if as_json:
         emit_json(
             {"bundle": str(opened.path), "digest": opened.digest, "passed": report.passed}
-            | encode(report)
+            | _without_infinities(encode(report))
         )
     else:
         out = console()
@@ -185,6 +186,15 @@ def check(
         show_parity(out, report)
     if not report.passed:
         raise ParityError(f"{opened.path} differs from PyTorch by more than its tolerance")
+
+
+def _without_infinities(document: Any) -> Any:
+    """Errors that have no size, of outputs of another shape or with NaN, are null in JSON."""
+    if isinstance(document, dict):
+        return {name: _without_infinities(value) for name, value in document.items()}
+    if isinstance(document, list):
+        return [_without_infinities(value) for value in document]
+    return None if isinstance(document, float) and not math.isfinite(document) else document
 
 
 @click.command
