@@ -52,8 +52,8 @@ def write_checkpoint(
         config: Its configuration.
         seed: Of the weights.
         tokenizer: Whether to write one too.
-        std: Of every weight matrix; 0 for transformers' own 0.02, which makes attention of
-            tiny models almost uniform.
+        std: Of every weight matrix, and of what is added to every vector; 0 for transformers'
+            own 0.02, which makes attention of tiny models almost uniform.
     """
     torch.manual_seed(seed)
     model = cls(config).eval()
@@ -62,6 +62,8 @@ def write_checkpoint(
             for weight in model.parameters():
                 if weight.ndim > 1:
                     weight.normal_(std=std)
+                else:  # biases of 0 and scales of 1 would hide one that is lost
+                    weight.add_(torch.randn_like(weight) * std)
     model.save_pretrained(folder)
     if tokenizer:
         write_tokenizer(folder)
