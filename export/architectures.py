@@ -197,7 +197,8 @@ def _plan_free_image(module: torch.nn.Module, config: Any) -> InputPlan:
         examples["pixel_mask"], axes["pixel_mask"] = mask, (BATCH, "height", "width")
     # 1333 is the longest side these models were trained and are evaluated with.
     limits = {"height": 1333, "width": 1333}
-    return InputPlan(examples, axes, limits, smallest={"height": 64, "width": 64})
+    # Deformable DETR halves the backbone's smallest map once more and normalizes it.
+    return InputPlan(examples, axes, limits, smallest={"height": 96, "width": 96})
 
 
 def _plan_audio(module: torch.nn.Module, config: Any) -> InputPlan:

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
 
 
+# How transformers names its heads -> the task, where optimum's table has no entry.
+TASK_OF_ENDING = {
+    "ForImageClassification": "image-classification",
+    "ForVideoClassification": "video-classification",
+    "ForPrediction": "time-series-forecasting",
+    "WithProjection": "feature-extraction",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A model ready to be traced.
@@ -33,7 +42,7 @@ class Loaded:
     Attributes:
         name: Good for a folder, e.g. "minilm".
         source: Where it came from, with the digest of its weights.
-        task: A task of optimum's ``TasksManager``; "" for hand-written modules.
+        task: As optimum spells it; "" for hand-written modules and heads without a name.
         module: In eval mode, float32.
         config: Its transformers configuration; None for hand-written modules.
         folder: The checkpoint's folder; None where there is none.
@@ -249,11 +258,10 @@ def _task_of(manager: Any, class_name: str) -> str:
         )
     try:
         task: str = manager.infer_task_from_model(cls)
-    except ValueError as error:
-        raise SourceError(
-            f"{class_name} has several heads or one of no known task",
-            hint="Choose one: --task feature-extraction, fill-mask, text-classification, ...",
-        ) from error
+    except ValueError:
+        # optimum does not know every class; the class itself is known, and that decides.
+        ending = next((end for end in TASK_OF_ENDING if class_name.endswith(end)), "")
+        task = TASK_OF_ENDING.get(ending, "")
     return task
 
 

@@ -387,8 +387,10 @@ def _added(build: Builder, term: Term, match: Match) -> ir.Value:
         dtype = match.query.dtype
         assert dtype is not None
         zero = build.constant(0.0, dtype)
-        # Not beyond the type: fp32's smallest number times a scale would become -inf.
-        smallest = float(np.finfo(dtype.numpy()).min)
+        # Scores that are all replaced by one finite number weigh all keys the same. Half the
+        # smallest number keeps that: a sum with it stays finite, and is not yet what ONNX
+        # Runtime takes for a row that masks every key, which it answers with zeros.
+        smallest = float(np.finfo(dtype.numpy()).min) / 2
         product = term.fill * term.scale
         fill = build.constant(product if np.isinf(term.fill) else max(product, smallest), dtype)
         kept = [value, zero, fill] if term.keep else [value, fill, zero]

@@ -504,10 +504,14 @@ def test_choose_class_of_a_task_the_type_has_no_head_for():
     assert caught.value.hint == "Leave --task out for the checkpoint's own head."
 
 
-def test_choose_class_of_a_class_without_one_task():
-    config = transformers.BertConfig(architectures=["BertForPreTraining"])
-    with pytest.raises(
-        SourceError, match=r"^BertForPreTraining has several heads or one of no known task$"
-    ) as caught:
-        choose_class(config, "auto")
-    assert caught.value.hint.startswith("Choose one: --task ")
+@pytest.mark.parametrize(
+    ("class_name", "task"),
+    [
+        ("BertForPreTraining", ""),  # two heads, of which neither is the task
+        ("DeiTForImageClassification", "image-classification"),
+        ("CLIPTextModelWithProjection", "feature-extraction"),
+    ],
+)
+def test_choose_class_where_optimum_has_no_entry(class_name, task):
+    config = transformers.BertConfig(architectures=[class_name])
+    assert choose_class(config, "auto") == (class_name, task)

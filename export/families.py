@@ -1,0 +1,296 @@
+"""The families that must export: one tiny configuration each, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tfx.extras import need
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """An architecture with one head.
+
+    Attributes:
+        name: As a table shows it.
+        class_name: The transformers class.
+        config: Its configuration class.
+        sizes: Arguments of the configuration: small, and different from each other where a
+            mix-up would show.
+        unfused: Attentions that stay spelled out, with the reason; "" for none.
+    """
+
+    name: str
+    class_name: str
+    config: str
+    sizes: Mapping[str, Any]
+    unfused: str = ""
+
+
+_TEXT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 37,
+    "vocab_size": 99,
+    "max_position_embeddings": 64,
+}
+_OFFSET_TEXT = _TEXT | {"max_position_embeddings": 66, "type_vocab_size": 1}
+_GROUPED = _TEXT | {"num_key_value_heads": 2}
+_IMAGE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 37,
+    "image_size": 30,
+    "patch_size": 6,
+}
+_VIDEO = _IMAGE | {"image_size": 10, "patch_size": 2, "num_frames": 2}
+_TRANSLATION = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 37,
+    "decoder_ffn_dim": 37,
+    "vocab_size": 99,
+    "max_position_embeddings": 64,
+}
+_AUDIO = {
+    "hidden_size": 32,
+    "conv_dim": (16, 16),
+    "conv_kernel": (8, 8),
+    "conv_stride": (4, 4),
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+}
+_BACKBONE = {
+    "model_type": "resnet",
+    "embedding_size": 10,
+    "hidden_sizes": [10, 20, 30, 40],
+    "depths": [1, 1, 1, 1],
+}
+_DETECTION = {
+    "use_timm_backbone": False,
+    "backbone": None,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 37,
+    "decoder_ffn_dim": 37,
+    "num_queries": 7,
+}
+_SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_CLIP_TEXT = _TEXT | _SPECIAL | {"eos_token_id": 98}
+
+FAMILIES: tuple[Family, ...] = (
+    Family("BERT", "BertModel", "BertConfig", _TEXT),
+    Family("BERT", "BertForSequenceClassification", "BertConfig", _TEXT),
+    Family("BERT", "BertForTokenClassification", "BertConfig", _TEXT),
+    Family("BERT", "BertForQuestionAnswering", "BertConfig", _TEXT),
+    Family("BERT", "BertForMaskedLM", "BertConfig", _TEXT),
+    Family("RoBERTa", "RobertaForSequenceClassification", "RobertaConfig", _OFFSET_TEXT),
+    Family(
+        "DistilBERT",
+        "DistilBertForSequenceClassification",
+        "DistilBertConfig",
+        {
+            "dim": 32,
+            "n_layers": 2,
+            "n_heads": 4,
+            "hidden_dim": 37,
+            "vocab_size": 99,
+            "max_position_embeddings": 64,
+        },
+    ),
+    Family("ALBERT", "AlbertForMaskedLM", "AlbertConfig", _TEXT | {"embedding_size": 16}),
+    Family(
+        "DeBERTa-v2/v3",
+        "DebertaV2ForSequenceClassification",
+        "DebertaV2Config",
+        _TEXT
+        | {
+            "relative_attention": True,
+            "position_buckets": 16,
+            "pos_att_type": ["p2c", "c2p"],
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        },
+    ),
+    Family("MPNet", "MPNetModel", "MPNetConfig", _OFFSET_TEXT),
+    Family(
+        "Cross-encoder", "BertForSequenceClassification", "BertConfig", _TEXT | {"num_labels": 1}
+    ),
+    Family(
+        "ModernBERT",
+        "ModernBertForMaskedLM",
+        "ModernBertConfig",
+        _TEXT | _SPECIAL | {"local_attention": 16, "cls_token_id": 1, "sep_token_id": 2},
+    ),
+    Family(
+        "GPT-2",
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 64} | _SPECIAL,
+    ),
+    Family(
+        "GPT-Neo",
+        "GPTNeoForCausalLM",
+        "GPTNeoConfig",
+        {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "vocab_size": 99,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 8,
+            "max_position_embeddings": 64,
+        }
+        | _SPECIAL,
+    ),
+    Family("Llama", "LlamaForCausalLM", "LlamaConfig", _GROUPED),
+    Family("Qwen3", "Qwen3ForCausalLM", "Qwen3Config", _GROUPED | {"head_dim": 8}),
+    Family("Mistral", "MistralForCausalLM", "MistralConfig", _GROUPED | {"sliding_window": 8}),
+    Family(
+        "Gemma 2",
+        "Gemma2ForCausalLM",
+        "Gemma2Config",
+        _GROUPED | {"head_dim": 8, "sliding_window": 8},
+    ),
+    Family(
+        "T5",
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {"d_model": 32, "d_ff": 37, "d_kv": 8, "num_layers": 2, "num_heads": 4, "vocab_size": 99},
+    ),
+    Family("BART", "BartForConditionalGeneration", "BartConfig", _TRANSLATION),
+    Family(
+        "Marian",
+        "MarianMTModel",
+        "MarianConfig",
+        _TRANSLATION | {"pad_token_id": 98, "decoder_start_token_id": 98},
+    ),
+    Family("Pegasus", "PegasusForConditionalGeneration", "PegasusConfig", _TRANSLATION),
+    Family("ViT", "ViTForImageClassification", "ViTConfig", _IMAGE),
+    Family("DeiT", "DeiTForImageClassification", "DeiTConfig", _IMAGE),
+    Family(
+        "Swin",
+        "SwinForImageClassification",
+        "SwinConfig",
+        {
+            "image_size": 32,
+            "patch_size": 2,
+            "embed_dim": 16,
+            "depths": [1, 2],
+            "num_heads": [2, 4],
+            "window_size": 4,
+        },
+    ),
+    Family(
+        "BEiT",
+        "BeitForImageClassification",
+        "BeitConfig",
+        _IMAGE | {"use_relative_position_bias": True},
+    ),
+    Family(
+        "DETR",
+        "DetrForObjectDetection",
+        "DetrConfig",
+        _DETECTION | {"backbone_config": _BACKBONE | {"out_features": ["stage4"]}},
+    ),
+    Family(
+        "Deformable DETR",
+        "DeformableDetrForObjectDetection",
+        "DeformableDetrConfig",
+        _DETECTION
+        | {"backbone_config": _BACKBONE | {"out_features": ["stage2", "stage3", "stage4"]}},
+    ),
+    Family(
+        "CLIP",
+        "CLIPModel",
+        "CLIPConfig",
+        {"text_config": _CLIP_TEXT, "vision_config": _IMAGE, "projection_dim": 16},
+    ),
+    Family("CLIP", "CLIPTextModelWithProjection", "CLIPTextConfig", _CLIP_TEXT),
+    Family("CLIP", "CLIPVisionModelWithProjection", "CLIPVisionConfig", _IMAGE),
+    Family(
+        "Whisper",
+        "WhisperForConditionalGeneration",
+        "WhisperConfig",
+        {key: value for key, value in _TRANSLATION.items() if key != "max_position_embeddings"}
+        | _SPECIAL
+        | {
+            "num_mel_bins": 20,
+            "max_source_positions": 30,
+            "max_target_positions": 40,
+            "decoder_start_token_id": 1,
+        },
+    ),
+    Family(
+        "wav2vec2",
+        "Wav2Vec2ForCTC",
+        "Wav2Vec2Config",
+        _AUDIO
+        | {
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 37,
+            "feat_extract_norm": "layer",
+            "do_stable_layer_norm": True,
+            "vocab_size": 33,
+        },
+    ),
+    Family(
+        "SpeechT5",
+        "SpeechT5ForSpeechToText",
+        "SpeechT5Config",
+        {key: value for key, value in _TRANSLATION.items() if key != "d_model"}
+        | _AUDIO
+        | {"max_text_positions": 40},
+    ),
+    Family(
+        "VideoMAE", "VideoMAEForVideoClassification", "VideoMAEConfig", _VIDEO | {"tubelet_size": 2}
+    ),
+    Family("TimeSformer", "TimesformerForVideoClassification", "TimesformerConfig", _VIDEO),
+    Family(
+        "BigBird, full",
+        "BigBirdModel",
+        "BigBirdConfig",
+        _TEXT | {"attention_type": "original_full"},
+    ),
+    Family(
+        "PatchTST",
+        "PatchTSTForPrediction",
+        "PatchTSTConfig",
+        {
+            "d_model": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "ffn_dim": 37,
+            "context_length": 32,
+            "prediction_length": 8,
+            "patch_length": 8,
+            "patch_stride": 8,
+            "num_input_channels": 3,
+        },
+    ),
+)
+
+
+def build(family: Family, seed: int = 0) -> torch.nn.Module:
+    """The tiny model of a family, in eval mode, the same for the same seed."""
+    transformers = need("transformers")
+    need("torch").manual_seed(seed)
+    config = getattr(transformers, family.config)(**family.sizes)
+    module: torch.nn.Module = getattr(transformers, family.class_name)(config)
+    return module.eval()
