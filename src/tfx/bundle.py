@@ -206,6 +206,12 @@ def _read_manifest(folder: Path) -> tuple[Manifest, str]:
 def _check_files(folder: Path, manifest: Manifest) -> None:
     root = folder.resolve()
     problems = [p for entry in manifest.files if (p := _file_problem(root, entry))]
+    # A graph may name a file of weights beside it: one without a digest could be anything.
+    listed = {FILE_NAME, *(entry.path for entry in manifest.files)}
+    found = (path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir())
+    problems += [
+        f"{path}: not listed in {FILE_NAME}" for path in sorted(found) if path not in listed
+    ]
     if problems:
         raise BundleError(
             listing(f"bundle {folder} is damaged:", problems),

@@ -88,6 +88,14 @@ def test_file_that_is_no_bundle(tmp_path):
     assert refusal(tmp_path / "x") == f"{tmp_path / 'x'} is not a bundle: it has no tfx.json"
 
 
+def test_file_without_a_digest(tiny):
+    (tiny.path / "extra" / "model.onnx.data").write_bytes(b"weights of someone else")
+    assert (
+        refusal(tiny.path)
+        == f"bundle {tiny.path} is damaged:\n  extra/model.onnx.data: not listed in tfx.json"
+    )
+
+
 def test_flipped_bit(tiny):
     data = bytearray(tiny.model.read_bytes())
     data[len(data) // 2] ^= 1
