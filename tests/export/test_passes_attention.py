@@ -5,7 +5,7 @@ from onnx.checker import check_model
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from support.graphs import graph_of, operators, run_ort, run_reference
 
-from tfx.export.passes.attention import expand_masks
+from tfx.export.passes.attention import expand_masks, expand_rotary_caches
 
 
 def attention(
@@ -130,3 +130,49 @@ def test_attention_of_another_domain_is_untouched():
     for node in model.graph:
         node.domain = "com.example"
     assert expand_masks(model) == 0
+
+
+# rotary embeddings
+
+
+def rotary(cache="1, n, 2", *, x="b, 2, n, 4", more=""):
+    positions = ", int64[b, n] p" if more else ""
+    return graph_of(
+        f"g (float[{x}] x, float[{cache}] cos, float[{cache}] sin{positions}) => (float[{x}] y)"
+        f" {{ y = RotaryEmbedding(x, cos, sin{more}) }}"
+    )
+
+
+def rotary_feed(rng, batch=3):
+    angles = rng.normal(size=(1, 5, 2)).astype(np.float32)
+    x = rng.normal(size=(batch, 2, 5, 4)).astype(np.float32)
+    return {"x": x, "cos": np.cos(angles), "sin": np.sin(angles)}
+
+
+def test_rotary_caches_get_the_batch(rng):
+    model, feed = rotary(), rotary_feed(rng)
+    full = {
+        name: np.broadcast_to(a, (3, *a.shape[1:])) if name != "x" else a
+        for name, a in feed.items()
+    }
+    (expected,) = run_reference(rotary("b, n, 2"), full)
+
+    assert expand_rotary_caches(model) == 2
+
+    check_model(ir.to_proto(model), full_check=True)
+    np.testing.assert_allclose(run_ort(model, feed)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: rotary("b, n, 2"),
+        lambda: rotary(x="1, 2, n, 4"),
+        lambda: rotary("9, 2", more=", p"),
+    ],
+    ids=["full", "one row", "positions"],
+)
+def test_other_rotary_caches_are_untouched(model):
+    model = model()
+    assert expand_rotary_caches(model) == 0
+    assert operators(model) == ["RotaryEmbedding"]

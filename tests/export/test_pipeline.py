@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 import transformers
-from support import checkpoints, modules
+from support import checkpoints, graphs, modules
 from support.bundles import write_bundle
 from torch import nn
 
@@ -491,3 +491,18 @@ def test_minilm(tmp_path):
     assert bundle.manifest.parity.checks[0].error <= 1e-4
     assert bundle.manifest.processing.embedding.normalize
     assert bundle.manifest.signature.ranges["sequence"].max == 512
+
+
+def test_operators_outside_the_standard_are_refused():
+    text = "g (float[2] x) => (float[2] z) { a = Relu(x) b = Relu(a) z = Relu(b) }"
+    model = graphs.graph_of(text)
+    for node, name in zip(model.graph, ["Gelu", "Gelu", "Swish"], strict=True):
+        node.domain, node.op_type = "com.microsoft", name
+    with pytest.raises(ExportError) as caught:
+        pipeline._require_portable(model)
+    assert str(caught.value) == (
+        "the graph needs operators outside the ONNX standard:\n"
+        "  com.microsoft::Gelu (2 times)\n"
+        "  com.microsoft::Swish (1 times)"
+    )
+    assert caught.value.hint == "Replace the PyTorch operators they come from."
