@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -167,6 +167,52 @@ class Signature:
         if problems:
             raise FeedError(listing("feed does not fit the signature:", problems))
         return sizes
+
+    def acceptor(self) -> Callable[[Feed], bool]:
+        """The quick half of ``bind``: a function that is True only for feeds that fit.
+
+        Where it is False, ``bind`` decides, and says what is wrong. A model just run has
+        emptied the caches: ``bind`` then takes 60 to 90 µs, this about 50, most of it numpy's
+        first reduction (2 CPUs, MiniLM 1x128, ``python -m tfx.bench.overhead``).
+        """
+        plan = []
+        for spec in self.inputs:
+            unsigned, largest = None, 0
+            if spec.values is not None:
+                if spec.values.min != 0 or spec.dtype.numpy.kind != "i":
+                    return lambda _: False
+                # A negative number read as unsigned is beyond any largest one.
+                unsigned = np.dtype(f"u{spec.dtype.itemsize}")
+                largest = spec.values.max
+            plan.append((spec.name, spec.dtype.numpy, spec.shape, unsigned, largest))
+        count = len(plan)
+        ranges = {axis: (sizes.min, sizes.max) for axis, sizes in self.ranges.items()}
+        ndarray, maximum = np.ndarray, np.maximum.reduce
+
+        def accepts(feed: Feed) -> bool:
+            if len(feed) != count:
+                return False
+            sizes: dict[str, int] = {}
+            for name, dtype, shape, unsigned, largest in plan:
+                array = feed.get(name)
+                if type(array) is not ndarray or array.dtype != dtype:
+                    return False
+                if len(array.shape) != len(shape) or not array.size:
+                    return False
+                for axis, size in zip(shape, array.shape, strict=True):
+                    if isinstance(axis, int):
+                        if axis != size:
+                            return False
+                    elif sizes.setdefault(axis, size) != size:
+                        return False
+                if unsigned is not None and maximum(array.view(unsigned), None) > largest:
+                    return False
+            for axis, (smallest, longest) in ranges.items():
+                if not smallest <= sizes[axis] <= longest:
+                    return False
+            return True
+
+        return accepts
 
     @property
     def _names(self) -> set[str]:

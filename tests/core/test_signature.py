@@ -117,10 +117,13 @@ feeds = st.dictionaries(
 
 @given(feeds)
 def test_bind_never_accepts_what_it_should_not(arrays):
+    accepted = TEXT_SIGNATURE.acceptor()(arrays)
     try:
         sizes = TEXT_SIGNATURE.bind(arrays)
     except FeedError:
+        assert not accepted
         return
+    assert accepted
     assert arrays.keys() == {"input_ids", "attention_mask"}
     for name, array in arrays.items():
         assert array.dtype == np.int64, name
@@ -134,6 +137,7 @@ def test_bind_never_accepts_what_it_should_not(arrays):
 @given(st.integers(1, 16), st.integers(1, 32))
 def test_bind_accepts_everything_in_range(batch, sequence):
     assert TEXT_SIGNATURE.bind(feed(batch, sequence)) == {"batch": batch, "sequence": sequence}
+    assert TEXT_SIGNATURE.acceptor()(feed(batch, sequence))
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (2, 1, 3), (1, 4, 3)])
@@ -211,3 +215,33 @@ def test_signature_is_shown_as_a_reader_wants_it():
         "  batch: 1 to 16, tuned for 4",
         "  sequence: 1 to 32, tuned for 16",
     ]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        feed(attention_mask=...),
+        feed(more=np.zeros(2)),
+        feed(batch=17),
+        feed(sequence=0),
+        feed(input_ids=np.full((2, 5), -1)),
+        feed(input_ids=np.full((2, 5), VOCABULARY)),
+        feed(input_ids=np.zeros((2, 5), np.int32)),
+        feed(input_ids=np.zeros((2, 4), np.int64)),
+        feed(input_ids=np.zeros(10, np.int64)),
+        feed(input_ids=[[0] * 5] * 2),
+    ],
+)
+def test_acceptor_leaves_what_does_not_fit_to_bind(bad):
+    assert not TEXT_SIGNATURE.acceptor()(bad)
+    with pytest.raises(FeedError):
+        TEXT_SIGNATURE.bind(bad)
+
+
+def test_acceptor_leaves_ranges_that_do_not_start_at_zero_to_bind():
+    odd = Signature(
+        (TensorSpec("x", DType.INT64, (2,), ValueRange(-1, 1)),),
+        (TensorSpec("y", DType.INT64, (2,)),),
+    )
+    assert not odd.acceptor()({"x": np.zeros(2, np.int64)})
+    odd.bind({"x": np.array([-1, 1])})
