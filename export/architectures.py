@@ -27,6 +27,9 @@ OFFSET_POSITIONS = frozenset(
     {"camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "xlm-roberta"}
 )
 
+# Models that turn the size of an image into Python numbers, which tracing keeps as they are.
+FIXED_IMAGES = frozenset({"deformable_detr"})
+
 
 @dataclass(frozen=True, slots=True)
 class InputPlan:
@@ -47,13 +50,16 @@ class InputPlan:
     inferred: bool = False
 
 
-def plan_inputs(module: torch.nn.Module, config: Any, part: str = "") -> InputPlan:
+def plan_inputs(
+    module: torch.nn.Module, config: Any, part: str = "", image_size: tuple[int, ...] = ()
+) -> InputPlan:
     """Plan the inputs of a transformers model.
 
     Args:
         module: The model, or a part of it (``tfx.runtime.backends.parts``).
         config: Its configuration.
         part: Which part it is; "" for a whole model.
+        image_size: Height and width to fix where the model takes any; empty for the default.
 
     Raises:
         ExportError: If it is of a kind that has no plan here.
@@ -71,6 +77,8 @@ def plan_inputs(module: torch.nn.Module, config: Any, part: str = "") -> InputPl
         )
     if hasattr(config, "text_config") and hasattr(config, "vision_config"):
         return _plan_image_and_text(module, config)
+    if main == "pixel_values" and not hasattr(config, "image_size"):
+        return _plan_free_image(module, config, image_size)
     return _PLANS[main](module, config)
 
 
@@ -171,9 +179,7 @@ def _plan_image(module: torch.nn.Module, config: Any) -> InputPlan:
 
     name = "pixel_values"
     frames = getattr(config, "num_frames", None)
-    size = getattr(config, "image_size", None)
-    if size is None:
-        return _plan_free_image(module, config)
+    size = config.image_size
     height, width = size if isinstance(size, list | tuple) else (size, size)
     shape: tuple[int, ...] = (config.num_channels, height, width)
     if frames is not None:  # a video: [batch, frames, channels, height, width]
@@ -182,23 +188,28 @@ def _plan_image(module: torch.nn.Module, config: Any) -> InputPlan:
     return InputPlan({name: pixels}, {name: (BATCH, *[""] * len(shape))})
 
 
-def _plan_free_image(module: torch.nn.Module, config: Any) -> InputPlan:
+def _plan_free_image(
+    module: torch.nn.Module, config: Any, image_size: tuple[int, ...]
+) -> InputPlan:
     """Images of any size, padded to the largest of the batch (DETR and its kin)."""
     import torch
 
+    fixed = bool(image_size) or config.model_type in FIXED_IMAGES
     # Multiples of 32, the stride of the backbones, and different from each other.
-    height, width = 96, 128
+    height, width = image_size or ((480, 640) if fixed else (96, 128))
+    sides = ("", "") if fixed else ("height", "width")
     pixels = torch.zeros(EXAMPLE_BATCH, getattr(config, "num_channels", 3), height, width)
     examples = {"pixel_values": pixels}
-    axes: dict[str, tuple[str, ...]] = {"pixel_values": (BATCH, "", "height", "width")}
+    axes: dict[str, tuple[str, ...]] = {"pixel_values": (BATCH, "", *sides)}
     if "pixel_mask" in forward_names(module):
         mask = torch.ones(EXAMPLE_BATCH, height, width, dtype=torch.long)
-        mask[1, 64:] = 0
-        examples["pixel_mask"], axes["pixel_mask"] = mask, (BATCH, "height", "width")
+        mask[1, height * 2 // 3 :] = 0
+        examples["pixel_mask"], axes["pixel_mask"] = mask, (BATCH, *sides)
+    if fixed:
+        return InputPlan(examples, axes)
     # 1333 is the longest side these models were trained and are evaluated with.
     limits = {"height": 1333, "width": 1333}
-    # Deformable DETR halves the backbone's smallest map once more and normalizes it.
-    return InputPlan(examples, axes, limits, smallest={"height": 96, "width": 96})
+    return InputPlan(examples, axes, limits, smallest={"height": 64, "width": 64})
 
 
 def _plan_audio(module: torch.nn.Module, config: Any) -> InputPlan:

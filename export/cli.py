@@ -29,6 +29,12 @@ def _dynamic(
 @click.option("--max-batch", default=128, show_default=True, help="Largest batch to admit.")
 @click.option("--max-seq", default=0, help="Longest sequence to admit; default: all positions.")
 @click.option(
+    "--image-size",
+    type=(int, int),
+    metavar="HEIGHT WIDTH",
+    help="Fix the size of images where the model takes any.",
+)
+@click.option(
     "--dynamic",
     multiple=True,
     metavar="NAME=AXES",
@@ -46,6 +52,7 @@ def export(
     task: str,
     max_batch: int,
     max_seq: int,
+    image_size: tuple[int, int] | None,
     dynamic: dict[str, tuple[str, ...]],
     random_weights: bool,
     seed: int,
@@ -68,6 +75,7 @@ def export(
         opset=opset,
         max_batch=max_batch,
         max_sequence=max_seq,
+        image_size=image_size or (),
         dynamic=dynamic,
         random_weights=random_weights,
         seed=seed,

@@ -265,7 +265,7 @@ def _plan(loaded: Loaded, recipe: ExportRecipe) -> InputPlan:
             f"--dynamic is for hand-written modules, {loaded.name} has known axes",
             hint="Leave it out; bound the axes with --max-batch and --max-seq.",
         )
-    return plan_inputs(loaded.module, loaded.config, loaded.source.part)
+    return plan_inputs(loaded.module, loaded.config, loaded.source.part, recipe.image_size)
 
 
 def _require_portable(graph: ir.Model) -> None:

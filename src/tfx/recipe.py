@@ -68,6 +68,8 @@ class ExportRecipe:
         opset: ONNX operator set; 23 brought ``Attention`` and ``RotaryEmbedding``.
         max_batch: Largest batch the signature admits.
         max_sequence: Largest sequence length; 0 for all the model has positions for.
+        image_size: Height and width of images, for models that take any size and whose graph
+            takes one; empty for the default.
         dynamic: Axis names of a hand-written module's inputs, e.g.
             ``{"x": ("batch", "", "")}``; "" is a fixed axis. Empty: inferred.
         seed: Of the random weights, and of the parity feeds.
@@ -78,6 +80,7 @@ class ExportRecipe:
     opset: int = 23
     max_batch: int = 128
     max_sequence: int = 0
+    image_size: tuple[int, ...] = ()
     dynamic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     random_weights: bool = False
     seed: int = 0
@@ -90,5 +93,7 @@ class ExportRecipe:
             problems.append(f"max_batch is {self.max_batch}, expected 1 or more")
         if self.max_sequence < 0:
             problems.append(f"max_sequence is {self.max_sequence}, expected 0 or more")
+        if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 1):
+            problems.append(f"image_size is {self.image_size}, expected height and width")
         if problems:
             raise RecipeError(listing("recipe cannot be followed:", problems))
