@@ -66,5 +66,9 @@ class ParityError(TfxError):
 
 
 def listing(head: str, problems: Iterable[str]) -> str:
-    """Join a headline and every problem found under it, one indented line each."""
-    return "\n  ".join((head, *problems))
+    """Join a headline and every problem found under it, one indented line each.
+
+    A single problem goes on the line of the headline.
+    """
+    found = list(problems)
+    return f"{head} {found[0]}" if len(found) == 1 else "\n  ".join((head, *found))

@@ -163,6 +163,8 @@ def _path_problems(manifest: Manifest) -> list[str]:
     paths = [entry.path for entry in manifest.files]
     problems = [f"{path!r}: path leaves the bundle" for path in paths if not is_contained(path)]
     problems += [f"{path!r}: listed twice" for path in sorted(set(paths)) if paths.count(path) > 1]
+    if problems:
+        return problems  # what is used and not listed would only say it again
     used = [manifest.model]
     if manifest.processing.tokenization is not None:
         used.append(manifest.processing.tokenization.file)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.bundles import manifest, write_bundle
+from support.errors import lines_of
 
 from tfx import bundle as module
 from tfx.bundle import STAGING_PREFIX, create_bundle, is_bundle, open_bundle, sha256_of
@@ -92,7 +93,7 @@ def test_file_without_a_digest(tiny):
     (tiny.path / "extra" / "model.onnx.data").write_bytes(b"weights of someone else")
     assert (
         refusal(tiny.path)
-        == f"bundle {tiny.path} is damaged:\n  extra/model.onnx.data: not listed in tfx.json"
+        == f"bundle {tiny.path} is damaged: extra/model.onnx.data: not listed in tfx.json"
     )
 
 
@@ -100,7 +101,7 @@ def test_flipped_bit(tiny):
     data = bytearray(tiny.model.read_bytes())
     data[len(data) // 2] ^= 1
     tiny.model.write_bytes(data)
-    assert refusal(tiny.path).splitlines() == [
+    assert lines_of(refusal(tiny.path)) == [
         f"bundle {tiny.path} is damaged:",
         "  model.onnx: sha256 is not the one in tfx.json",
     ]
@@ -111,13 +112,13 @@ def test_truncated_file(tiny):
     size = tiny.model.stat().st_size
     os.truncate(tiny.model, size - 1)
     expected = f"  model.onnx: is {size - 1} bytes, expected {size}"
-    assert refusal(tiny.path, verify=False).splitlines()[1] == expected
+    assert lines_of(refusal(tiny.path, verify=False))[1] == expected
 
 
 def test_missing_files_are_listed_together(tiny):
     tiny.model.unlink()
     shutil.rmtree(tiny.path / "extra")
-    assert refusal(tiny.path, verify=False).splitlines()[1:] == [
+    assert lines_of(refusal(tiny.path, verify=False))[1:] == [
         "  extra/notes.txt: missing",
         "  model.onnx: missing",
     ]
@@ -138,19 +139,19 @@ def test_file_that_is_a_link(tiny, tmp_path):
     copy = tmp_path / "same bytes"
     tiny.model.rename(copy)
     tiny.model.symlink_to(copy)
-    assert refusal(tiny.path).splitlines()[1] == "  model.onnx: leads outside the bundle"
+    assert lines_of(refusal(tiny.path))[1] == "  model.onnx: leads outside the bundle"
 
 
 def test_folder_inside_that_is_a_link(tiny, tmp_path):
     (tiny.path / "extra").rename(tmp_path / "elsewhere")
     (tiny.path / "extra").symlink_to(tmp_path / "elsewhere")
-    assert refusal(tiny.path).splitlines()[1] == "  extra/notes.txt: leads outside the bundle"
+    assert lines_of(refusal(tiny.path))[1] == "  extra/notes.txt: leads outside the bundle"
 
 
 def test_folder_where_a_file_was(tiny):
     tiny.model.unlink()
     tiny.model.mkdir()
-    assert refusal(tiny.path).splitlines()[1] == "  model.onnx: missing"
+    assert lines_of(refusal(tiny.path))[1] == "  model.onnx: missing"
 
 
 def test_bundle_behind_a_link_opens(tiny, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.bundles import manifest
+from support.errors import lines_of
 
 from tfx.errors import BundleError
 from tfx.manifest import SCHEMA_VERSION, FileEntry, Manifest, Parent, is_contained
@@ -90,7 +91,7 @@ def test_missing_and_misspelt_fields_are_listed_together():
     del document["task"], document["signature"]["inputs"][0]["dtype"]
     document["notez"] = []
     message, hint = refusal(json.dumps(document))
-    assert message.splitlines() == [
+    assert lines_of(message) == [
         "b/tfx.json is damaged:",
         "  task: missing",
         "  signature.inputs[0].dtype: missing",
@@ -125,7 +126,7 @@ ESCAPES = [
 def test_path_that_leaves_the_bundle(path):
     entry = {"path": path, "size_bytes": 3, "sha256": "0" * 64}
     message, hint = refusal(changed(files=[entry, *json.loads(WHOLE.to_json())["files"]]))
-    assert message.splitlines() == [
+    assert lines_of(message) == [
         "b/tfx.json is not safe to open:",
         f"  {path!r}: path leaves the bundle",
     ]

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.bundles import TEXT_SIGNATURE, VOCABULARY
+from support.errors import lines_of
 
 from tfx.dtypes import DType
 from tfx.errors import FeedError, SignatureError
@@ -20,7 +21,7 @@ def feed(batch=2, sequence=5, **changes):
 def problems_of(signature, arrays, **options):
     with pytest.raises(FeedError) as caught:
         signature.bind(arrays, **options)
-    head, *problems = str(caught.value).splitlines()
+    head, *problems = lines_of(str(caught.value))
     assert head == "feed does not fit the signature:"
     return [problem.strip() for problem in problems]
 
@@ -177,7 +178,7 @@ Y = TensorSpec("y", DType.FLOAT32, ("batch",))
 def test_signature_refuses_what_describes_no_model(arguments, problem):
     with pytest.raises(SignatureError) as caught:
         Signature(*arguments)
-    assert str(caught.value) == f"not a signature:\n  {problem}"
+    assert str(caught.value) == f"not a signature: {problem}"
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_signature_refuses_what_describes_no_model(arguments, problem):
 def test_tensor_spec_refuses_what_is_no_tensor(arguments, problem):
     with pytest.raises(SignatureError) as caught:
         TensorSpec(*arguments)
-    assert str(caught.value) == f"not a tensor:\n  {problem}"
+    assert str(caught.value) == f"not a tensor: {problem}"
 
 
 def test_signature_is_shown_as_a_reader_wants_it():

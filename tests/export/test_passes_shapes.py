@@ -63,8 +63,8 @@ def test_two_names_forced_equal():
     with pytest.raises(ExportError) as caught:
         name_axes(model, {"ids": TOKENS, "mask": ("other", "more")})
     assert str(caught.value) == (
-        "the model's code does not let these axes vary:\n"
-        "  mask: axis 0 (other) must equal axis 'sequence'"
+        "the model's code does not let these axes vary: "
+        "mask: axis 0 (other) must equal axis 'sequence'"
     )
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from support.errors import lines_of
 from support.modules import causal_mask
 
 from tfx.bundle import Bundle
@@ -257,7 +258,7 @@ def test_wrong_numbers(error, rng):
 
     with pytest.raises(ParityError) as caught:
         proven(run, rng=rng)
-    head, *problems = str(caught.value).splitlines()
+    head, *problems = lines_of(str(caught.value))
     assert head == "the exported graph differs from PyTorch by more than 0.0001:"
     assert [problem.partition(": ")[0] for problem in problems] == ["  batch 8, sequence 64"]
     assert caught.value.hint == "Report it with the model's name; nothing was written."

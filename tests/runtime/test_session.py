@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 from support.bundles import TEXT_SIGNATURE, write_bundle
+from support.errors import lines_of
 from support.texts import (
     MEAN,
     logits_table,
@@ -93,7 +94,7 @@ def test_every_problem_of_a_feed_is_listed(arrays):
     }
     with pytest.raises(FeedError) as caught:
         arrays.predict(feed)
-    assert str(caught.value).splitlines() == [
+    assert lines_of(str(caught.value)) == [
         "feed does not fit the signature:",
         "  labels: not an input",
         "  input_ids: int64[batch, sequence]: values 2..64, outside 0..63",
@@ -307,7 +308,7 @@ def test_without_a_head_each_text_gets_its_own_part(tmp_path):
 def test_every_bad_text_is_named(embedder):
     with pytest.raises(TextError) as caught:
         embedder.predict(["fine", 3, None, ("a",), ("a", 1), "half \ud800"])
-    assert str(caught.value).splitlines() == [
+    assert lines_of(str(caught.value)) == [
         "texts cannot be read:",
         "  texts[1]: got int, expected a string or a pair of strings",
         "  texts[2]: got NoneType, expected a string or a pair of strings",
