@@ -18,6 +18,7 @@ from tfx.recipe import ExportRecipe
 
 from .families import FAMILIES, Family, build
 from .pipeline import export_bundles
+from .wide import TASKS, Row, append_row, candidates, cast, read_rows, wide_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,38 @@ def _found(family: Family, bundle: Bundle, seconds: float) -> Finding:
 @click.command
 @click.argument("names", nargs=-1)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Markdown file to write.")
-def main(names: tuple[str, ...], output: Path | None) -> None:
-    """Export every family (or those NAMES are part of) and print a table."""
+@click.option("--wide", is_flag=True, help="Every model type of transformers, not our families.")
+@click.option("--task", "tasks", multiple=True, type=click.Choice(list(TASKS)), help="With --wide.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, help="Processes, with --wide.")
+@click.option(
+    "--rows",
+    "store",
+    type=click.Path(path_type=Path),
+    help="With --wide: JSON lines to go on from and to add to.",
+)
+def main(
+    names: tuple[str, ...],
+    output: Path | None,
+    wide: bool,
+    tasks: tuple[str, ...],
+    jobs: int,
+    store: Path | None,
+) -> None:
+    """Export every family (or those NAMES are part of) and print a table.
+
+    With --wide: every model type transformers can build from a tiny configuration, or those
+    called NAMES.
+    """
+    if not wide and (tasks or store):
+        raise click.UsageError("--task and --rows are for --wide")
+    text = _wide_text(names, tasks, jobs, store) if wide else _families_text(names)
+    if output is not None:
+        output.write_text(text, encoding="utf-8")
+    else:
+        click.echo(text)
+
+
+def _families_text(names: tuple[str, ...]) -> str:
     chosen = [
         family
         for family in FAMILIES
@@ -107,20 +138,43 @@ def main(names: tuple[str, ...], output: Path | None) -> None:
     for family in chosen:
         click.echo(f"{family.name} {family.class_name} ...", err=True)
         findings += _try(family)
-    versions = ", ".join(
-        f"{name} {version_of(name)}" for name in ("torch", "transformers", "onnxruntime")
-    )
-    text = (
+    return (
         "# Families\n\nTiny configurations with random weights, exported with dynamic batch and "
         "sequence, run on ONNX\nRuntime (CPU) and compared with PyTorch on padded feeds of several "
-        f"shapes. Made with {versions} by\n`python -m tfx.export.survey -o docs/families.md`.\n\n"
-        + table(findings)
-        + "\n"
+        f"shapes. Made with {_versions()} by\n`python -m tfx.export.survey -o docs/families.md`."
+        f"\n\n{table(findings)}\n"
     )
-    if output is not None:
-        output.write_text(text, encoding="utf-8")
-    else:
-        click.echo(text)
+
+
+def _wide_text(
+    names: tuple[str, ...], tasks: tuple[str, ...], jobs: int, store: Path | None
+) -> str:
+    rows = candidates(tasks or TASKS, names)
+    earlier = {(row.task, row.model_type): row for row in read_rows(store)} if store else {}
+    pending = [row for row in rows if (row.task, row.model_type) not in earlier]
+
+    def show(row: Row) -> None:
+        click.echo(f"{row.task} {row.model_type}: {row.status} {row.reason}".rstrip(), err=True)
+        if store is not None:
+            append_row(store, row)
+
+    found = earlier | {(row.task, row.model_type): row for row in cast(pending, jobs, show)}
+    done = [found[row.task, row.model_type] for row in rows]
+    return (
+        "# The wide net\n\nEvery model type of transformers' auto classes, built from a tiny "
+        "configuration\n(`export/tiny_configs.py`) with random weights, exported and compared with "
+        'PyTorch as\n`tfx export` does it. "forward runs" counts the types whose PyTorch forward '
+        "runs on the inputs\nplanned for tracing; the share is of those. Types without such inputs "
+        "are in the last column, those\nwhose class or configuration cannot be built in neither. "
+        f"Made with {_versions()}\nby `python -m tfx.export.survey --wide -o docs/wide-net.md`."
+        f"\n\n{wide_table(done)}\n"
+    )
+
+
+def _versions() -> str:
+    return ", ".join(
+        f"{name} {version_of(name)}" for name in ("torch", "transformers", "onnxruntime")
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,265 @@
+"""Tiny configurations of any model type transformers has, made from a table of sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tfx.errors import ExportError
+
+if TYPE_CHECKING:
+    import torch
+
+VOCABULARY = 99
+HIDDEN, HEADS, KEY_HEADS, INTERMEDIATE, POSITIONS = 64, 4, 2, 48, 64
+HEAD_DIM = HIDDEN // HEADS
+
+# Field of a configuration -> a small value. Sizes that may differ do, where a mix-up would show.
+SIZES: Mapping[str, int] = {
+    **dict.fromkeys(
+        ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "model_dim", "d_embed"), HIDDEN
+    ),
+    **dict.fromkeys(("embedding_size", "projection_dim", "input_embedding_size"), 24),
+    **dict.fromkeys(("out_hidden_size", "projector_hidden_size"), HIDDEN),
+    **dict.fromkeys(
+        (
+            *("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers", "n_layer"),
+            *("n_layers", "num_decoder_layers", "depth", "num_encoder_layers", "num_blocks"),
+            *("encoder_num_hidden_layers", "decoder_num_hidden_layers"),
+        ),
+        2,
+    ),
+    **dict.fromkeys(
+        (
+            *("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads"),
+            *("num_heads", "n_head", "n_heads", "attention_heads", "mamba_n_heads"),
+            *("num_encoder_attention_heads", "num_decoder_attention_heads", "mamba_num_heads"),
+        ),
+        HEADS,
+    ),
+    **dict.fromkeys(
+        ("num_key_value_heads", "num_kv_heads", "linear_num_key_heads", "linear_num_value_heads"),
+        KEY_HEADS,
+    ),
+    **dict.fromkeys(("head_dim", "d_kv", "dim_head", "attention_head_dim"), HEAD_DIM),
+    **dict.fromkeys(("qk_nope_head_dim", "v_head_dim", "index_head_dim"), HEAD_DIM),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "mamba_head_dim"), HEAD_DIM),
+    "qk_rope_head_dim": 8,
+    "qk_head_dim": HEAD_DIM + 8,
+    "rotary_dim": 8,
+    "query_pre_attn_scalar": HEAD_DIM,
+    **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), 16),
+    **dict.fromkeys(
+        (
+            *("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim", "d_ff"),
+            *("hidden_dim", "mlp_dim", "ffn_hidden_size", "dff", "dim_ff", "dense_ffn_hidden_size"),
+        ),
+        INTERMEDIATE,
+    ),
+    **dict.fromkeys(
+        (
+            *("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_size"),
+            *("shared_intermediate_size", "expert_ffn_hidden_size", "expert_dim"),
+        ),
+        40,
+    ),
+    **dict.fromkeys(
+        (
+            *("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"),
+            "attention_num_experts",
+        ),
+        4,
+    ),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "num_selected_experts"), 2),
+    **dict.fromkeys(("n_group", "topk_group", "first_k_dense_replace", "num_mtp_layers"), 1),
+    **dict.fromkeys(("vocab_size", "src_vocab_size", "tgt_vocab_size", "n_vocab"), VOCABULARY),
+    **dict.fromkeys(
+        (
+            *("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx", "max_len"),
+            *("max_text_positions", "max_target_positions", "seq_length", "max_seq_len"),
+        ),
+        POSITIONS,
+    ),
+    "max_source_positions": 50,
+    **dict.fromkeys(("sliding_window", "attention_window", "window", "local_attention"), 8),
+    **dict.fromkeys(("index_topk", "index_n_heads"), 4),
+    # Mamba: heads * head dim = expand * hidden.
+    **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size", "mamba_state_size"), 8),
+    **dict.fromkeys(("mamba_d_head", "mamba_headdim"), 2 * HIDDEN // HEADS),
+    **dict.fromkeys(("mamba_n_groups", "mamba_ngroups", "n_groups"), 1),
+    **dict.fromkeys(("mamba_chunk_size", "chunk_size"), 8),
+    "image_size": 64,  # what strides of 2 in five stages leave is still an image
+    "patch_size": 8,
+    "num_mel_bins": 20,
+    "num_frames": 2,
+    "tubelet_size": 2,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+}
+
+# Fields that hold a number per stage: their lengths stay.
+STAGES: Mapping[str, int] = {"depths": 1, "conv_dim": 32, "num_conv_layers": 1}
+
+# What one type needs that the table cannot know.
+SPECIAL: Mapping[str, Mapping[str, Any]] = {}
+
+# A model above this is no tiny one: the table missed a field.
+MAX_PARAMETERS = 60_000_000
+
+
+def tiny_config(config_class: Any, **changes: Any) -> Any:
+    """A small configuration of a class of transformers.
+
+    Fields the class has and ``SIZES`` knows become small, token ids get into the vocabulary,
+    configurations inside it become small too. Every kind of layer it has appears once.
+
+    Args:
+        config_class: A ``PreTrainedConfig``.
+        changes: Fields that are known better.
+
+    Raises:
+        ExportError: If the class refuses the sizes.
+    """
+    try:
+        return config_class(**_small_fields(config_class) | changes)
+    except Exception as error:  # transformers' own checks raise a dozen kinds
+        raise ExportError(f"no tiny {config_class.__name__}: {error}") from error
+
+
+def build_tiny(model_class: Any, config: Any, seed: int = 0) -> torch.nn.Module:
+    """A model with random weights that make every part of it count.
+
+    Weights as they are initialised (0.02) leave attention almost uniform and outputs near 0,
+    where a lost mask would not be seen. Here each matrix keeps the size of what it is given.
+
+    Args:
+        model_class: Of transformers.
+        config: Of that class.
+        seed: Of the weights.
+
+    Raises:
+        ExportError: If it is not small.
+    """
+    import torch
+
+    with torch.device("meta"):
+        try:
+            count = sum(weight.numel() for weight in model_class(config).parameters())
+        except (RuntimeError, NotImplementedError):
+            count = 0  # its constructor computes with weights; the memory limit still holds
+    if count > MAX_PARAMETERS:
+        raise ExportError(f"{model_class.__name__} is not tiny: {count} parameters")
+    torch.manual_seed(seed)
+    module: torch.nn.Module = model_class(config).eval()
+    with torch.no_grad():
+        for weight in module.parameters():
+            if not weight.is_floating_point():
+                continue
+            if weight.ndim > 1:
+                # Embeddings too: rows of size 1 would be 8 times larger than what follows.
+                weight.normal_(std=1 / math.sqrt(max(1, math.prod(weight.shape[1:]))))
+            else:  # biases of 0 and scales of 1 would hide one that is lost
+                weight.add_(torch.randn_like(weight) * 0.1)
+    return module
+
+
+def _small_fields(config_class: Any) -> dict[str, Any]:
+    model_type = config_class.model_type
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    small: dict[str, Any] = {}
+    for name, field in fields.items():
+        default = field.default
+        if default is dataclasses.MISSING and callable(field.default_factory):
+            default = field.default_factory()
+        value = _small(name, default)
+        if value is not None:
+            small[name] = value
+    small |= _tokens(fields, small)
+    small |= _nested(config_class)
+    small |= _layer_types(config_class, small)
+    return small | dict(SPECIAL.get(model_type, {}))
+
+
+def _small(name: str, default: Any) -> Any:
+    """The small value of one field; None to leave it."""
+    if name in STAGES and isinstance(default, list | tuple):
+        return type(default)(STAGES[name] for _ in default)
+    if name in ("rope_parameters", "rope_scaling") and isinstance(default, dict):
+        return _small_rope(default)
+    if name not in SIZES:
+        return None
+    if isinstance(default, bool):
+        return None
+    if isinstance(default, list | tuple):
+        same = name in ("image_size", "patch_size")
+        return type(default)(SIZES[name] for _ in default) if same else None
+    # What is not set by default is derived from the rest, or is switched off.
+    return SIZES[name] if isinstance(default, int) else None
+
+
+def _small_rope(rope: dict[str, Any]) -> dict[str, Any]:
+    if "mrope_section" not in rope:
+        return rope
+    pairs = int(HEAD_DIM * rope.get("partial_rotary_factor", 1.0)) // 2
+    sections = [max(1, pairs // 3)] * (len(rope["mrope_section"]) - 1)
+    return rope | {"mrope_section": [pairs - sum(sections), *sections]}
+
+
+def _tokens(fields: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, Any]:
+    """Ids of special tokens beyond the vocabulary, brought into it from its end."""
+    vocabulary = VOCABULARY
+    tokens: dict[str, Any] = {}
+    for name, field in fields.items():
+        if not name.endswith(("_token_id", "_token_index")):
+            continue
+        default = field.default
+        ids = default if isinstance(default, list | tuple) else [default]
+        if any(isinstance(one, int) and one >= vocabulary for one in ids):
+            tokens[name] = vocabulary - 1 - len(tokens)
+    if "pad_token_id" in fields and fields["pad_token_id"].default is None:
+        tokens["pad_token_id"] = 0  # classification by decoders looks for it
+    return tokens
+
+
+def _nested(config_class: Any) -> dict[str, Any]:
+    nested = {}
+    for name, kind in getattr(config_class, "sub_configs", {}).items():
+        inner = _config_class(kind)
+        if inner is not None and name != "backbone_config":
+            nested[name] = tiny_config(inner).to_dict()
+    return nested
+
+
+def _config_class(kind: Any) -> Any:
+    """The class a sub-configuration has by default; None where there is none."""
+    if hasattr(kind, "create_subconfig"):
+        try:
+            return type(kind.default_config)
+        except (ValueError, KeyError, TypeError):
+            return None
+    named = bool(getattr(kind, "model_type", ""))
+    return kind if dataclasses.is_dataclass(kind) and named else None
+
+
+def _layer_types(config_class: Any, small: Mapping[str, Any]) -> dict[str, Any]:
+    """One layer of each kind, where layers differ."""
+    if "num_hidden_layers" not in small:
+        return {}
+    try:
+        config = config_class()
+    except Exception:  # noqa: BLE001  not one that stands on its own
+        return {}
+    changes: dict[str, Any] = {}
+    for name in ("layer_types", "layers_block_type", "mlp_layer_types"):
+        kinds = getattr(config, name, None)
+        known = name in {field.name for field in dataclasses.fields(config_class)}
+        if known and isinstance(kinds, list | tuple) and len(kinds) == config.num_hidden_layers:
+            changes[name] = list(dict.fromkeys(kinds))
+    if not changes:
+        return {}
+    count = max(2, *(len(kinds) for kinds in changes.values()))
+    for name, kinds in changes.items():
+        changes[name] = [kinds[index % len(kinds)] for index in range(count)]
+    return changes | {"num_hidden_layers": count}
