@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from tfx.bundle import STAGING_PREFIX
+from tfx.bundle import staging_path
 from tfx.errors import DataError
 
 from .tokenizer import Text, text_problem
@@ -171,10 +170,10 @@ def write_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
             with target.open("wb") as stream:
                 yield stream
             return
-        handle, name = tempfile.mkstemp(prefix=STAGING_PREFIX, dir=target.parent)
-        staged = Path(name)
-        with os.fdopen(handle, "wb") as stream:
-            staged.chmod(_mode_of(target))  # mkstemp gives 0600
+        staged = staging_path(target)
+        with staged.open("xb") as stream:
+            if target.exists():
+                staged.chmod(target.stat().st_mode & 0o777)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -216,7 +215,9 @@ def json_line(document: Mapping[str, Any]) -> bytes:
     Raises:
         ValueError: If a number in it is NaN or infinite, which JSON has no word for.
     """
-    return json.dumps(document, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    # A lone surrogate, as \ud800 in what was read, is no UTF-8: it goes out as it came in.
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 def plain_numbers(array: np.ndarray) -> Any:
@@ -262,11 +263,3 @@ def _kind(value: object) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return "number" if isinstance(value, int | float) else "array"
-
-
-def _mode_of(target: Path) -> int:
-    if target.exists():
-        return target.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask

@@ -6,8 +6,8 @@ import dataclasses
 import errno
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,10 +126,12 @@ def create_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Itera
     _refuse_taken(target, force)
     folder: Path | None = None
     try:
+        if target.is_symlink():
+            target = target.resolve()  # a link keeps leading to the bundle it leads to
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target.parent))
-        # mkdtemp gives 0700; a bundle is shared like any other output of a command.
-        folder.chmod(0o777 & ~_umask())
+        aside = staging_path(target)
+        aside.mkdir()
+        folder = aside
         staging = Staging(folder)
         yield staging
         if staging.manifest is None:
@@ -170,6 +172,15 @@ class Staging:
                 )
             )
         self.manifest = dataclasses.replace(manifest, files=tuple(entries))
+
+
+def staging_path(target: Path) -> Path:
+    """A name beside ``target`` that nothing has, for what will be moved to ``target``.
+
+    What is made under it gets the mode of any other output of a command; ``tempfile`` would
+    keep it from other users, and the umask cannot be read without setting it.
+    """
+    return target.parent / f"{STAGING_PREFIX}{secrets.token_hex(8)}"
 
 
 def sha256_of(path: Path) -> str:
@@ -258,7 +269,7 @@ def _move_into_place(folder: Path, target: Path, force: bool) -> None:
     if force and is_bundle(target):
         # A directory cannot be replaced in one step: the old one steps aside first, and
         # comes back if the new one cannot take its place.
-        aside = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target.parent))
+        aside = staging_path(target)
         os.replace(target, aside)
         try:
             os.replace(folder, target)
@@ -281,13 +292,6 @@ def _write_synced(path: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _umask() -> int:
-    # The only portable way to read it is to set it.
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _translated(error: OSError, target: Path) -> BundleError:

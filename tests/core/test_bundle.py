@@ -209,6 +209,13 @@ def test_bundle_has_the_mode_of_other_output(tmp_path):
     assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_the_umask_is_never_set(tmp_path, monkeypatch):
+    """It is the whole process's: another thread would write files for all to change."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was set"))
+    write(tmp_path / "x")
+    assert open_bundle(tmp_path / "x")
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_error_inside_leaves_nothing(tmp_path, error):
     def fail():
@@ -246,6 +253,29 @@ def test_force_replaces(tmp_path):
     write(tmp_path / "x", b"old")
     write(tmp_path / "x", b"new", force=True)
     assert open_bundle(tmp_path / "x").model.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_force_replaces_what_a_link_leads_to(tmp_path):
+    write(tmp_path / "there" / "x", b"old")
+    (tmp_path / "x").symlink_to(tmp_path / "there" / "x")
+    write(tmp_path / "x", b"new", force=True)
+    assert (tmp_path / "x").is_symlink()
+    assert open_bundle(tmp_path / "there" / "x").model.read_bytes() == b"new"
+    assert os.listdir(tmp_path / "there") == ["x"]
+    assert sorted(os.listdir(tmp_path)) == ["there", "x"]
+
+
+def test_force_leaves_nothing_where_the_old_one_cannot_step_aside(tmp_path, monkeypatch):
+    write(tmp_path / "x", b"old")
+
+    def fails(source, target):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(BundleError, match=r"cannot write bundle .*: Input/output error"):
+        write(tmp_path / "x", b"new", force=True)
+    assert open_bundle(tmp_path / "x").model.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x"]
 
 

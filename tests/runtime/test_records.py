@@ -255,6 +255,21 @@ def test_modes_are_those_of_any_new_file(tmp_path):
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
+    (tmp_path / "out").write_text("old")
+    (tmp_path / "out").chmod(0o640)
+    with write_file(tmp_path / "out", force=True) as stream:
+        stream.write(b"new")
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "out").read_text() == "new"
+
+
+def test_the_umask_is_never_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was set"))
+    with write_file(tmp_path / "out"):
+        pass
+
+
 @pytest.mark.parametrize(
     ("name", "problem"), [("", "is a directory"), ("no/such/out", "No such file or directory")]
 )
@@ -288,3 +303,9 @@ def test_numbers_come_back_exactly():
 def test_nan_is_not_json():
     with pytest.raises(ValueError, match="not JSON compliant"):
         json_line({"x": float("nan")})
+
+
+def test_lone_surrogate_goes_out_as_it_came_in():
+    line = json_line(json.loads('{"id": "\\ud800", "text": "é"}'))
+    assert line == b'{"id": "\\ud800", "text": "\xc3\xa9"}\n'
+    assert json.loads(line) == {"id": "\ud800", "text": "é"}
