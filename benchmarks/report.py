@@ -40,7 +40,7 @@ from tfx.runtime.backend import RunFacts
 
 from .clock import WarmUp
 from .machine import Machine
-from .stats import Comparison, Latency
+from .stats import LEAST_ROUNDS, LEAST_SAMPLES, Comparison, Latency
 from .workload import Plan
 
 if TYPE_CHECKING:
@@ -182,28 +182,31 @@ def _show_shape(out: Console, title: str, rows: list[Row]) -> None:
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     for name in ("bundle", "backend") if several else ("backend",):
         table.add_column(name, overflow="fold")
-    columns = "p50", "p95", "p99", "per s", "load", "MB", "error", "speed, 95 %"
-    for name in columns:
+    measured = [row for row in rows if row.measurement is not None]
+    # Few runs are long enough for it, and its column would take the room of the others.
+    p99 = any(row.measurement.latency.p99_ms is not None for row in measured)  # type: ignore[union-attr]
+    middle = ("p99",) if p99 else ()
+    for name in ("calls", "p50", "p95", *middle, "per s", "load", "MB", "error", "speed, 95 %"):
         table.add_column(name, justify="right")
     table.add_column("")
-    measured = [row for row in rows if row.measurement is not None]
     for row in sorted(measured, key=lambda r: r.measurement.latency.median_ms):  # type: ignore[union-attr]
         names = (row.bundle, row.backend) if several else (row.backend,)
-        table.add_row(*names, *_cells(row))
+        table.add_row(*names, *_cells(row, p99))
     if measured:
         out.print(table)
     out.print()
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, p99: bool) -> tuple[str, ...]:
     found = row.measurement
     assert found is not None  # rows not run have no line
     latency, comparison = found.latency, row.comparison
     memory = "-" if found.peak_memory_mb is None else f"{found.peak_memory_mb:.0f}"
     numbers = (
+        str(latency.samples),
         _ms(latency.median_ms),
         _ms(latency.p95_ms),
-        _ms(latency.p99_ms),
+        *((_ms(latency.p99_ms),) if p99 else ()),
         _significant(found.throughput_per_s),
         f"{found.load_s:.1f}s",
         memory,
@@ -241,7 +244,12 @@ def _notes(report: BenchReport) -> list[str]:
             notes[f"{row.name}: {note}"] = None
     measured = [row.measurement for row in report.rows if row.measurement is not None]
     if any(found.latency.p99_ms is None for found in measured):
-        notes["p95 needs 20 samples and p99 100; more --seconds or --rounds give them"] = None
+        notes[
+            f"p95 needs {LEAST_SAMPLES[95]} calls and p99 {LEAST_SAMPLES[99]}; more --rounds, and "
+            "--seconds to make them in, give them"
+        ] = None
+    if any(found.rounds < LEAST_ROUNDS for found in measured):
+        notes[f"no verdict from fewer than {LEAST_ROUNDS} rounds"] = None
     if baselines := {row.comparison.against for row in report.rows if row.comparison is not None}:
         notes[
             f"speed is against {' and '.join(sorted(baselines))}, with its 95 % bootstrap interval"

@@ -18,7 +18,7 @@ from tfx.runtime.proof import compare_case
 from .clock import Clock, WarmUp
 from .machine import Machine
 from .report import Agreement, BenchReport, Measurement, Row, Status, agreement_of
-from .stats import compare_speed, latency_of
+from .stats import LEAST_ROUNDS, compare_speed, latency_of
 from .worker import Loaded, ProcessWorker, Worker
 from .workload import Plan, Shape, shapes_of
 
@@ -26,9 +26,7 @@ REFERENCE = "torch"
 
 # A block is this long at least, so that microseconds are not lost between two rows.
 BLOCK_MS = 20.0
-BLOCK_CALLS = (3, 100)
-# The bootstrap draws rounds; from fewer than this its intervals are too narrow.
-LEAST_ROUNDS = 8
+BLOCK_CALLS = (5, 100)
 # Threads of a pool spin for a while after a run and take the CPU from the next row. MiniLM 1x128 on
 # 2 cores, medians of 25 rounds: PyTorch takes 21 ms a call by itself, and right after ONNX Runtime
 # 52 ms, 36 ms, then 21 ms; after a pause of 20 ms 38 ms, then 20 ms. ONNX Runtime right after

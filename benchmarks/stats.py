@@ -8,8 +8,10 @@ from enum import StrEnum
 
 import numpy as np
 
-# A percentile with fewer samples than this above it is little more than the largest sample.
-LEAST_SAMPLES = {95: 20, 99: 100}
+# Ten samples lie above a percentile of so many; with fewer, a few slow calls decide it.
+LEAST_SAMPLES = {95: 200, 99: 1000}
+# The bootstrap draws rounds; from fewer than this its intervals are too narrow for a verdict.
+LEAST_ROUNDS = 8
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -25,8 +27,8 @@ class Latency:
     Attributes:
         samples: How many calls were timed.
         median_ms: Half of them took less.
-        p95_ms: 95 % took less; None with fewer than 20 samples.
-        p99_ms: 99 % took less; None with fewer than 100 samples.
+        p95_ms: 95 % took less; None with fewer than 200 samples.
+        p99_ms: 99 % took less; None with fewer than 1000 samples.
         min_ms: The fastest.
         max_ms: The slowest.
     """
@@ -57,7 +59,7 @@ class Comparison:
         speedup: The other's median time over this one's: 2.0 is twice as fast.
         low: Lower end of the 95 % bootstrap interval of ``speedup``.
         high: Its upper end.
-        verdict: What the interval allows to say.
+        verdict: What the interval allows to say; nothing with fewer than ``LEAST_ROUNDS`` rounds.
     """
 
     against: str
@@ -115,7 +117,8 @@ def compare_speed(
     tail = (1 - LEVEL) / 2
     low, high = (float(edge) for edge in np.quantile(ratios, (tail, 1 - tail)))
     speedup = float(np.median(other) / np.median(row))
-    return Comparison(against, speedup, low, high, judge(low, high))
+    verdict = judge(low, high) if len(row) >= LEAST_ROUNDS else Verdict.UNSURE
+    return Comparison(against, speedup, low, high, verdict)
 
 
 def judge(low: float, high: float, margin: float = MARGIN) -> Verdict:

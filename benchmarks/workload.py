@@ -28,7 +28,7 @@ class Plan:
         lengths: Sizes of the sequence axes.
         rounds: Most rounds of a shape; in each, every row runs one block of calls.
         seconds: No round begins after this many seconds on a shape, once there were
-            ``runner.LEAST_ROUNDS``. Each row's warm-up gets as long at most.
+            ``stats.LEAST_ROUNDS``. Each row's warm-up gets as long at most.
         threads: CPU threads of one run; None for all this process may use.
         trust: Whether a factory's Python file may run.
         seed: Of the feeds, the order of rows in a round, and the bootstrap.

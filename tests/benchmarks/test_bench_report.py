@@ -30,7 +30,7 @@ def measured(median_ms=12.34, **changes):
         peak_memory_mb=171.4,
         warm_up=WarmUp(15, 0.2, 12.3, True),
         rounds=40,
-        latency=Latency(120, median_ms, 14.0, 15.5, 11.9, 16.0),
+        latency=Latency(200, median_ms, 14.0, None, 11.9, 16.0),
         throughput_per_s=8 * 1000 / median_ms,
     )
     return dataclasses.replace(found, **changes)
@@ -73,6 +73,7 @@ WRONG = row(
     comparison=None,
 )
 
+MANY = Latency(1000, 12.3, 14.0, 15.5, 11.9, 16.0)
 UNSURE = Comparison("minilm on torch", 1.04, 0.99, 1.07, Verdict.UNSURE)
 
 
@@ -86,16 +87,16 @@ def shown(*rows, notes=()):
 def test_a_table_of_a_shape_with_its_conditions():
     lines = shown(row(), TORCH).splitlines()
     assert lines[0] == "minilm: batch 8, sequence 128"
-    assert " ".join(lines[1].split()) == ("backend p50 p95 p99 per s load MB error speed, 95 %")
+    assert " ".join(lines[1].split()) == ("backend calls p50 p95 per s load MB error speed, 95 %")
     assert " ".join(lines[2].split()) == (
-        "onnxruntime 12.3 14.0 15.5 648 0.6s 171 3e-06 2.04x 2.01-2.07 faster"
+        "onnxruntime 200 12.3 14.0 648 0.6s 171 3e-06 2.04x 2.01-2.07 faster"
     )
-    assert lines[3].split()[:2] == ["torch", "25.2"]
+    assert lines[3].split()[:3] == ["torch", "200", "25.2"]
     assert lines[3].split()[-2:] == ["1.00x", "baseline"]
     text = "\n".join(lines)
     assert "speed is against minilm on torch, with its 95 % bootstrap interval" in text
     assert "p50 is the median; times in ms but the load's" in text
-    assert "120 calls a row in 40 interleaved rounds, threads 2, seed 0" in text
+    assert "200 calls a row in 40 interleaved rounds, threads 2, seed 0" in text
     assert str(this_machine()) in text
 
 
@@ -106,6 +107,13 @@ def test_the_table_fits_100_columns_and_has_no_escapes():
     assert max(map(len, table.splitlines())) <= 100
     assert "\x1b" not in text
     assert "…" not in text
+
+
+def test_p99_is_a_column_only_where_a_row_has_it():
+    lines = shown(row(measurement=measured(latency=MANY)), TORCH).splitlines()
+    assert lines[1].split()[1:5] == ["calls", "p50", "p95", "p99"]
+    assert lines[2].split()[1:5] == ["1000", "12.3", "14.0", "15.5"]
+    assert lines[3].split()[1:5] == ["200", "25.2", "14.0", "-"]
 
 
 def test_rows_are_sorted_by_median():
@@ -149,14 +157,18 @@ def test_a_wrong_row_is_marked_and_its_speed_not_judged():
             "minilm on onnxruntime, batch 8, sequence 128 did not settle in 20 s of warm-up",
         ),
         (
-            {"measurement": measured(latency=Latency(24, 12.0, 14.0, None, 11.0, 15.0))},
-            "note: p95 needs 20 samples and p99 100; more --seconds or --rounds give them",
+            {"measurement": measured(latency=Latency(999, 12.0, 14.0, None, 11.0, 15.0))},
+            "note: p95 needs 200 calls and p99 1000; more --rounds, and --seconds to make them in",
+        ),
+        (
+            {"measurement": measured(rounds=7)},
+            "note: no verdict from fewer than 8 rounds",
         ),
     ],
 )
 def test_what_a_reader_must_know_is_a_note(changes, note):
     assert note in shown(row(**changes))
-    assert note not in shown(row())
+    assert note not in shown(row(measurement=measured(latency=MANY)))
 
 
 @pytest.mark.parametrize(("load", "busy"), [(0.9, False), (3.5, True)])
@@ -176,7 +188,7 @@ def test_notes_of_the_report_are_shown_once():
 )
 def test_numbers_have_three_digits_and_no_exponent(median_ms, text):
     line = shown(row(measurement=measured(median_ms))).splitlines()[2]
-    assert line.split()[1] == text
+    assert line.split()[2] == text
 
 
 def test_json_has_no_nan_and_every_number_its_unit():
@@ -191,7 +203,7 @@ def test_json_has_no_nan_and_every_number_its_unit():
     assert first["digest"] == "0" * 64
     assert first["sizes"] == {"batch": 8, "sequence": 128}
     assert first["measurement"]["latency"]["median_ms"] == 12.34
-    assert first["measurement"]["latency"]["samples"] == 120
+    assert first["measurement"]["latency"]["samples"] == 200
     assert first["agreement"][0]["max_abs"] is None
     assert first["comparison"]["verdict"] == "faster"
     assert second["status"] == "not run"

@@ -7,8 +7,8 @@ from support.bundles import HIDDEN, write_bundle
 from tfx.bench.clock import WarmUp
 from tfx.bench.machine import this_machine
 from tfx.bench.report import Status
-from tfx.bench.runner import LEAST_ROUNDS, SETTLE_S, measure
-from tfx.bench.stats import Verdict
+from tfx.bench.runner import SETTLE_S, measure
+from tfx.bench.stats import LEAST_ROUNDS, Verdict
 from tfx.bench.worker import Loaded
 from tfx.bench.workload import Plan
 from tfx.console import Progress
@@ -244,13 +244,13 @@ def test_each_block_comes_after_a_pause(bundle):
 def test_short_calls_are_made_in_longer_blocks(bundle):
     world = FakeWorld({"torch": 50, "a": 1, "b": 0.001})
     run(world, bundle, rounds=1)
-    assert dict(world.blocks) == {"torch": 3, "a": 20, "b": 100}
+    assert dict(world.blocks) == {"torch": 5, "a": 20, "b": 100}
 
 
 def test_no_round_begins_after_the_seconds_but_the_least_are_made(bundle):
     world = FakeWorld({"torch": 100})
     rows = run(world, bundle, seconds=6.0)
-    assert rows["torch"].measurement.rounds == 20  # 3 calls of 0.1 s each
+    assert rows["torch"].measurement.rounds == 12  # 5 calls of 0.1 s each
     rows = run(FakeWorld({"torch": 1000}), bundle, seconds=0.1)
     assert rows["torch"].measurement.rounds == LEAST_ROUNDS
 

@@ -20,12 +20,12 @@ def test_latency_keeps_every_sample():
 
 
 def test_percentiles_interpolate_linearly():
-    found = latency_of([list(range(0, 101 * MS, MS))])
-    assert (found.p95_ms, found.p99_ms) == (95, 99)
+    found = latency_of([list(range(0, 1001 * MS, MS))])
+    assert (found.p95_ms, found.p99_ms) == (950, 990)
 
 
 @pytest.mark.parametrize(
-    ("samples", "p95", "p99"), [(19, 0, 0), (20, 1, 0), (99, 1, 0), (100, 1, 1)]
+    ("samples", "p95", "p99"), [(199, 0, 0), (200, 1, 0), (999, 1, 0), (1000, 1, 1)]
 )
 def test_percentiles_of_too_few_samples_are_not_given(samples, p95, p99):
     found = latency_of([[MS] * samples])
@@ -73,6 +73,17 @@ def test_equal_rows_are_never_called_different(seed, noise):
     )
     assert found.verdict in (Verdict.SAME, Verdict.UNSURE)
     assert found.verdict is Verdict.SAME or noise > 0.01
+
+
+@pytest.mark.parametrize(
+    ("count", "verdict"), [(1, "cannot say"), (7, "cannot say"), (8, "faster")]
+)
+def test_too_few_rounds_allow_no_verdict(count, verdict):
+    rng = np.random.default_rng(0)
+    row, other = rounds(rng, count=count, noise=0.001), rounds(rng, 2, count=count, noise=0.001)
+    found = compare_speed(row, other, against="other", rng=rng)
+    assert found.verdict == verdict
+    assert found.speedup == pytest.approx(2, rel=0.01)
 
 
 def test_a_slow_machine_slows_both_rows_and_not_their_ratio():
