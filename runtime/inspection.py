@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tfx.bundle import Bundle
-from tfx.errors import BundleError
+from tfx.errors import BundleError, listing
 from tfx.extras import need
-from tfx.manifest import Manifest
+from tfx.manifest import FILE_NAME, Manifest
 from tfx.report import ParityReport
 
 if TYPE_CHECKING:
@@ -69,13 +70,23 @@ def graph_facts(bundle: Bundle) -> dict[str, Any]:
     """Count what is in the graph: operators, element types of weights, attention by module.
 
     Raises:
-        BundleError: If the graph cannot be read.
+        BundleError: If the graph cannot be read, or keeps weights in files the manifest does
+            not list.
     """
     ir = need("onnx_ir")
     try:
         graph = ir.load(bundle.model)
     except Exception as error:  # protobuf and onnx_ir raise many kinds
         raise BundleError(f"cannot read {bundle.model}: {error}") from error
+    listed = {entry.path for entry in bundle.manifest.files}
+    if foreign := sorted(_weight_files(graph) - listed):
+        raise BundleError(
+            listing(
+                f"{bundle.model} is not safe to read:",
+                (f"{path!r}: holds weights and is not listed in {FILE_NAME}" for path in foreign),
+            ),
+            hint="Do not use this bundle; ask where it came from.",
+        )
     operators: collections.Counter[str] = collections.Counter()
     fused: list[str] = []
     spelled_out: list[dict[str, str]] = []
@@ -98,6 +109,23 @@ def graph_facts(bundle: Bundle) -> dict[str, Any]:
         "attention": fused,
         "softmax": spelled_out,
     }
+
+
+def _weight_files(model: Any) -> set[str]:
+    """The locations that tensors of a graph name; no file is opened for it."""
+    ir = need("onnx_ir")
+    tensors = [
+        value.const_value for graph in model.graphs() for value in graph.initializers.values()
+    ]
+    nodes = itertools.chain(
+        model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())
+    )
+    for attribute in (one for node in nodes for one in node.attributes.values()):
+        if attribute.type == ir.AttributeType.TENSOR:
+            tensors.append(attribute.value)
+        elif attribute.type == ir.AttributeType.TENSORS:
+            tensors += attribute.value or ()
+    return {str(one.location) for one in tensors if isinstance(one, ir.ExternalTensor)}
 
 
 def show_graph(out: Console, facts: Mapping[str, Any]) -> None:

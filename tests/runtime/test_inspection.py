@@ -96,6 +96,43 @@ def test_graph_that_cannot_be_read(data, tmp_path):
     assert str(caught.value).startswith(f"cannot read {bundle.model}: ")
 
 
+def outside(tensor, location):
+    """Say that a tensor's bytes are in a file."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", location
+    return tensor
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "other.data", "sub/../w.data"])
+@pytest.mark.parametrize("place", ["initializer", "constant"])
+def test_weights_in_a_file_that_is_not_listed(location, place, tmp_path):
+    graph = attention_graph()
+    if place == "initializer":
+        outside(graph.graph.initializer[0], location)
+    else:
+        value = outside(numpy_helper.from_array(np.ones(3, np.float32)), location)
+        graph.graph.node.append(helper.make_node("Constant", [], ["c"], value=value))
+    bundle = write_bundle(tmp_path / "tiny")
+    bundle.model.write_bytes(graph.SerializeToString())
+    with pytest.raises(BundleError) as caught:
+        graph_facts(bundle)
+    assert str(caught.value) == (
+        f"{bundle.model} is not safe to read: "
+        f"{location!r}: holds weights and is not listed in tfx.json"
+    )
+    assert caught.value.hint == "Do not use this bundle; ask where it came from."
+
+
+def test_weights_in_a_file_that_is_listed(tmp_path):
+    graph = attention_graph()
+    outside(graph.graph.initializer[0], "w.data")
+    bundle = write_bundle(tmp_path / "tiny", files={"w.data": bytes(48)})
+    bundle.model.write_bytes(graph.SerializeToString())
+    assert graph_facts(bundle)["weight_bytes"] == {"float": 48, "int64": 16}
+
+
 FULL = {
     "task": "text-classification",
     "source": Source(SourceKind.CHECKPOINT, "models/tiny", "BertModel", random_weights=True),
