@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
 from ..graph import Builder, is_computed, scalar
+from .masks import Masks, Term, same_sizes, same_tail, split_batch, with_heads_axis
 
 # Node metadata: why a Softmax is still there. `tfx inspect` shows it.
 NOT_FUSED = "not_fused"
@@ -16,25 +16,6 @@ NOT_FUSED = "not_fused"
 
 class NotAttentionError(Exception):
     """Why a Softmax is not attention that can be fused, in a few words."""
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """Something added to the scores before the softmax.
-
-    Attributes:
-        value: What is added, or the condition of a ``Where``.
-        scale: Factor on ``value``: of a Mul or Div between it and the softmax.
-        fill: For a condition: what replaces the scores; None for an addition.
-        keep: For a condition: the value of it that keeps the scores.
-        lifted: Whether it was added before a Reshape split ``[batch * heads]``.
-    """
-
-    value: ir.Value
-    scale: float = 1.0
-    fill: float | None = None
-    keep: bool = True
-    lifted: bool = False
 
 
 @dataclass(slots=True)
@@ -73,7 +54,7 @@ def fuse_attention(model: ir.Model) -> tuple[int, dict[str, int]]:
     """
     fused = 0
     reasons: dict[str, int] = {}
-    masks = _Masks()
+    masks = Masks()
     for node in list(model.graph):
         if node.op_type != "Softmax" or node.domain:
             continue
@@ -177,8 +158,23 @@ def _scores(value: ir.Value) -> _Scores:
                 value = inner
             case other:
                 raise NotAttentionError(f"a {other} between the product and the softmax")
-        if softcap and len(terms) > before:
+        if len(terms) == before:
+            continue
+        if softcap:
             raise NotAttentionError("a mask or bias inside the soft cap")
+        if terms[-1].value.shape is None:
+            raise NotAttentionError("a mask or bias of unknown shape")
+        if _repeats(value, node.outputs[0]):
+            raise NotAttentionError("a mask or bias that repeats the scores")
+
+
+def _repeats(before: ir.Value, after: ir.Value) -> bool:
+    """Whether an axis of 1 is no longer 1 after broadcasting."""
+    if before.shape is None or after.shape is None:
+        return False
+    return len(before.shape) != len(after.shape) or any(
+        one == 1 and two != 1 for one, two in zip(before.shape, after.shape, strict=True)
+    )
 
 
 def _masking(node: ir.Node, scale: float, *, lifted: bool) -> tuple[ir.Value, Term]:
@@ -288,7 +284,7 @@ def _split_heads(before: ir.Value, after: ir.Value) -> int:
     if before.shape is None or after.shape is None:
         raise NotAttentionError("a Reshape of unknown shape between product and softmax")
     heads = after.shape[1] if len(after.shape) == 4 else None
-    if len(before.shape) != 3 or not isinstance(heads, int) or not _same_tail(before, after):
+    if len(before.shape) != 3 or not isinstance(heads, int) or not same_tail(before, after):
         raise NotAttentionError("a Reshape between the product and the softmax")
     return heads
 
@@ -299,14 +295,8 @@ def _merges_heads(before: ir.Value, after: ir.Value) -> bool:
         and after.shape is not None
         and len(before.shape) == 4
         and len(after.shape) == 3
-        and _same_tail(before, after)
+        and same_tail(before, after)
     )
-
-
-def _same_tail(left: ir.Value, right: ir.Value) -> bool:
-    assert left.shape is not None
-    assert right.shape is not None
-    return list(left.shape[-2:]) == list(right.shape[-2:])
 
 
 def _require_own_batch(match: Match) -> None:
@@ -316,7 +306,7 @@ def _require_own_batch(match: Match) -> None:
         if other.shape is None or len(other.shape) != leading + 2:
             raise NotAttentionError(f"{_rank(other)} keys or values")
         assert match.query.shape is not None
-        if list(other.shape[:leading]) != list(match.query.shape[:leading]):
+        if not same_sizes(other.shape[:leading], match.query.shape[:leading]):
             raise NotAttentionError(
                 f"queries {match.query.shape} and keys or values {other.shape} broadcast"
             )
@@ -327,31 +317,26 @@ def _require_single_use(value: ir.Value) -> None:
         raise NotAttentionError("the scores are used elsewhere too")
 
 
-class _Masks:
-    """Masks already built, so that layers which share a mask share what is made of it."""
-
-    def __init__(self) -> None:
-        self.made: dict[tuple[object, ...], ir.Value] = {}
-
-
-def _replace(graph: ir.Graph, match: Match, masks: _Masks) -> None:
+def _replace(graph: ir.Graph, match: Match, masks: Masks) -> None:
     build = Builder(graph, match.softmax)
-    query, value = match.query, match.value
+    query = match.query
     # Two transposes in a row are merged by the cleanup that follows.
     rank = len(match.keys_t.shape or ())
     swap = [*range(rank - 2), rank - 1, rank - 2]
     keys = build("Transpose", [match.keys_t], {"perm": swap})
     flat = rank == 3
-    if match.heads:
-        query, keys, value = (_split(build, one, match.heads) for one in (query, keys, value))
-    elif flat:
-        query, keys, value = (_unsqueezed(build, one) for one in (query, keys, value))
-    mask = _mask(build, match, masks)
-    inputs = [query, keys, value] + ([mask] if mask is not None else [])
-    # Weights and values are multiplied after the softmax: everything is known by then.
+    mask = masks.of(build, match.terms, query, match.keys_t, match.heads)
+    # Weights and values are multiplied after the softmax: everything is known by then. What
+    # layers share stays in front of the softmax, and so of every layer that follows.
     product = match.output.producer()
     assert product is not None
     build.before = product
+    value = match.value
+    if match.heads:
+        query, keys, value = (split_batch(build, one, match.heads) for one in (query, keys, value))
+    elif flat:
+        query, keys, value = (with_heads_axis(build, one) for one in (query, keys, value))
+    inputs = [query, keys, value] + ([mask] if mask is not None else [])
     attributes: dict[str, object] = {"scale": match.scale, "is_causal": 0}
     if match.softcap:
         attributes["softcap"] = match.softcap
@@ -369,76 +354,10 @@ def _replace(graph: ir.Graph, match: Match, masks: _Masks) -> None:
     build.replace(match.output, output)
 
 
-def _mask(build: Builder, match: Match, masks: _Masks) -> ir.Value | None:
-    """The sum of all terms, ``[batch, heads, queries, keys]`` or broadcast to it."""
-    total = None
-    for term in match.terms:
-        key = (term, match.heads, len(match.query.shape or ()))
-        if key not in masks.made or term.fill is None:
-            masks.made[key] = _added(build, term, match)
-        one = masks.made[key]
-        total = one if total is None else build("Add", [total, one])
-    return total
-
-
-def _added(build: Builder, term: Term, match: Match) -> ir.Value:
-    value = term.value
-    if term.fill is not None:
-        dtype = match.query.dtype
-        assert dtype is not None
-        zero = build.constant(0.0, dtype)
-        # Scores that are all replaced by one finite number weigh all keys the same. Half the
-        # smallest number keeps that: a sum with it stays finite, and is not yet what ONNX
-        # Runtime takes for a row that masks every key, which it answers with zeros.
-        smallest = float(np.finfo(dtype.numpy()).min) / 2
-        product = term.fill * term.scale
-        fill = build.constant(product if np.isinf(term.fill) else max(product, smallest), dtype)
-        kept = [value, zero, fill] if term.keep else [value, fill, zero]
-        value = build("Where", kept)
-    elif term.scale != 1.0:
-        assert value.dtype is not None
-        value = build("Mul", [value, build.constant(term.scale, value.dtype)])
-    rank = len(term.value.shape or ())
-    if match.heads and term.lifted and rank == 3:
-        return _split(build, value, match.heads)
-    if not match.heads and len(match.query.shape or ()) == 3 and rank == 3:
-        return _unsqueezed(build, value)
-    return value
-
-
-def _split(build: Builder, value: ir.Value, heads: int) -> ir.Value:
-    """``[batch * heads, n, m]`` to ``[batch, heads, n, m]``; undoes a merge if it can."""
-    node = value.producer()
-    whole = _input(node, 0) if node is not None and node.op_type == "Reshape" else None
-    if (
-        whole is not None
-        and whole.shape is not None
-        and value.shape is not None
-        and len(whole.shape) == 4
-        and whole.shape[1] == heads
-        and _same_tail(whole, value)
-    ):
-        return whole
-    # 0 keeps the size of the input's axis at that place: n and m stay what they are.
-    apart = _unsqueezed(build, value)
-    output = build("Reshape", [apart, build.constant([-1, heads, 0, 0])])
-    if value.shape is not None:
-        output.shape = ir.Shape([None, heads, *value.shape[1:]])
-    return output
-
-
 def _merged(build: Builder, value: ir.Value) -> ir.Value:
     """``[batch, heads, n, m]`` to ``[batch * heads, n, m]``."""
     apart = build("Reshape", [value, build.constant([-1, 1, 0, 0])])
     return build("Squeeze", [apart, build.constant([1])])
-
-
-def _unsqueezed(build: Builder, value: ir.Value) -> ir.Value:
-    """``[batch, n, m]`` to ``[batch, 1, n, m]``."""
-    output = build("Unsqueeze", [value, build.constant([1])])
-    if value.shape is not None:
-        output.shape = ir.Shape([value.shape[0], 1, *value.shape[1:]])
-    return output
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:
