@@ -10,7 +10,7 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
     rows      one per bundle, backend and shape:
       bundle, digest, random_weights, backend
       sizes         axis to size, e.g. {"batch": 8, "sequence": 128}
-      status        "measured", "wrong" (outputs are far from PyTorch's) or "not run"
+      status        "measured", "wrong" (outputs beyond the tolerance) or "not run"
       reason        why not run, or how wrong; "" if measured
       measurement   null if not run
         facts             what really ran: backend, version, engine, device, precision, threads
@@ -19,8 +19,9 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
         rounds            blocks of calls the samples come from
         latency           samples, median_ms, p95_ms, p99_ms (null: too few samples), min_ms, max_ms
         throughput_per_s  samples of a batch per second: batch / median latency
-      agreement     null without a reference, or per output: name, max_abs, max_rel, min_cosine
-                    (null: not finite, or another shape)
+      agreement     null without a reference, or per output: name, max_abs, max_rel, min_cosine,
+                    scaled_error (null: not finite, or another shape) and the tolerance it is
+                    judged by: see TOLERANCES in tfx.runtime.compare
       no_reference  why there is no agreement; ""
       comparison    null for the baseline and for wrong rows, or against, speedup (baseline median
                     / median), low, high (95 % bootstrap interval) and verdict
@@ -34,30 +35,30 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tfx.codec import encode
-from tfx.report import OutputError
 from tfx.runtime.backend import RunFacts
+from tfx.runtime.proof import compare_case
+from tfx.signature import Feed, Signature
 
 from .clock import WarmUp
 from .machine import Machine
 from .stats import LEAST_ROUNDS, LEAST_SAMPLES, Comparison, Latency
-from .workload import Plan
+from .workload import Plan, Shape
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA_VERSION = 1
 
-# Below this cosine an output points elsewhere: no precision in use loses so much by rounding.
-LEAST_COSINE = 0.99
-
 # More runnable threads per CPU than this before a benchmark began, and they share it with others.
 BUSY = 0.5
 
 UNITS = (
     "p50 is the median; times in ms but the load's; per s is samples of a batch",
-    "MB is the peak of the row's process beyond Python and numpy; error is the largest absolute "
-    "one against PyTorch, padding left out",
+    "MB is the peak of the row's process beyond Python and numpy; error is the largest scaled one "
+    "against PyTorch, padding left out",
 )
 
 
@@ -85,12 +86,35 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """An ``OutputError`` as JSON can hold it: None where a number is not finite."""
+    """How far an output is from PyTorch's, as JSON can hold it: None where not finite.
+
+    Attributes:
+        name: Output name.
+        max_abs: As in ``OutputError``.
+        max_rel: As in ``OutputError``.
+        min_cosine: As in ``OutputError``.
+        scaled_error: What decides (``tfx.runtime.compare``).
+        tolerance: Largest ``scaled_error`` of an output that is not wrong.
+    """
 
     name: str
     max_abs: float | None
     max_rel: float | None
     min_cosine: float | None
+    scaled_error: float | None
+    tolerance: float
+
+    @property
+    def wrong(self) -> str:
+        """How the output is wrong, or ""."""
+        if self.scaled_error is None:
+            return f"{self.name} has another shape than PyTorch's, or is not finite"
+        if self.scaled_error <= self.tolerance:
+            return ""
+        return (
+            f"{self.name} has scaled error {self.scaled_error:.1e} against PyTorch's, expected at "
+            f"most {self.tolerance:.0e}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,20 +163,32 @@ class BenchReport:
         }
 
 
-def agreement_of(errors: Iterable[OutputError]) -> tuple[tuple[Agreement, ...], str]:
-    """Errors for a report, and how they are wrong, or ""."""
-    agreement, wrong = [], []
-    for error in errors:
-        numbers = (error.max_abs, error.max_rel, error.min_cosine)
-        finite = [number if math.isfinite(number) else None for number in numbers]
-        if not math.isfinite(error.max_abs):
-            # compare_outputs calls the cosine -1 then, which was not measured either.
-            finite = [None, None, None]
-            wrong.append(f"{error.name} has another shape than PyTorch's, or is not finite")
-        elif not error.min_cosine >= LEAST_COSINE:
-            wrong.append(f"{error.name} has cosine {error.min_cosine:.3f} with PyTorch's")
-        agreement.append(Agreement(error.name, *finite))
-    return tuple(agreement), "; ".join(wrong)
+def agreement_of(
+    signature: Signature,
+    feed: Feed,
+    reference: Mapping[str, np.ndarray],
+    actual: Mapping[str, np.ndarray],
+    tolerance: float,
+) -> tuple[Agreement, ...]:
+    """Compare the outputs of one feed, padding left out, in the reference's order.
+
+    Args:
+        signature: Says which outputs have something per token.
+        feed: What both were given.
+        reference: PyTorch's outputs.
+        actual: The row's.
+        tolerance: Largest scaled error of an output that is not wrong.
+    """
+    found = []
+    for name, array in reference.items():
+        (error,), scaled = compare_case(signature, feed, {name: array}, actual)
+        if math.isfinite(scaled):
+            relative = error.max_rel if math.isfinite(error.max_rel) else None
+            one = Agreement(name, error.max_abs, relative, error.min_cosine, scaled, tolerance)
+        else:  # compare_outputs calls the cosine -1 then, which was not measured either
+            one = Agreement(name, None, None, None, None, tolerance)
+        found.append(one)
+    return tuple(found)
 
 
 def show_report(out: Console, report: BenchReport) -> None:
@@ -210,7 +246,7 @@ def _cells(row: Row, p99: bool) -> tuple[str, ...]:
         _significant(found.throughput_per_s),
         f"{found.load_s:.1f}s",
         memory,
-        _max_abs(row),
+        _error(row),
     )
     if row.status is Status.WRONG:
         return (*numbers, "", "WRONG")
@@ -274,13 +310,13 @@ def _by_shape(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def _title(row: Row) -> str:
-    return ", ".join(f"{axis} {size}" for axis, size in row.sizes.items()) or "fixed shape"
+    return str(Shape(row.sizes))
 
 
-def _max_abs(row: Row) -> str:
+def _error(row: Row) -> str:
     if row.agreement is None:
         return "-"
-    errors = [error.max_abs for error in row.agreement]
+    errors = [one.scaled_error for one in row.agreement]
     return "-" if None in errors else f"{max(e for e in errors if e is not None):.0e}"
 
 

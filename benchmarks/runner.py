@@ -12,8 +12,8 @@ import numpy as np
 
 from tfx.bundle import Bundle
 from tfx.console import Progress
-from tfx.errors import TfxError
-from tfx.runtime.proof import compare_case
+from tfx.errors import BundleError, TfxError
+from tfx.runtime.compare import TOLERANCES
 
 from .clock import Clock, WarmUp
 from .machine import Machine
@@ -112,7 +112,12 @@ def measure(
 
     Returns:
         A row per shape, bundle and backend; one that cannot run says why and takes no other along.
+
+    Raises:
+        BundleError: If outputs of a bundle's precision cannot be judged.
     """
+    for bundle in bundles:
+        tolerance_of(bundle)
     shapes, notes = shapes_of([bundle.manifest.signature for bundle in bundles], plan)
     rows: list[Row] = []
     for shape in shapes:
@@ -133,6 +138,22 @@ def measure(
         _judge_outputs(runs, shape, plan, progress, start)
         rows += [_row(run, runs, shape, plan) for run in runs]
     return BenchReport(machine, plan, notes, tuple(rows))
+
+
+def tolerance_of(bundle: Bundle) -> float:
+    """Largest scaled error of the bundle's precision.
+
+    Raises:
+        BundleError: If there is none for it.
+    """
+    precision = bundle.manifest.precision
+    if precision not in TOLERANCES:
+        raise BundleError(
+            f"{bundle.name} has no tolerance to be judged by: got precision {precision}, expected "
+            f"{' or '.join(TOLERANCES)}",
+            hint="Measure a bundle of another precision.",
+        )
+    return TOLERANCES[precision].scaled_error
 
 
 def _prepare(runs: Iterable[_Run], shape: Shape, plan: Plan, progress: Progress) -> None:
@@ -196,8 +217,10 @@ def _judge_outputs(
             continue
         signature = run.bundle.manifest.signature
         feed = shape.feed_for(signature, plan.seed)
-        errors, _ = compare_case(signature, feed, reference, run.outputs)
-        run.agreement, run.wrong = agreement_of(errors)
+        run.agreement = agreement_of(
+            signature, feed, reference, run.outputs, tolerance_of(run.bundle)
+        )
+        run.wrong = "; ".join(one.wrong for one in run.agreement if one.wrong)
 
 
 def _reference_of(

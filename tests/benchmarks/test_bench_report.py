@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -18,8 +19,9 @@ from tfx.bench.report import (
 )
 from tfx.bench.stats import Comparison, Latency, Verdict
 from tfx.bench.workload import Plan
-from tfx.report import OutputError
+from tfx.dtypes import DType
 from tfx.runtime.backend import RunFacts
+from tfx.signature import Signature, TensorSpec
 
 
 def measured(median_ms=12.34, **changes):
@@ -46,7 +48,7 @@ def row(**changes):
         status=Status.MEASURED,
         reason="",
         measurement=measured(),
-        agreement=(Agreement("last_hidden_state", 3e-6, 1e-6, 1.0),),
+        agreement=(Agreement("last_hidden_state", 3e-6, 1e-6, 1.0, 2e-6, 1e-4),),
         no_reference="",
         comparison=Comparison("minilm on torch", 2.04, 2.01, 2.07, Verdict.FASTER),
     )
@@ -69,7 +71,7 @@ ABSENT = row(
 WRONG = row(
     bundle="minilm-int8",
     status=Status.WRONG,
-    reason="last_hidden_state has cosine 0.312 with PyTorch's",
+    reason="last_hidden_state is far from PyTorch's",
     comparison=None,
 )
 
@@ -84,12 +86,20 @@ def shown(*rows, notes=()):
     return out.getvalue()
 
 
+def judged(reference, actual):
+    """Agreement of an output "logits", within 1e-4."""
+    inputs = (TensorSpec("x", DType.FLOAT32, ("batch",)),)
+    signature = Signature(inputs, (TensorSpec("logits", DType.FLOAT32, ("batch", 3)),))
+    feed = {"x": np.zeros(len(reference), np.float32)}
+    return agreement_of(signature, feed, {"logits": reference}, {"logits": actual}, 1e-4)
+
+
 def test_a_table_of_a_shape_with_its_conditions():
     lines = shown(row(), TORCH).splitlines()
     assert lines[0] == "minilm: batch 8, sequence 128"
     assert " ".join(lines[1].split()) == ("backend calls p50 p95 per s load MB error speed, 95 %")
     assert " ".join(lines[2].split()) == (
-        "onnxruntime 200 12.3 14.0 648 0.6s 171 3e-06 2.04x 2.01-2.07 faster"
+        "onnxruntime 200 12.3 14.0 648 0.6s 171 2e-06 2.04x 2.01-2.07 faster"
     )
     assert lines[3].split()[:3] == ["torch", "200", "25.2"]
     assert lines[3].split()[-2:] == ["1.00x", "baseline"]
@@ -139,8 +149,8 @@ def test_a_wrong_row_is_marked_and_its_speed_not_judged():
     assert line.split()[-1] == "WRONG"
     assert "x" not in line.removeprefix("minilm-int8  onnxruntime")
     assert (
-        "note: minilm-int8 on onnxruntime, batch 8, sequence 128 is WRONG: last_hidden_state has "
-        "cosine 0.312 with PyTorch's; its speed means nothing"
+        "note: minilm-int8 on onnxruntime, batch 8, sequence 128 is WRONG: last_hidden_state is "
+        "far from PyTorch's; its speed means nothing"
     ) in text
 
 
@@ -192,8 +202,8 @@ def test_numbers_have_three_digits_and_no_exponent(median_ms, text):
 
 
 def test_json_has_no_nan_and_every_number_its_unit():
-    agreement, wrong = agreement_of([OutputError("logits", float("inf"), float("inf"), -1.0)])
-    assert wrong == "logits has another shape than PyTorch's, or is not finite"
+    (one,) = agreement = judged(np.ones((2, 3)), np.full((2, 3), np.nan))
+    assert one.wrong == "logits has another shape than PyTorch's, or is not finite"
     report = BenchReport(this_machine(), Plan(), (), (row(agreement=agreement), ABSENT))
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert document["schema"] == 1
@@ -204,14 +214,36 @@ def test_json_has_no_nan_and_every_number_its_unit():
     assert first["sizes"] == {"batch": 8, "sequence": 128}
     assert first["measurement"]["latency"]["median_ms"] == 12.34
     assert first["measurement"]["latency"]["samples"] == 200
-    assert first["agreement"][0]["max_abs"] is None
+    assert first["agreement"][0] == {
+        "name": "logits",
+        "max_abs": None,
+        "max_rel": None,
+        "min_cosine": None,
+        "scaled_error": None,
+        "tolerance": 1e-4,
+    }
     assert first["comparison"]["verdict"] == "faster"
     assert second["status"] == "not run"
     assert second["measurement"] is None
 
 
-def test_a_cosine_under_the_least_is_wrong_and_one_above_is_not():
-    assert agreement_of([OutputError("y", 0.5, 0.1, 0.989)])[1] == (
-        "y has cosine 0.989 with PyTorch's"
+def test_twice_the_output_is_wrong_although_it_points_the_same_way():
+    reference = np.array([[1.0, -2.0, 3.0]])
+    (one,) = judged(reference, reference * 2)
+    assert one.min_cosine == 1
+    assert one.wrong == (
+        "logits has scaled error 1.0e+00 against PyTorch's, expected at most 1e-04"
     )
-    assert agreement_of([OutputError("y", 0.5, 0.1, 0.991)])[1] == ""
+
+
+def test_rounding_around_zero_is_not_wrong_although_it_points_elsewhere():
+    (one,) = judged(np.array([[1e-8, 0, 0], [1, 2, 3]]), np.array([[-1e-8, 0, 0], [1, 2, 3]]))
+    assert one.min_cosine == -1
+    assert one.wrong == ""
+
+
+@pytest.mark.parametrize(("error", "wrong"), [(9e-5, False), (1.1e-4, True)])
+def test_an_output_is_judged_by_its_tolerance(error, wrong):
+    (one,) = judged(np.ones((1, 3)), np.array([[1, 1 + error, 1]]))
+    assert one.scaled_error == pytest.approx(error)
+    assert bool(one.wrong) is wrong

@@ -12,8 +12,10 @@ from tfx.bench.stats import LEAST_ROUNDS, Verdict
 from tfx.bench.worker import Loaded
 from tfx.bench.workload import Plan
 from tfx.console import Progress
-from tfx.errors import BackendError
+from tfx.dtypes import DType
+from tfx.errors import BackendError, BundleError
 from tfx.runtime.backend import RunFacts
+from tfx.runtime.compare import TOLERANCES
 
 MS = 1_000_000
 
@@ -123,7 +125,10 @@ def test_without_torch_the_fastest_row_is_the_baseline(bundle):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda values: -values, "last_hidden_state has cosine -1.000 with PyTorch's"),
+        (
+            lambda values: values * 2,  # the same direction
+            "last_hidden_state has scaled error 1.0e+00 against PyTorch's, expected at most 1e-04",
+        ),
         (
             lambda values: values * np.nan,
             "last_hidden_state has another shape than PyTorch's, or is not finite",
@@ -153,11 +158,22 @@ def test_a_wrong_row_is_nobodys_baseline(bundle):
 
 
 def test_small_errors_are_reported_and_not_wrong(bundle):
-    world = FakeWorld({"torch": 10, "a": 5}, wrong={"a": lambda v: v + np.float32(1e-3)})
+    world = FakeWorld({"torch": 10, "a": 5}, wrong={"a": lambda v: v + np.float32(3e-5)})
     row = run(world, bundle)["a"]
     assert row.status is Status.MEASURED
-    assert row.agreement[0].max_abs == pytest.approx(1e-3, rel=1e-3)
-    assert 0.99 < row.agreement[0].min_cosine <= 1
+    (found,) = row.agreement
+    assert found.max_abs == pytest.approx(3e-5, rel=1e-2)
+    assert 0 < found.scaled_error <= found.max_abs
+    assert found.tolerance == TOLERANCES[DType.FLOAT32].scaled_error
+
+
+def test_a_precision_without_a_tolerance_is_refused_before_anything_runs(tmp_path):
+    world = FakeWorld({"torch": 10})
+    bundle = write_bundle(tmp_path / "tiny8", precision=DType.INT8)
+    with pytest.raises(BundleError, match="got precision int8, expected float32") as caught:
+        run(world, bundle)
+    assert caught.value.hint == "Measure a bundle of another precision."
+    assert world.started == []
 
 
 def test_errors_at_padded_positions_do_not_count(bundle):
