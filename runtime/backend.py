@@ -60,11 +60,15 @@ class Executable(Protocol):
     facts: RunFacts
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
-        """Run the model once on a feed that fits the signature; outputs by name."""
+        """Run the model once on a feed that fits the signature; outputs by name.
+
+        Raises:
+            BackendError: If the model fails, or is closed.
+        """
         ...
 
     def close(self) -> None:
-        """Free what the model holds; ``run`` must not be called after."""
+        """Free what the model holds, when no run needs it; ``run`` is refused after."""
         ...
 
 
@@ -82,6 +86,11 @@ class Backend(Protocol):
             BackendError: If it cannot be loaded as asked; never a silent substitute.
         """
         ...
+
+
+def session_closed() -> BackendError:
+    """What a run after ``close`` raises, or one that lost a race with it."""
+    return BackendError("session is closed", hint="Open another with open_session.")
 
 
 # name -> "module:attribute"; imported only when asked for, so `import tfx` stays light.

@@ -18,7 +18,7 @@ from tfx.errors import BackendError, FeedError
 from tfx.signature import Feed, Signature
 
 from .answers import Answer, Answers
-from .backend import Executable, RunFacts, RunOptions, find_backend, get_backend
+from .backend import Executable, RunFacts, RunOptions, find_backend, get_backend, session_closed
 from .batching import cut_batches
 from .cpus import usable_cpus
 from .tokenizer import Text, Tokenizer
@@ -119,7 +119,7 @@ class Session:
             BackendError: If the session is closed or the backend fails.
         """
         if self._closed:
-            raise BackendError("session is closed", hint="Open another with open_session.")
+            raise session_closed()
         # What a service does millions of times comes first, and touches as little as it can.
         if type(inputs) is dict and not check_finite and self._accepts(inputs):
             return self._executable.run(inputs)

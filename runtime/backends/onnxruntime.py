@@ -11,7 +11,7 @@ from tfx.errors import BackendError
 from tfx.extras import install_hint, need, version_of
 from tfx.signature import Feed
 
-from ..backend import Executable, RunFacts, RunOptions
+from ..backend import Executable, RunFacts, RunOptions, session_closed
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 
@@ -71,8 +71,11 @@ class _Executable:
         self._outputs = [output.name for output in session.get_outputs()]
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        session = self._session  # its own reference: close() may come while it runs
+        if session is None:
+            raise session_closed()
         try:
-            values = self._session.run(self._outputs, feed)
+            values = session.run(self._outputs, feed)
         except Exception as error:  # its pybind exceptions share no public base
             raise BackendError(f"onnxruntime failed: {error}") from error
         return dict(zip(self._outputs, values, strict=True))

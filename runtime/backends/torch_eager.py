@@ -6,7 +6,9 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +21,15 @@ from tfx.extras import need, version_of
 from tfx.recipe import Source, SourceKind
 from tfx.signature import Feed
 
-from ..backend import Executable, RunFacts, RunOptions
+from ..backend import Executable, RunFacts, RunOptions, session_closed
 
 if TYPE_CHECKING:
     import torch
+
+
+# Threads and fast path are settings of the whole process: one run at a time has its own.
+# A model may open a session of its own, so the thread that holds the lock may take it again.
+_SETTINGS = threading.RLock()
 
 
 class TorchEager:
@@ -91,13 +98,11 @@ class _Executable:
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Run the module once; only the outputs of the bundle's signature are returned."""
-        assert self._module is not None  # Session refuses to run after close
-        torch = need("torch")
-        # PyTorch has one thread pool per process: another session may have resized it.
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
+        module = self._module  # its own reference: close() may come while it runs
+        if module is None:
+            raise session_closed()
         try:
-            outputs = run_module(self._module, feed)
+            outputs = run_module(module, feed, threads=self._threads)
         except Exception as error:  # anything a model's own code raises
             raise BackendError(f"torch failed: {error}") from error
         return {name: outputs[name] for name in self._names}
@@ -175,20 +180,43 @@ def call_factory(source: Source) -> tuple[torch.nn.Module, Any]:
     return module, examples
 
 
-def run_module(module: torch.nn.Module, feed: Feed) -> dict[str, np.ndarray]:
-    """Call ``module`` with the arrays of ``feed`` and return its outputs, flat and named."""
+def run_module(
+    module: torch.nn.Module, feed: Feed, *, threads: int | None = None
+) -> dict[str, np.ndarray]:
+    """Call ``module`` with copies of the arrays of ``feed``; its outputs, flat and named.
+
+    Args:
+        module: In eval mode.
+        feed: Parameter of ``forward`` to array.
+        threads: CPU threads of the run; None for as many as PyTorch has now.
+    """
     import torch
 
-    # With padding masks the fast path of nn.TransformerEncoder answers zeros at padded
-    # positions, or not, depending on the feed; the plain path is what a graph can follow.
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.inference_mode():
-            outputs = module(**{name: torch.from_numpy(array) for name, array in feed.items()})
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    # Copies: a module may write to its inputs, and PyTorch takes no negative strides.
+    inputs = {name: torch.from_numpy(np.array(array, order="C")) for name, array in feed.items()}
+    with _settings(threads), torch.inference_mode():
+        outputs = module(**inputs)
     return {name: tensor.numpy() for name, tensor in named_outputs(outputs).items()}
+
+
+@contextmanager
+def _settings(threads: int | None) -> Iterator[None]:
+    import torch
+
+    with _SETTINGS:
+        before = torch.get_num_threads()
+        # With padding masks the fast path of nn.TransformerEncoder answers zeros at padded
+        # positions, or not, depending on the feed; the plain path is what a graph can follow.
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        if threads not in (None, before):
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+            if threads not in (None, before):
+                torch.set_num_threads(before)
 
 
 def named_outputs(outputs: Any) -> dict[str, torch.Tensor]:

@@ -75,3 +75,12 @@ def test_a_failing_run(tmp_path):
 
 def test_nothing_is_missing_where_it_is_installed():
     assert OnnxRuntime().missing() == ""
+
+
+def test_closed_while_it_runs(tmp_path):
+    executable = load(tmp_path)
+    executable.close()
+    executable.close()
+    with pytest.raises(BackendError, match=r"^session is closed$") as caught:
+        executable.run(FEED)
+    assert caught.value.hint == "Open another with open_session."

@@ -13,6 +13,7 @@ import tfx
 from tfx.dtypes import DType
 from tfx.errors import BackendError
 from tfx.recipe import Source, SourceKind
+from tfx.runtime.backend import RunOptions, get_backend
 from tfx.runtime.backends.torch_eager import load_module, weights_digest
 from tfx.signature import Signature, TensorSpec
 
@@ -118,22 +119,51 @@ def test_what_the_model_raises_is_a_backend_error(tmp_path, source):
         session.predict({"input": np.ones((2, 5), np.float32)})
 
 
-def test_threads_are_those_asked_for_in_every_thread(linear):
-    """Each thread of Python keeps a number of its own in PyTorch."""
-    seen = []
-    before = torch.get_num_threads()
-    try:
-        with tfx.open_session(linear, backend="torch", threads=1, trust=True) as session:
+WATCHED = """
+import time
+import torch
 
-            def run():
-                session.predict(FEED)
-                seen.append(torch.get_num_threads())
+class Watched(torch.nn.Linear):
+    def forward(self, input):
+        enabled = torch.backends.mha.get_fastpath_enabled()
+        time.sleep(0.005)  # for another run to get in between
+        enabled |= torch.backends.mha.get_fastpath_enabled()
+        seen = torch.tensor([[float(enabled), float(torch.get_num_threads()), 0.0]])
+        return seen.expand(len(input), 3)
 
-            workers = [threading.Thread(target=run) for _ in range(2)]
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                worker.join()
-    finally:
-        torch.set_num_threads(before)
-    assert seen == [1, 1]
+def watched():
+    return Watched(4, 3), torch.ones(2, 4)
+"""
+
+
+def test_settings_are_those_of_the_run_and_put_back(tmp_path, source):
+    """They are the whole process's, and sessions run in many threads."""
+    (tmp_path / "watched.py").write_text(WATCHED)
+    source = dataclasses.replace(source, location=f"{tmp_path / 'watched.py'}:watched")
+    bundle = write_bundle(tmp_path / "watched", source=source, signature=LINEAR)
+    before = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
+    found = {1: [], 3: []}
+
+    def run(threads):
+        with tfx.open_session(bundle, backend="torch", threads=threads, trust=True) as session:
+            for _ in range(5):
+                found[threads].append(session.predict(FEED)["output"][0].tolist())
+
+    workers = [threading.Thread(target=run, args=(threads,)) for threads in found]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    run(3)
+    assert found[1] == [[0.0, 1.0, 0.0]] * 5
+    assert found[3] == [[0.0, 3.0, 0.0]] * 10
+    assert (torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()) == before
+
+
+def test_closed_while_it_runs(linear):
+    executable = get_backend("torch").load(linear, RunOptions(trust=True))
+    executable.close()
+    executable.close()
+    with pytest.raises(BackendError, match=r"^session is closed$") as caught:
+        executable.run(FEED)
+    assert caught.value.hint == "Open another with open_session."

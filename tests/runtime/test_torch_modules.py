@@ -179,6 +179,30 @@ def test_run_module_keeps_names_and_takes_no_gradients(rng):
     assert {array.dtype for array in outputs.values()} == {np.dtype(np.float32)}
 
 
+class Doubling(nn.Module):
+    def forward(self, x):
+        x *= 2
+        return x
+
+
+def test_arrays_are_never_written_to():
+    array = np.ones((2, 3), np.float32)
+    array.setflags(write=False)
+    np.testing.assert_array_equal(run_module(Doubling(), {"x": array})["output"], array * 2)
+    np.testing.assert_array_equal(array, np.ones((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.arange(6.0)[::-1], np.ones((4, 6))[:, ::2], np.array(3.0)],
+    ids=["reversed", "strided", "scalar"],
+)
+def test_arrays_of_every_layout(array):
+    found = run_module(Doubling(), {"x": array})["output"]
+    np.testing.assert_array_equal(found, array * 2)
+    assert found.shape == array.shape
+
+
 class Failing(nn.Module):
     def forward(self, x):
         raise RuntimeError("planted")
