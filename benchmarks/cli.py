@@ -10,7 +10,14 @@ from tfx.console import FOLDER, chosen_bundle, console, emit_json, json_option, 
 from tfx.errors import BackendError, ParityError
 from tfx.runtime.backend import BACKENDS
 
-from .workload import DEFAULT_BATCHES, DEFAULT_LENGTHS, DEFAULT_ROUNDS, DEFAULT_SECONDS, Plan
+from .workload import (
+    DEFAULT_BATCHES,
+    DEFAULT_LENGTHS,
+    DEFAULT_LIMIT_S,
+    DEFAULT_ROUNDS,
+    DEFAULT_SECONDS,
+    Plan,
+)
 
 BACKEND = click.Choice(list(BACKENDS))
 
@@ -24,6 +31,13 @@ BACKEND = click.Choice(list(BACKENDS))
 @click.option(
     "--seconds", default=DEFAULT_SECONDS, help="Begin no round after this.", show_default=True
 )
+@click.option(
+    "--limit",
+    "limit_s",
+    default=DEFAULT_LIMIT_S,
+    help="Seconds a row may take to load, or for one block.",
+    show_default=True,
+)
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @click.option("--trust", is_flag=True, help="Let the factory's Python file run.")
 @click.option("--seed", default=0, help="Of feeds and order.  [default: 0]")
@@ -35,6 +49,7 @@ def bench(
     lengths: tuple[int, ...],
     rounds: int,
     seconds: float,
+    limit_s: float,
     threads: int | None,
     trust: bool,
     seed: int,
@@ -43,7 +58,8 @@ def bench(
     """Measure a family of bundles on every backend that works here.
 
     Without BUNDLE: the newest one and its family. Rows of a shape run in interleaved rounds, each
-    in a process of its own, and are compared with PyTorch in speed and in what they answer.
+    in a process of its own, and are compared in speed, and in what they answer, with PyTorch, which
+    runs once for bundles of one source.
     """
     from tfx.workspace import family_of
 
@@ -56,6 +72,7 @@ def bench(
         lengths=tuple(dict.fromkeys(lengths)) or DEFAULT_LENGTHS,
         rounds=rounds,
         seconds=seconds,
+        limit_s=limit_s,
         threads=threads,
         trust=trust,
         seed=seed,

@@ -5,7 +5,7 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
     schema    1
     machine   cpu, flags, cores, affinity, usable_cpus, governor, load_average, memory_mb, os,
               python, versions
-    plan      batches, lengths, rounds, seconds, threads, trust, seed: what was asked for
+    plan      batches, lengths, rounds, seconds, limit_s, threads, trust, seed: what was asked for
     notes     sentences a reader must know, e.g. of sizes that were clipped
     rows      one per bundle, backend and shape:
       bundle, digest, random_weights, backend

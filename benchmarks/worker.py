@@ -5,7 +5,8 @@ libraries, its first call finds nothing warmed up by another, one thread pool ca
 another library, and a backend that crashes takes no other row along.
 
 The parent writes one JSON object a line to the process, ``{"do": "block", "calls": 4}``, and reads
-one back: ``{"ok": ...}``, or ``{"error": message, "hint": hint}``.
+one back: ``{"ok": ...}``, or ``{"error": message, "hint": hint}``. A process that takes longer than
+``Plan.limit_s`` to answer is killed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,9 +43,11 @@ class Loaded:
 
     Attributes:
         facts: What really runs.
-        load_s: Seconds of ``open_session`` in a fresh process: import of the backend's library,
-            check of every file's sha256, and the model. Files were read before, so they come
-            from memory and not from the disk.
+        load_s: Seconds of ``open_session(verify=False)`` in a fresh process: import of the
+            backend's library, and the model made ready. The check of every sha256 is not in it:
+            the runner does that once before the first row starts, so a bundle's files come from
+            memory here. A library, and the source's weights that PyTorch reads, come from the
+            disk if nothing has read them lately: a row of a second shape finds them in memory.
         first_call_ms: The first ``predict``, which may still allocate and compile.
     """
 
@@ -96,6 +100,7 @@ class ProcessWorker:
             "trust": plan.trust,
             "seed": plan.seed,
         }
+        self._limit_s = plan.limit_s
         self._process: subprocess.Popen[str] | None = None
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed in close()
 
@@ -113,7 +118,7 @@ class ProcessWorker:
 
     def warm_up(self, limit_s: float) -> WarmUp:
         """Call until the time per call is steady."""
-        return decode(WarmUp, self._ask(do="warm_up", limit_s=limit_s))
+        return decode(WarmUp, self._ask(limit_s, do="warm_up", limit_s=limit_s))
 
     def block(self, calls: int) -> list[int]:
         """Nanoseconds of each of ``calls`` calls."""
@@ -152,17 +157,27 @@ class ProcessWorker:
             process.stdout.close()
         self._stderr.close()
 
-    def _ask(self, **question: Any) -> Any:
+    def _ask(self, extra_s: float = 0, /, **question: Any) -> Any:
         process = self._process
         assert process is not None  # load() comes first
         assert process.stdin is not None
         assert process.stdout is not None
+        # Killed, it closes its end, and readline returns.
+        limit_s = self._limit_s + extra_s
+        watch = _Watch(process, limit_s)
         try:
             process.stdin.write(json.dumps(question) + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
         except BrokenPipeError:
             line = ""
+        finally:
+            watch.cancel()
+        if watch.barked:
+            raise BackendError(
+                f"no answer to {question['do']!r} within {limit_s:g} s, killed",
+                hint="Give it more time with --limit, or leave it out with --backend.",
+            )
         if not line:
             raise BackendError(f"the process ended: {self._last_words()}")
         answer = json.loads(line)
@@ -177,6 +192,21 @@ class ProcessWorker:
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         ended = f"signal {-code}" if code < 0 else f"exit code {code}"
         return f"{ended}, {lines[-1]}" if lines else ended
+
+
+class _Watch(threading.Timer):
+    """Kills a process after a while, unless cancelled before."""
+
+    def __init__(self, process: subprocess.Popen[str], limit_s: float) -> None:
+        super().__init__(limit_s, self._bark)
+        self.daemon = True
+        self.barked = False
+        self._watched = process
+        self.start()
+
+    def _bark(self) -> None:
+        self.barked = True
+        self._watched.kill()
 
 
 class Server:
@@ -227,7 +257,9 @@ class Server:
         signature = open_bundle(bundle, verify=False).manifest.signature
         self._feed = Shape(sizes).feed_for(signature, seed)
         started = time.perf_counter_ns()
-        self._session = open_session(bundle, backend=backend, threads=threads, trust=trust)
+        self._session = open_session(
+            bundle, backend=backend, threads=threads, trust=trust, verify=False
+        )
         load_s = (time.perf_counter_ns() - started) / 1e9
         (first_call_ns,) = time_calls(self._call, 1, time.perf_counter_ns)
         return Loaded(self._session.report.facts, load_s, first_call_ns / 1e6)
@@ -261,10 +293,14 @@ def main() -> None:
     os.dup2(2, 1)
     server = Server()
     for line in sys.stdin:
+        question = json.loads(line)
         try:
-            answer = {"ok": server.answer(json.loads(line))}
+            answer = {"ok": server.answer(question)}
         except TfxError as error:
             answer = {"error": str(error), "hint": error.hint}
+        # What a library raises must reach the report, whatever it is.
+        except Exception as error:  # noqa: BLE001
+            answer = {"error": f"{type(error).__name__}: {error}", "hint": ""}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ DEFAULT_BATCHES = (1, 8)
 DEFAULT_LENGTHS = (128,)
 DEFAULT_ROUNDS = 40
 DEFAULT_SECONDS = 20.0
+DEFAULT_LIMIT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Plan:
         rounds: Most rounds of a shape; in each, every row runs one block of calls.
         seconds: No round begins after this many seconds on a shape, once there were
             ``stats.LEAST_ROUNDS``. Each row's warm-up gets as long at most.
+        limit_s: Seconds a row's process may take for one step: to load, to run one block; to
+            warm up it has ``seconds`` more. After that it is killed.
         threads: CPU threads of one run; None for all this process may use.
         trust: Whether a factory's Python file may run.
         seed: Of the feeds, the order of rows in a round, and the bootstrap.
@@ -38,6 +42,7 @@ class Plan:
     lengths: tuple[int, ...] = DEFAULT_LENGTHS
     rounds: int = DEFAULT_ROUNDS
     seconds: float = DEFAULT_SECONDS
+    limit_s: float = DEFAULT_LIMIT_S
     threads: int | None = None
     trust: bool = False
     seed: int = 0
@@ -54,8 +59,11 @@ class Plan:
             for value in values
             if value < 1
         ]
-        if not self.seconds > 0:
-            problems.append(f"seconds is {self.seconds}, expected more than 0")
+        problems += [
+            f"{name} is {value}, expected more than 0, and finite"
+            for name, value in (("seconds", self.seconds), ("limit", self.limit_s))
+            if not 0 < value < math.inf
+        ]
         if self.seed < 0:
             problems.append(f"seed is {self.seed}, expected 0 or more")
         if problems:

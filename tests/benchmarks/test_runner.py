@@ -14,6 +14,7 @@ from tfx.bench.workload import Plan
 from tfx.console import Progress
 from tfx.dtypes import DType
 from tfx.errors import BackendError, BundleError
+from tfx.recipe import Source, SourceKind
 from tfx.runtime.backend import RunFacts
 from tfx.runtime.compare import TOLERANCES
 
@@ -31,7 +32,7 @@ class FakeWorld:
         self.drift = drift
         self.now_ns = 0
         self.rng = np.random.default_rng(0)
-        self.started, self.closed, self.blocks, self.slept_s = [], [], [], []
+        self.started, self.closed, self.blocks, self.slept_s, self.loaded = [], [], [], [], []
 
     def start(self, bundle, backend, shape, plan):
         self.started.append(backend)
@@ -53,6 +54,7 @@ class FakeWorker:
         self.blocks = 0
 
     def load(self):
+        self.world.loaded.append(self.backend)
         if self.backend in self.world.fail:
             raise BackendError(self.world.fail[self.backend], hint="Install it.")
         facts = RunFacts(self.backend, "1.0", "fake", "cpu", "float32", 2)
@@ -88,11 +90,10 @@ def bundle(tmp_path):
     return write_bundle(tmp_path / "tiny")
 
 
-def run(world, bundle, *backends, **plan):
-    plan = {"batches": (2,), "lengths": (8,)} | plan
+def run_all(world, bundles, *backends, **plan):
     report = measure(
-        [bundle],
-        Plan(**plan),
+        bundles,
+        Plan(**{"batches": (2,), "lengths": (8,)} | plan),
         backends or tuple(world.speeds_ms),
         this_machine(),
         progress=Progress(),
@@ -100,7 +101,12 @@ def run(world, bundle, *backends, **plan):
         clock=world.clock,
         sleep=world.slept_s.append,
     )
-    return {row.backend: row for row in report.rows}
+    return report.rows
+
+
+def run(world, bundle, *backends, **plan):
+    rows = run_all(world, [bundle], *backends, **plan)
+    return {row.backend: row for row in rows}
 
 
 def test_a_planted_slowdown_of_15_percent_is_found(bundle):
@@ -210,6 +216,42 @@ def test_a_reference_is_fetched_where_torch_is_no_row(bundle):
     assert world.started == ["onnxruntime", "torch"]
     assert rows["onnxruntime"].agreement[0].max_abs == 0
     assert rows.keys() == {"onnxruntime"}
+
+
+def test_torch_runs_once_for_bundles_of_one_source(tmp_path):
+    parent = write_bundle(tmp_path / "tiny")
+    child = write_bundle(tmp_path / "child", parent=parent.as_parent())
+    world = FakeWorld({"torch": 10, "onnxruntime": 5})
+    rows = run_all(world, [parent, child])
+    assert [row.name for row in rows] == [
+        "tiny on torch",
+        "tiny on onnxruntime",
+        "child on onnxruntime",
+    ]
+    assert world.started == ["torch", "onnxruntime", "onnxruntime"]
+    assert rows[2].comparison.against == "tiny on torch"
+    assert rows[2].agreement[0].max_abs == 0
+
+
+def test_bundles_of_two_sources_have_torch_rows_of_their_own(tmp_path):
+    other = write_bundle(tmp_path / "other", source=Source(SourceKind.MODULE, "elsewhere"))
+    rows = run_all(FakeWorld({"torch": 10}), [write_bundle(tmp_path / "tiny"), other])
+    assert [row.name for row in rows] == ["tiny on torch", "other on torch"]
+
+
+def test_a_damaged_bundle_is_not_run_and_keeps_the_others(tmp_path):
+    parent = write_bundle(tmp_path / "tiny")
+    child = write_bundle(tmp_path / "child", parent=parent.as_parent())
+    data = bytearray(parent.model.read_bytes())
+    data[-1] ^= 1
+    parent.model.write_bytes(data)
+    world = FakeWorld({"torch": 10, "onnxruntime": 5})
+    rows = {row.name: row for row in run_all(world, [parent, child])}
+    for name in ("tiny on torch", "tiny on onnxruntime"):
+        assert rows[name].status is Status.NOT_RUN
+        assert "model.onnx: sha256 is not the one in tfx.json" in rows[name].reason
+    assert rows["child on onnxruntime"].comparison.against == "child on torch"
+    assert world.loaded == ["torch", "onnxruntime"]
 
 
 def test_every_worker_is_closed(bundle):

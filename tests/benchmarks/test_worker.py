@@ -1,3 +1,5 @@
+import os
+import signal
 import subprocess
 import sys
 
@@ -64,15 +66,22 @@ def test_a_refusal_comes_back_with_its_hint(tmp_path):
     worker.close()
 
 
-def test_a_damaged_bundle_is_refused(tmp_path):
+def test_digests_are_no_part_of_loading(monkeypatch, tmp_path):
+    """The runner has checked them, once for all rows."""
     bundle = write_bundle(tmp_path / "tiny")
-    data = bytearray(bundle.model.read_bytes())
-    data[-1] ^= 1
-    bundle.model.write_bytes(data)
-    worker = ProcessWorker(bundle.path, "onnxruntime", SHAPE, PLAN)
-    with pytest.raises(BackendError, match="sha256 is not the one in tfx"):
-        worker.load()
-    worker.close()
+    monkeypatch.setattr("tfx.bundle.sha256_of", lambda path: pytest.fail(f"read {path}"))
+    loaded = Server().answer(
+        {
+            "do": "load",
+            "bundle": str(bundle.path),
+            "backend": "onnxruntime",
+            "sizes": dict(SHAPE.sizes),
+            "threads": 1,
+            "trust": False,
+            "seed": 0,
+        }
+    )
+    assert loaded["load_s"] > 0
 
 
 def test_a_process_that_dies_is_an_error_of_its_row(worker):
@@ -82,10 +91,43 @@ def test_a_process_that_dies_is_an_error_of_its_row(worker):
         worker.block(1)
 
 
+def test_what_a_library_raises_is_an_error_of_its_row(worker):
+    worker.load()
+    with pytest.raises(BackendError, match=r"^AssertionError: no such question: dance$"):
+        worker._ask(do="dance")
+    assert len(worker.block(1)) == 1  # it lives on
+
+
 def test_a_crash_says_its_last_line(worker):
     worker.load()
-    with pytest.raises(BackendError, match="the process ended: exit code 1, AssertionError: no su"):
-        worker._ask(do="dance")
+    worker._process.stdin.write("no JSON\n")  # main() itself stumbles over it
+    with pytest.raises(BackendError, match=r"the process ended: exit code 1, json\S*Error: Expect"):
+        worker.block(1)
+
+
+def test_a_process_that_hangs_is_killed(worker):
+    worker.load()
+    worker._limit_s = 0.2
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    with pytest.raises(
+        BackendError, match=r"^no answer to 'block' within 0\.2 s, killed$"
+    ) as caught:
+        worker.block(1)
+    assert caught.value.hint == "Give it more time with --limit, or leave it out with --backend."
+    assert worker._process.wait(5) == -signal.SIGKILL
+
+
+def test_the_limit_is_the_plans_and_warming_up_gets_its_own_time_on_top(tmp_path):
+    bundle = write_bundle(tmp_path / "tiny")
+    worker = ProcessWorker(bundle.path, "onnxruntime", SHAPE, Plan(threads=1, limit_s=0.001))
+    with pytest.raises(BackendError, match=r"^no answer to 'load' within 0\.001 s"):
+        worker.load()
+    worker.close()
+    worker = ProcessWorker(bundle.path, "onnxruntime", SHAPE, PLAN)
+    worker.load()
+    worker._limit_s = 0.001
+    assert worker.warm_up(5).settled
+    worker.close()
 
 
 def test_what_the_process_prints_does_not_mix_with_answers(tmp_path):

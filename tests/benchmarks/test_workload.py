@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from support.bundles import TEXT_SIGNATURE
@@ -77,13 +79,14 @@ def test_sizes_outside_the_range_are_refused():
 
 def test_every_impossible_plan_is_refused_at_once():
     with pytest.raises(RecipeError) as caught:
-        Plan(batches=(0,), lengths=(4, -1), rounds=0, seconds=float("nan"), threads=0, seed=-1)
+        Plan((0,), (4, -1), rounds=0, seconds=float("nan"), limit_s=math.inf, threads=0, seed=-1)
     assert str(caught.value) == (
         "nothing can be measured like this:\n"
         "  batch is 0, expected 1 or more\n"
         "  length is -1, expected 1 or more\n"
         "  rounds is 0, expected 1 or more\n"
         "  threads is 0, expected 1 or more\n"
-        "  seconds is nan, expected more than 0\n"
+        "  seconds is nan, expected more than 0, and finite\n"
+        "  limit is inf, expected more than 0, and finite\n"
         "  seed is -1, expected 0 or more"
     )
