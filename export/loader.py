@@ -17,7 +17,12 @@ from tfx.extras import install_hint, need
 from tfx.models import KNOWN_MODELS
 from tfx.recipe import PARTS, ExportRecipe, Source, SourceKind
 from tfx.runtime.backends.checkpoint import checkpoint_folder, config_of, hub_commit
-from tfx.runtime.backends.torch_eager import call_factory, load_module, weights_digest
+from tfx.runtime.backends.torch_eager import (
+    call_factory,
+    load_module,
+    named_weights,
+    weights_digest,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -290,7 +295,7 @@ def _loaded(
     torch = need("torch")
     wrong = {
         str(weight.dtype)
-        for weight in module.state_dict().values()
+        for _, weight in named_weights(module)
         if weight.is_floating_point() and weight.dtype != torch.float32
     }
     if wrong:

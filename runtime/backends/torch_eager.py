@@ -248,12 +248,21 @@ def forward_names(module: torch.nn.Module) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind in kinds]
 
 
+def named_weights(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter and buffer with its name; one that has two names, with each.
+
+    Unlike ``state_dict`` this has the buffers that are not saved, such as rotary frequencies.
+    """
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
 def weights_digest(module: torch.nn.Module) -> str:
     """sha256 over the name, dtype, shape and bytes of every parameter and buffer."""
     import torch
 
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(named_weights(module), key=lambda weight: weight[0]):
         array = tensor.detach().contiguous().cpu()
         digest.update(f"{name}:{array.dtype}:{tuple(array.shape)}".encode())
         digest.update(memoryview(array.reshape(-1).view(torch.uint8).numpy()))

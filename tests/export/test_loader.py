@@ -260,6 +260,13 @@ def test_low_precision_module(factories, factory, dtype):
     )
 
 
+def test_low_precision_in_a_buffer_that_is_not_saved():
+    module = nn.Linear(2, 2)
+    module.register_buffer("scale", torch.ones(1, dtype=torch.float64), persistent=False)
+    with pytest.raises(SourceError, match=r"^the module holds torch.float64 weights, expected"):
+        load(module, RECIPE, torch.ones(1, 2))
+
+
 # modules in memory
 
 
