@@ -10,9 +10,7 @@ import numpy as np
 
 from tfx.errors import RecipeError, listing
 from tfx.feeds import random_feed
-from tfx.signature import Signature
-
-BATCH, SEQUENCE = "batch", "sequence"
+from tfx.signature import BATCH, SEQUENCE, Signature
 
 DEFAULT_BATCHES = (1, 8)
 DEFAULT_LENGTHS = (128,)

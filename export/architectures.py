@@ -11,11 +11,10 @@ from tfx.errors import ExportError
 from tfx.extras import need
 from tfx.recipe import DECODER, ENCODER
 from tfx.runtime.backends.torch_eager import forward_names
+from tfx.signature import BATCH, SEQUENCE
 
 if TYPE_CHECKING:
     import torch
-
-BATCH, SEQUENCE = "batch", "sequence"
 
 # Sizes of the example inputs. Different primes, so that tracing cannot take one axis for the
 # other, and above 1, which PyTorch would treat as a size of its own.

@@ -10,9 +10,7 @@ from tfx.errors import SourceError
 from tfx.extras import need
 from tfx.processing import Activation, Classification, Embedding, Pooling, Processing, Tokenization
 from tfx.recipe import DECODER
-from tfx.signature import Signature
-
-from .architectures import SEQUENCE
+from tfx.signature import SEQUENCE, Signature
 
 if TYPE_CHECKING:
     import tokenizers

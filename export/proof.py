@@ -14,9 +14,7 @@ from tfx.feeds import Padding, random_feed
 from tfx.report import Check, ParityReport
 from tfx.runtime.compare import TOLERANCES, merge_errors
 from tfx.runtime.proof import Case, Run, compare_case, invariance_error
-from tfx.signature import Feed, Signature
-
-from .architectures import BATCH, SEQUENCE
+from tfx.signature import BATCH, SEQUENCE, Feed, Signature
 
 if TYPE_CHECKING:
     import torch

@@ -9,9 +9,7 @@ import onnx_ir as ir
 from tfx.dtypes import DType
 from tfx.errors import ExportError, SignatureError
 from tfx.recipe import ExportRecipe
-from tfx.signature import Dim, ShapeRange, Signature, TensorSpec, ValueRange
-
-from .architectures import BATCH, SEQUENCE
+from tfx.signature import BATCH, SEQUENCE, Dim, ShapeRange, Signature, TensorSpec, ValueRange
 
 # Sizes engines are tuned for, where the model admits them; TensorRT's opt.
 TUNED = {BATCH: 8, SEQUENCE: 128}

@@ -12,7 +12,7 @@ import numpy as np
 from tfx.bundle import Bundle
 from tfx.errors import BundleError
 from tfx.report import Check, OutputError, ParityReport
-from tfx.signature import Feed, Signature
+from tfx.signature import BATCH, SEQUENCE, Feed, Signature
 
 from .compare import TOLERANCES, compare_outputs, merge_errors, scaled_error
 
@@ -132,10 +132,10 @@ def invariance_error(
     """
     worst = 0.0
     for spec in signature.outputs:
-        if not spec.shape or spec.shape[0] != "batch":
+        if not spec.shape or spec.shape[0] != BATCH:
             continue
         alone, row = part[spec.name][0], whole[spec.name][case.row]
-        if len(spec.shape) > 1 and spec.shape[1] == "sequence":
+        if len(spec.shape) > 1 and spec.shape[1] == SEQUENCE:
             row = row[case.start : case.start + alone.shape[0]]
         worst = max(worst, scaled_error(alone, row))
     return worst
@@ -284,5 +284,5 @@ def _stored_case(arrays: Mapping[str, np.ndarray], prefix: str) -> StoredCase:
 def _per_token(signature: Signature, name: str) -> bool:
     for spec in signature.outputs:
         if spec.name == name:
-            return len(spec.shape) >= 2 and spec.shape[1] == "sequence"
+            return len(spec.shape) >= 2 and spec.shape[1] == SEQUENCE
     return False

@@ -10,6 +10,9 @@ import numpy as np
 from .dtypes import DType
 from .errors import FeedError, SignatureError, listing
 
+# Axes that have a meaning wherever they occur: samples, and the tokens of each.
+BATCH, SEQUENCE = "batch", "sequence"
+
 Feed = Mapping[str, np.ndarray]
 Dim = int | str
 
