@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
 from tfx.console import FOLDER, console, emit_json, json_option, progress
-from tfx.recipe import ExportRecipe
+from tfx.errors import RecipeError
+from tfx.recipe import Changes, ExportRecipe
+
+from .changes import heads_from_text, layers_from_text
+
+T = TypeVar("T")
 
 
 def _dynamic(
@@ -20,6 +27,25 @@ def _dynamic(
             raise click.BadParameter(f"{value!r} is not NAME=AXIS,AXIS,...")
         axes[name] = tuple(axis.strip() for axis in names.split(","))
     return axes
+
+
+def _layers(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int, ...]:
+    return () if value is None else _read(layers_from_text, value)
+
+
+def _heads(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[tuple[int, int], ...]:
+    return () if value is None else _read(heads_from_text, value)
+
+
+def _read(read: Callable[[str], T], value: str) -> T:
+    try:
+        return read(value)
+    except RecipeError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command
@@ -41,6 +67,15 @@ def _dynamic(
     callback=_dynamic,
     help="Axis names of a factory's input, e.g. x=batch,sequence, with '' for a fixed axis.",
 )
+@click.option("--adapter", metavar="DIR", help="Merge a PEFT adapter (LoRA, AdaLoRA) first.")
+@click.option("--layers", metavar="KEPT", callback=_layers, help="Keep these layers: 0-5 or 0,2,4.")
+@click.option(
+    "--drop-heads",
+    metavar="HEADS",
+    callback=_heads,
+    help="Take attention heads out, LAYER:HEADS;...: 0:1,3;2:0-2.",
+)
+@click.option("--attentions", is_flag=True, help="Give attention maps as outputs too.")
 @click.option("--random-weights", is_flag=True, help="The architecture, for latency work only.")
 @click.option("--seed", default=0, help="Of random weights and of the feeds compared.")
 @click.option("--opset", default=23, show_default=True, help="ONNX operator set.")
@@ -54,6 +89,10 @@ def export(
     max_seq: int,
     image_size: tuple[int, int] | None,
     dynamic: dict[str, tuple[str, ...]],
+    adapter: str | None,
+    layers: tuple[int, ...],
+    drop_heads: tuple[tuple[int, int], ...],
+    attentions: bool,
     random_weights: bool,
     seed: int,
     opset: int,
@@ -77,6 +116,7 @@ def export(
         max_sequence=max_seq,
         image_size=image_size or (),
         dynamic=dynamic,
+        changes=Changes(adapter or "", layers, drop_heads, attentions),
         random_weights=random_weights,
         seed=seed,
     )

@@ -15,7 +15,8 @@ from tfx.chatter import quiet
 from tfx.errors import SourceError
 from tfx.extras import install_hint, need
 from tfx.models import KNOWN_MODELS
-from tfx.recipe import PARTS, ExportRecipe, Source, SourceKind
+from tfx.recipe import PARTS, Changes, ExportRecipe, Source, SourceKind
+from tfx.runtime.backends.adapters import read_adapter
 from tfx.runtime.backends.checkpoint import checkpoint_folder, config_of, hub_commit
 from tfx.runtime.backends.torch_eager import (
     call_factory,
@@ -23,6 +24,9 @@ from tfx.runtime.backends.torch_eager import (
     named_weights,
     weights_digest,
 )
+from tfx.runtime.backends.trimming import trim_config
+
+from .changes import describe_changes, task_of_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +56,7 @@ class Loaded:
         config: Its transformers configuration; None for hand-written modules.
         folder: The checkpoint's folder; None where there is none.
         examples: What a factory returned besides the module; None for transformers models.
+        notes: What was changed in it, a sentence each.
     """
 
     name: str
@@ -61,6 +66,7 @@ class Loaded:
     config: Any
     folder: Path | None
     examples: Any
+    notes: tuple[str, ...] = ()
 
 
 def name_of(model: str | torch.nn.Module) -> str:
@@ -91,6 +97,7 @@ def find_source(model: str, recipe: ExportRecipe) -> Source:
                 "a factory makes its own weights, --random-weights does not apply",
                 hint="Leave it out.",
             )
+        _refuse_changes(recipe, "a factory")
         if not factory.isidentifier():
             raise SourceError(f"{factory!r} is not the name of a function", hint=_NAMES)
         return Source(SourceKind.FACTORY, model, seed=recipe.seed)
@@ -139,17 +146,23 @@ def load(model: str | torch.nn.Module, recipe: ExportRecipe, examples: Any = Non
         with quiet():
             module, examples = call_factory(source)
         return _loaded(name_of(model), source, "", module, examples=examples)
+    source = dataclasses.replace(source, changes=recipe.changes)
     with quiet():
         if source.kind is SourceKind.HUB:
             # The commit, so that the torch reference stays the same when the branch moves.
             source = dataclasses.replace(source, revision=hub_commit(source.location))
         config = config_of(source)
-        class_name, task = choose_class(config, recipe.task, _default_class(source))
+        class_name, task = _class_of(source, config, recipe.task)
         part = _checked_part(config, class_name, recipe.part)
+        if part:
+            _refuse_trimming(class_name, source.changes)
         source = dataclasses.replace(source, class_name=class_name, part=part)
         module = load_module(source)
         folder = None if source.kind is SourceKind.CONFIG else checkpoint_folder(source)
-    return _loaded(name_of(model), source, task, module, config=config, folder=folder)
+    notes = describe_changes(source.changes, config)
+    if source.changes.layers:
+        trim_config(config, source.changes.layers)
+    return _loaded(name_of(model), source, task, module, config=config, folder=folder, notes=notes)
 
 
 def parts_of(model: str, recipe: ExportRecipe) -> tuple[str, ...]:
@@ -161,9 +174,10 @@ def parts_of(model: str, recipe: ExportRecipe) -> tuple[str, ...]:
     source = find_source(model, recipe)
     if source.kind is SourceKind.FACTORY:
         return ("",)
+    source = dataclasses.replace(source, changes=recipe.changes)
     with quiet():
         config = config_of(source)
-        class_name, _ = choose_class(config, recipe.task, _default_class(source))
+        class_name, _ = _class_of(source, config, recipe.task)
     return PARTS if is_encoder_decoder(config, class_name) else ("",)
 
 
@@ -240,6 +254,40 @@ def _default_class(source: Source) -> str:
     return KNOWN_MODELS[source.location].class_name if source.kind is SourceKind.CONFIG else ""
 
 
+def _class_of(source: Source, config: Any, task: str) -> tuple[str, str]:
+    """The class and task of a source: what was asked for, its adapter's, or its own."""
+    if task == "auto" and source.changes.adapter:
+        adapter = read_adapter(source.changes.adapter)
+        task = task_of_adapter(adapter) or task
+        if task == "auto" and hasattr(need("transformers"), adapter.class_name):
+            manager = need("optimum.exporters.tasks").TasksManager
+            return adapter.class_name, _task_of(manager, adapter.class_name)
+    return choose_class(config, task, _default_class(source))
+
+
+def _refuse_changes(recipe: ExportRecipe, what: str) -> None:
+    if recipe.changes:
+        raise SourceError(
+            f"{what} is taken as it is: --adapter, --layers, --drop-heads and --attentions "
+            "are for models of transformers",
+            hint="Leave them out, and change the module where it is made.",
+        )
+
+
+def _refuse_trimming(class_name: str, changes: Changes) -> None:
+    asked = {
+        "--layers": changes.layers,
+        "--drop-heads": changes.drop_heads,
+        "--attentions": changes.attentions,
+    }
+    if found := [option for option, value in asked.items() if value]:
+        raise SourceError(
+            f"{class_name} is an encoder-decoder: {', '.join(found)} cannot be used, "
+            "only on models of one graph",
+            hint="Leave it out; --adapter works on both parts.",
+        )
+
+
 def _checked_part(config: Any, class_name: str, part: str) -> str:
     if is_encoder_decoder(config, class_name):
         if part not in PARTS:
@@ -279,6 +327,7 @@ def _loaded_module(module: torch.nn.Module, recipe: ExportRecipe, examples: Any)
             "a module in memory needs example inputs",
             hint="Pass examples={'input name': tensor, ...}.",
         )
+    _refuse_changes(recipe, "a module in memory")
     source = Source(SourceKind.MODULE, type(module).__name__, seed=recipe.seed)
     return _loaded(name_of(module), source, "", module, examples)
 
@@ -291,6 +340,7 @@ def _loaded(
     examples: Any = None,
     config: Any = None,
     folder: Path | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Loaded:
     torch = need("torch")
     wrong = {
@@ -305,4 +355,4 @@ def _loaded(
         )
     module.eval()
     source = dataclasses.replace(source, digest=weights_digest(module))
-    return Loaded(name, source, task, module, config, folder, examples)
+    return Loaded(name, source, task, module, config, folder, examples, notes)

@@ -31,6 +31,7 @@ from tfx.runtime.proof import FILE_NAME as PROOF_FILE
 from tfx.runtime.proof import store_cases
 
 from .architectures import InputPlan, plan_examples, plan_inputs
+from .changes import require_attentions
 from .loader import Loaded, find_source, load, name_of, parts_of
 from .proof import Reference, example_cases, is_text, prove, reference, text_cases, torch_arrays
 from .tracer import trace
@@ -173,9 +174,12 @@ def _write_graph(
     on_step("tracing")
     traced = trace(loaded.module, plan.examples, plan.dynamic, opset=recipe.opset)
     graph, dynamic = traced.model, plan.dynamic
-    notes: list[str] = []
+    notes = [*loaded.notes]
+    if recipe.changes.attentions:
+        require_attentions([value.name for value in graph.graph.outputs], loaded.source.class_name)
     if plan.inferred:
-        dynamic, notes = settle_axes(graph, dynamic)
+        dynamic, fixed = settle_axes(graph, dynamic)
+        notes += fixed
     names = name_axes(graph, dynamic)
     clean_metadata(graph)
     complete_shapes(graph)

@@ -11,6 +11,8 @@ from tfx.extras import install_hint, need
 from tfx.models import KNOWN_MODELS
 from tfx.recipe import Source, SourceKind
 
+from .adapters import read_adapter
+
 # What an export reads; weights in other formats would only cost the transfer.
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
@@ -32,11 +34,21 @@ def checkpoint_folder(source: Source) -> Path:
 
 
 def config_of(source: Source) -> Any:
-    """The transformers configuration of ``source``.
+    """The transformers configuration of ``source``, as wide as its adapter's head.
 
     Raises:
         SourceError: If there is none.
     """
+    config = _own_config(source)
+    if source.changes.adapter:
+        labels = read_adapter(source.changes.adapter).labels()
+        # Setting it forgets the names of the checkpoint's own labels.
+        if labels and labels != config.num_labels:
+            config.num_labels = labels
+    return config
+
+
+def _own_config(source: Source) -> Any:
     transformers = need("transformers")
     if source.kind is SourceKind.CONFIG:
         if source.location not in KNOWN_MODELS:

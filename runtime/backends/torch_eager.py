@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,8 +116,8 @@ def load_module(source: Source) -> torch.nn.Module:
     """Load a PyTorch model in eval mode, with float32 weights.
 
     Args:
-        source: Where it comes from; its ``class_name`` says which head, and its ``seed``
-            makes random weights the same each time.
+        source: Where it comes from; its ``class_name`` says which head, its ``seed`` makes
+            random weights the same each time, and its ``changes`` are made to what was loaded.
 
     Raises:
         SourceError: If it is not there, has no safe weights, or does not load.
@@ -129,6 +129,11 @@ def load_module(source: Source) -> torch.nn.Module:
         raise SourceError("a module handed over in memory cannot be loaded again")
     else:
         module = _load_transformers(source)
+        if source.changes:
+            from .changes import change_module
+
+            with quiet():
+                module = change_module(module, source.changes)
         if source.part:
             from .parts import part_of
 
@@ -273,12 +278,16 @@ def _load_transformers(source: Source) -> torch.nn.Module:
     import torch
 
     transformers = need("transformers")
+    from .adapters import read_adapter
     from .checkpoint import checkpoint_folder, config_of
 
     cls = getattr(transformers, source.class_name, None)
     if cls is None:
         raise SourceError(f"transformers {transformers.__version__} has no {source.class_name!r}")
     config = config_of(source)
+    # An adapter that was trained with a head brings the head's weights.
+    adapter = source.changes.adapter
+    adapted = read_adapter(adapter).replaced().keys() if adapter else ()
     # One forward, no generation: a cache would only be one more output.
     config.use_cache = False
     try:
@@ -287,7 +296,7 @@ def _load_transformers(source: Source) -> torch.nn.Module:
                 torch.manual_seed(source.seed)
                 module = cls(config)
             else:
-                module = _load_weights(cls, checkpoint_folder(source), config)
+                module = _load_weights(cls, checkpoint_folder(source), config, adapted)
     except SourceError:
         raise
     except Exception as error:  # transformers and safetensors raise many kinds
@@ -296,7 +305,9 @@ def _load_transformers(source: Source) -> torch.nn.Module:
     return loaded
 
 
-def _load_weights(cls: Any, folder: Path, config: Any) -> torch.nn.Module:
+def _load_weights(
+    cls: Any, folder: Path, config: Any, adapted: Collection[str] = ()
+) -> torch.nn.Module:
     import torch
 
     if not any(folder.glob("*.safetensors")):
@@ -321,14 +332,15 @@ def _load_weights(cls: Any, folder: Path, config: Any) -> torch.nn.Module:
             ignore_mismatched_sizes=True,  # said below, with names; transformers prints them
             **options,
         )
-        if mismatched := sorted(info["mismatched_keys"]):
+        mismatched = sorted(key for key in info["mismatched_keys"] if key[0] not in adapted)
+        if mismatched:
             name, found, expected = mismatched[0]
             raise SourceError(
                 f"{len(mismatched)} tensors of the checkpoint do not fit its config.json: {name} "
                 f"is {list(found)}, expected {list(expected)}",
                 hint="Check that config.json belongs to these weights.",
             )
-        missing = sorted(info["missing_keys"])
+        missing = sorted(set(info["missing_keys"]) - set(adapted))
         if not missing:
             loaded: torch.nn.Module = module
             return loaded

