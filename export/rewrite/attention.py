@@ -52,6 +52,10 @@ def fuse_attention(model: ir.Model) -> tuple[int, dict[str, int]]:
     Returns:
         How many were fused, and how many were not by reason.
     """
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    # What nothing reads is no use of scores or weights: an Einsum that became a MatMul.
+    RemoveUnusedNodesPass()(model)
     fused = 0
     reasons: dict[str, int] = {}
     masks = Masks()

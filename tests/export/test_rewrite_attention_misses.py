@@ -47,8 +47,6 @@ def test_softmax_over_the_last_axis_counted_from_the_front():
         ("t = Where(keep, s, zero)", "a Where that fills with 0.0, not with a mask"),
         ("t = Where(keep, half, s)", "a Where that fills with 0.5, not with a mask"),
         ("t = Where(keep, s, mask)", "a Where that is not a mask of the scores"),
-        ("t = Add(mask, mask)", "an Add of two values that are not scores"),
-        ("t = Identity(mask)", "no product of queries and keys above the softmax"),
         (
             "a = Add(s, mask) d = Tanh(a) t = Mul(d, half)",
             "a mask or bias inside the soft cap",
@@ -185,6 +183,18 @@ def test_a_classifier_is_no_attention():
 def test_a_softmax_of_an_input():
     text = "g (float[b, 3] x) => (float[b, 3] y) { y = Softmax(x) }"
     assert_stays(text, "no product of queries and keys above the softmax")
+
+
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [
+        ("t = Add(mask, mask)", "an Add of two values that are not scores"),
+        ("t = Identity(mask)", "no product of queries and keys above the softmax"),
+    ],
+)
+def test_no_scores_at_all(scores, reason):
+    text = spelled(scores, product="", inputs="float[b, 2, m, 6] v", more="float[b, 2, n, m] mask")
+    assert_stays(text, reason)
 
 
 def test_a_softmax_of_another_domain_is_not_looked_at():
