@@ -16,6 +16,9 @@ from tfx.signature import BATCH, SEQUENCE
 if TYPE_CHECKING:
     import torch
 
+# The two batches of a model that compares every text with every image.
+OWN_BATCHES = ("texts", "images")
+
 # Sizes of the example inputs. Different primes, so that tracing cannot take one axis for the
 # other, and above 1, which PyTorch would treat as a size of its own.
 EXAMPLE_BATCH, EXAMPLE_SEQUENCE = 3, 13
@@ -78,6 +81,11 @@ def plan_inputs(
         return _plan_image_and_text(module, config)
     if main == "pixel_values" and not hasattr(config, "image_size"):
         return _plan_free_image(module, config, image_size)
+    if image_size:
+        raise ExportError(
+            f"--image-size is for models that take any size, {name} does not",
+            hint="Leave it out.",
+        )
     return _PLANS[main](module, config)
 
 
@@ -253,8 +261,9 @@ def _plan_image_and_text(module: torch.nn.Module, config: Any) -> InputPlan:
     """Texts against images, each with a batch of its own: CLIP and its kin."""
     text = _plan_text(module, config.text_config)
     image = _plan_image(module, config.vision_config)
-    axes = {name: ("texts", *shape[1:]) for name, shape in text.dynamic.items()}
-    axes |= {name: ("images", *shape[1:]) for name, shape in image.dynamic.items()}
+    texts, images = OWN_BATCHES
+    axes = {name: (texts, *shape[1:]) for name, shape in text.dynamic.items()}
+    axes |= {name: (images, *shape[1:]) for name, shape in image.dynamic.items()}
     return InputPlan({**text.examples, **image.examples}, axes, text.limits)
 
 

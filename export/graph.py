@@ -77,6 +77,20 @@ class Builder:
         return output
 
 
+def name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Name the outputs of a graph, each a value of its own.
+
+    A module may return one tensor twice, or an input; an Identity keeps those apart.
+    """
+    for index, (value, name) in enumerate(zip(list(graph.outputs), names, strict=True)):
+        if value.is_graph_input() or any(value is other for other in graph.outputs[:index]):
+            copy = ir.node("Identity", [value])
+            copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
+            graph.append(copy)
+            graph.outputs[index] = copy.outputs[0]
+        graph.outputs[index].name = name
+
+
 def scalar(value: ir.Value) -> float | None:
     """The number a constant holds, if it is one number; a shape such as [1, 1] counts."""
     constant = value.const_value

@@ -19,7 +19,7 @@ import numpy as np
 from tfx.bundle import Bundle, Staging, create_bundle, open_bundle
 from tfx.chatter import quiet
 from tfx.dtypes import DType
-from tfx.errors import ExportError, listing
+from tfx.errors import BundleError, ExportError, listing
 from tfx.extras import need, version_of
 from tfx.manifest import Manifest, Step
 from tfx.processing import Processing
@@ -100,20 +100,24 @@ def export_bundles(
     force: bool = False,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> list[Bundle]:
-    """Export a model in as many bundles as it has graphs; all of them or none.
+    """Export a model in as many bundles as it has graphs.
 
     An encoder-decoder becomes two, ``PATH-encoder`` and ``PATH-decoder``; the second takes
-    what the first gives. Any other model becomes one, as by ``export_bundle``, whose
-    arguments and errors these are.
+    what the first gives. Both are whole and proved before either is put in place. Any other
+    model becomes one, as by ``export_bundle``, whose arguments and errors these are.
     """
     recipe = recipe or ExportRecipe()
     parts = parts_of(model, recipe)
     target = Path(path or name_of(model))
     if parts == ("",):
         return [export_bundle(model, target, recipe, force=force, on_step=on_step)]
+    if not target.name or target.name == "..":
+        raise BundleError(
+            f"{target} is no name to add -encoder and -decoder to",
+            hint="Name a folder that is to be made: -o NAME.",
+        )
     targets = [target.with_name(f"{target.name}-{part}") for part in parts]
     with contextlib.ExitStack() as stack:
-        # All are staged before the first moves into place.
         stagings = [stack.enter_context(create_bundle(one, force=force)) for one in targets]
         for part, staging in zip(parts, stagings, strict=True):
             _fill(
@@ -193,8 +197,12 @@ def _write_graph(
     for symbol, bound in traced.upper_bounds.items():
         if symbol in names:
             limits[names[symbol]] = min(bound, limits.get(names[symbol], bound))
+    smallest = dict(plan.smallest)
+    for symbol, bound in traced.lower_bounds.items():
+        if symbol in names:
+            smallest[names[symbol]] = max(bound, smallest.get(names[symbol], 1))
     known = loaded.examples is None
-    signature = signature_of(graph, recipe, limits, plan.smallest, text=known)
+    signature = signature_of(graph, recipe, limits, smallest, text=known)
     on_step("writing the graph")
     _save(graph, staging.path)
     processing = Processing()
@@ -263,6 +271,11 @@ def _proven(staging: Staging, draft: _Draft) -> Manifest:
 
 def _plan(loaded: Loaded, recipe: ExportRecipe) -> InputPlan:
     if loaded.examples is not None:
+        if recipe.task != "auto" or recipe.image_size:
+            raise ExportError(
+                f"--task and --image-size are for transformers models, {loaded.name} is not one",
+                hint="Leave them out.",
+            )
         return plan_examples(loaded.module, loaded.examples, recipe.dynamic)
     if recipe.dynamic:
         raise ExportError(

@@ -271,7 +271,9 @@ def _like(
         return np.zeros(target, example.dtype)
     if example.dtype.kind in "iu" and indices:
         return rng.integers(example.min(), example.max() + 1, target).astype(example.dtype)
-    if example.dtype.kind != "f" or np.abs(example).max() > 1e3:
+    # Zeros and ones together are a mask; zeros or ones alone are what one writes for "some input".
+    is_mask = set(np.unique(example)) == {0, 1} or np.abs(example).max() > 1e3
+    if example.dtype.kind != "f" or is_mask:
         # A mask (true or false, 1 or 0, 0 or -inf), lengths, positions: structure, not noise.
         if _is_causal(example) and target[-1] == target[-2]:
             seen, hidden = example[-1, 0], example[0, -1]

@@ -9,10 +9,28 @@ import onnx_ir as ir
 from tfx.dtypes import DType
 from tfx.errors import ExportError, SignatureError
 from tfx.recipe import ExportRecipe
-from tfx.signature import BATCH, SEQUENCE, Dim, ShapeRange, Signature, TensorSpec, ValueRange
+from tfx.signature import (
+    BATCH,
+    SEQUENCE,
+    UNBOUNDED,
+    Dim,
+    ShapeRange,
+    Signature,
+    TensorSpec,
+    ValueRange,
+)
+
+from .architectures import OWN_BATCHES
 
 # Sizes engines are tuned for, where the model admits them; TensorRT's opt.
-TUNED = {BATCH: 8, SEQUENCE: 128}
+TUNED = {
+    BATCH: 8,
+    SEQUENCE: 128,
+    f"encoder_{SEQUENCE}": 128,
+    "samples": 160_000,  # ten seconds at 16 kHz
+    "height": 800,
+    "width": 1066,
+}
 
 # Operators that hand on the same integers.
 TRANSPARENT = frozenset(
@@ -47,12 +65,17 @@ def signature_of(
     )
     outputs = tuple(_spec(value) for value in model.graph.outputs)
     axes = list(dict.fromkeys(d for spec in inputs for d in spec.shape if isinstance(d, str)))
+    if recipe.max_sequence and not recipe.part and SEQUENCE not in axes:
+        raise ExportError(
+            f"--max-seq bounds the axis {SEQUENCE!r}, the model has {', '.join(axes) or 'none'}",
+            hint="Leave it out.",
+        )
     ranges = {}
     for axis in axes:
-        largest = _largest(axis, recipe, limits)
         least = smallest.get(axis, 1)
+        largest = _largest(axis, recipe, limits) or (UNBOUNDED if least > 1 else 0)
         if largest:
-            tuned = max(least, min(TUNED.get(axis, largest), largest))
+            tuned = max(least, min(TUNED.get(axis, least), largest))
             ranges[axis] = ShapeRange(least, tuned, largest)
     try:
         return Signature(inputs, outputs, ranges)
@@ -62,9 +85,10 @@ def signature_of(
 
 def _largest(axis: str, recipe: ExportRecipe, limits: Mapping[str, int]) -> int:
     limit = limits.get(axis, 0)
-    asked = {BATCH: recipe.max_batch, SEQUENCE: recipe.max_sequence}.get(axis, 0)
+    is_batch = axis in (BATCH, *OWN_BATCHES)
+    asked = recipe.max_batch if is_batch else recipe.max_sequence if axis == SEQUENCE else 0
     if asked and limit and asked > limit:
-        if axis == BATCH:
+        if is_batch:
             return limit
         raise ExportError(
             f"--max-seq is {asked}, the model has positions for {limit}",

@@ -12,6 +12,7 @@ from tfx.errors import ExportError
 from tfx.extras import need
 from tfx.runtime.backends.torch_eager import named_outputs
 
+from .graph import name_outputs
 from .patches import patched
 
 if TYPE_CHECKING:
@@ -29,10 +30,13 @@ class Traced:
         model: The graph. Its weights are those of the module, not copies.
         upper_bounds: Symbol to the largest size the traced code allows, where it has one;
             a position table of 512 rows bounds the sequence.
+        lower_bounds: Symbol to the smallest, where it is above 2; a convolution of width 5
+            bounds it. (2 is where PyTorch starts to trace; sizes of 1 are tried afterwards.)
     """
 
     model: ir.Model
     upper_bounds: Mapping[str, int]
+    lower_bounds: Mapping[str, int]
 
 
 def trace(
@@ -78,22 +82,26 @@ def trace(
             f"PyTorch cannot trace the model: {_trace_problem(error)}",
             hint="Run with -vv for PyTorch's own report.",
         ) from error
+    if (written := model.opset_imports.get("", 0)) != opset:
+        raise ExportError(
+            f"PyTorch wrote opset {written}, expected {opset}", hint="Use --opset 23."
+        )
     if len(names) != len(model.graph.outputs):
         raise ExportError(
             f"the graph has {len(model.graph.outputs)} outputs, the model returned "
             f"{len(names)}: {', '.join(names)}"
         )
-    for value, name in zip(model.graph.outputs, names, strict=True):
-        value.name = name
-    return Traced(model, _upper_bounds(model.graph.metadata_props.get(RANGE_CONSTRAINTS, "")))
+    name_outputs(model.graph, names)
+    constraints = model.graph.metadata_props.get(RANGE_CONSTRAINTS, "")
+    return Traced(model, _bounds(constraints, upper=True), _bounds(constraints, upper=False))
 
 
-def _upper_bounds(constraints: str) -> dict[str, int]:
-    """``"{s18: VR[2, int_oo], s41: VR[2, 64]}"`` to ``{"s41": 64}``."""
-    return {
-        symbol: int(upper)
-        for symbol, upper in re.findall(r"(\w+): VR\[-?\w+, (\d+)\]", constraints)
-    }
+def _bounds(constraints: str, *, upper: bool) -> dict[str, int]:
+    """``"{s18: VR[2, int_oo], s41: VR[5, 64]}"`` to ``{"s41": 64}``, or below ``{"s41": 5}``."""
+    found = re.findall(r"(\w+): VR\[(-?\w+), (\w+)\]", constraints)
+    if upper:
+        return {symbol: int(high) for symbol, _, high in found if high.isdecimal()}
+    return {symbol: int(low) for symbol, low, _ in found if low.isdecimal() and int(low) > 2}
 
 
 def _trace_problem(error: BaseException) -> str:

@@ -35,15 +35,20 @@ TOLERANCES: dict[DType, Tolerance] = {
 }
 
 
-def scaled_error(reference: np.ndarray, actual: np.ndarray) -> float:
-    """Largest absolute difference, over the reference's magnitude where that is above 1.
+# Below this an output is judged as if it were this large: values of order 1 inside the model
+# leave rounding of 1e-7 to 1e-6 on everything, however small, which says nothing of a fault.
+SMALLEST_MAGNITUDE = 1e-2
 
-    ``max|a - r| / max(1, max|r|)``: absolute for outputs of ordinary size, relative to the
-    largest element for larger ones (logits of 50 carry 50 times the rounding of logits of 1).
-    Infinities that agree count as equal; a NaN or infinity on one side alone gives infinity.
+
+def scaled_error(reference: np.ndarray, actual: np.ndarray) -> float:
+    """Largest absolute difference, over the reference's largest magnitude.
+
+    ``max|a - r| / max(SMALLEST_MAGNITUDE, max|r|)``: an output is judged by its own size, a
+    probability over a vocabulary (1e-5) like a logit of 50. Infinities that agree count as
+    equal; a NaN or infinity on one side alone gives infinity.
     """
     difference, magnitude = _difference(reference, actual)
-    return difference / max(1.0, magnitude)
+    return difference / max(SMALLEST_MAGNITUDE, magnitude)
 
 
 def compare_outputs(

@@ -12,7 +12,7 @@ import numpy as np
 from tfx.bundle import Bundle
 from tfx.errors import BundleError
 from tfx.report import Check, OutputError, ParityReport
-from tfx.signature import BATCH, SEQUENCE, Feed, Signature
+from tfx.signature import BATCH, SEQUENCE, Feed, Signature, ValueRange
 
 from .compare import TOLERANCES, compare_outputs, merge_errors, scaled_error
 
@@ -78,14 +78,15 @@ def valid_rows(signature: Signature, name: str, feed: Feed, array: np.ndarray) -
     Args:
         signature: Says whether the output has something per token.
         name: Of the output.
-        feed: Its ``attention_mask``, if any, says which tokens are padding.
+        feed: Its ``attention_mask``, if the signature says that it holds 1 for tokens and 0
+            for padding, says which are padding.
         array: The output, ``[..., last]``; or ``[batch, sequence]`` with a number per token.
 
     Returns:
         ``bool[rows]``, of the output reshaped to rows by ``rows_of``.
     """
     rows = len(rows_of(signature, name, array))
-    mask = feed.get("attention_mask")
+    mask = feed.get("attention_mask") if _keeps_by_one(signature) else None
     if mask is None or array.shape[:2] != mask.shape or not _per_token(signature, name):
         return np.ones(rows, np.bool_)
     # [batch, sequence, ...]: every row of a token is valid or none is.
@@ -105,13 +106,16 @@ def compare_case(
     reference: Mapping[str, np.ndarray],
     actual: Mapping[str, np.ndarray],
 ) -> tuple[tuple[OutputError, ...], float]:
-    """Errors of one feed's outputs on their valid rows, and the largest scaled error."""
+    """Errors of one feed's outputs on their valid rows, and the largest scaled error.
+
+    An output that has rows and none that is valid proves nothing: its error is infinite.
+    """
     expected, found = {}, {}
     for name, array in reference.items():
         valid = valid_rows(signature, name, feed, array)
         expected[name] = rows_of(signature, name, array)[valid]
         other = actual.get(name)
-        if other is not None and other.shape == array.shape:
+        if other is not None and other.shape == array.shape and (valid.any() or not valid.size):
             found[name] = rows_of(signature, name, other)[valid]
     worst = max(
         scaled_error(array, found[name]) if name in found else np.inf
@@ -128,15 +132,20 @@ def invariance_error(
 ) -> float:
     """Largest scaled error between a case and the row of the batch it was taken from.
 
-    Only outputs with a batch axis are compared, at the positions the part has.
+    Only outputs with a batch axis are compared, at the positions the part has; an attention
+    map has two axes of positions.
     """
     worst = 0.0
     for spec in signature.outputs:
         if not spec.shape or spec.shape[0] != BATCH:
             continue
         alone, row = part[spec.name][0], whole[spec.name][case.row]
-        if len(spec.shape) > 1 and spec.shape[1] == SEQUENCE:
-            row = row[case.start : case.start + alone.shape[0]]
+        row = row[
+            tuple(
+                slice(case.start, case.start + size) if axis == SEQUENCE else slice(None)
+                for axis, size in zip(spec.shape[1:], alone.shape, strict=True)
+            )
+        ]
         worst = max(worst, scaled_error(alone, row))
     return worst
 
@@ -279,6 +288,14 @@ def _stored_case(arrays: Mapping[str, np.ndarray], prefix: str) -> StoredCase:
         if len(sample.rows) != len(sample.values) or not rows_fit:
             raise ValueError(f"rows of {name} do not fit its shape {list(sample.shape)}")
     return StoredCase(str(arrays[f"{prefix}label"]), part("feed"), samples)
+
+
+def _keeps_by_one(signature: Signature) -> bool:
+    """Whether ``attention_mask`` is that of transformers; others invert it, or add it."""
+    return any(
+        spec.name == "attention_mask" and spec.values == ValueRange(0, 1)
+        for spec in signature.inputs
+    )
 
 
 def _per_token(signature: Signature, name: str) -> bool:

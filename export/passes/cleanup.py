@@ -6,6 +6,8 @@ import ast
 
 import onnx_ir as ir
 
+from ..graph import name_outputs
+
 SCOPES = "pkg.torch.onnx.name_scopes"
 SCOPE = "scope"
 
@@ -59,11 +61,13 @@ def simplify(model: ir.Model) -> None:
         rules.reshape_reshape_rule,
         rules.unsqueeze_unsqueeze_rule,
     ]
+    names = [str(value.name) for value in model.graph.outputs]
     rewrite(model, pattern_rewrite_rules=in_a_row)
     common.IdentityEliminationPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)
+    name_outputs(model.graph, names)
 
 
 def _scope(names: str) -> str:

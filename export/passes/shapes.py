@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 
 from tfx.errors import ExportError, listing
+from tfx.signature import BATCH
 
 SYMBOL = re.compile(r"\b[su]\d+\b")
 
@@ -72,6 +73,7 @@ def settle_axes(
         it forced two axes to be equal; and a sentence for each axis that is fixed.
     """
     label_of: dict[str, str] = {}
+    first_of: dict[str, tuple[str, str]] = {}
     settled: dict[str, tuple[str, ...]] = {}
     notes = []
     for value in model.graph.inputs:
@@ -85,7 +87,15 @@ def settle_axes(
                     notes.append(f"axis {axis} of {value.name} is fixed at {size} by the model")
                 labels.append("")
             else:
-                labels.append(label_of.setdefault(size, label) if label else "")
+                label = label_of.setdefault(size, label) if label else ""
+                labels.append(label)
+                place = f"axis {axis} of {value.name}"
+                first_size, first_place = first_of.setdefault(label, (size, place))
+                if label not in ("", BATCH) and first_size != size:
+                    notes.append(
+                        f"{place} and {first_place} are one, {label!r}, for the examples have "
+                        "one size there: give them two, or name them with --dynamic"
+                    )
         settled[value.name] = tuple(labels)
     return settled, notes
 

@@ -10,6 +10,9 @@ import numpy as np
 from .dtypes import DType
 from .errors import FeedError, SignatureError, listing
 
+# Largest size of an axis that has a smallest one and no limit of its own.
+UNBOUNDED = 2**31 - 1
+
 # Axes that have a meaning wherever they occur: samples, and the tokens of each.
 BATCH, SEQUENCE = "batch", "sequence"
 
@@ -84,7 +87,7 @@ class ShapeRange:
         return isinstance(size, int) and self.min <= size <= self.max
 
     def __str__(self) -> str:
-        return f"{self.min}..{self.max}"
+        return f"{self.min} or more" if self.max == UNBOUNDED else f"{self.min}..{self.max}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class Signature:
         if self.ranges:
             yield "axes"
             for axis, sizes in self.ranges.items():
-                yield f"  {axis}: {sizes.min} to {sizes.max}, tuned for {sizes.opt}"
+                yield f"  {axis}: {str(sizes).replace('..', ' to ')}, tuned for {sizes.opt}"
 
     def bind(self, feed: Feed, *, check_finite: bool = False) -> dict[str, int]:
         """Match arrays to inputs and give each dynamic axis its size.

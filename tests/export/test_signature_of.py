@@ -9,7 +9,7 @@ from support.graphs import graph_of
 from tfx.errors import ExportError
 from tfx.export.architectures import plan_examples, plan_inputs
 from tfx.export.signature import signature_of
-from tfx.export.tracer import _upper_bounds
+from tfx.export.tracer import _bounds
 from tfx.recipe import ExportRecipe
 from tfx.signature import ShapeRange, ValueRange
 
@@ -71,7 +71,7 @@ def test_batch_the_model_bounds_itself():
     ],
 )
 def test_upper_bounds_of_a_trace(constraints, bounds):
-    assert _upper_bounds(constraints) == bounds
+    assert _bounds(constraints, upper=True) == bounds
 
 
 def test_smallest_size_of_an_axis():

@@ -17,9 +17,10 @@ def array(*values):
     ("reference", "actual", "error"),
     [
         (array(0.5, 0.25), array(0.5, 0.25), 0.0),
-        (array(0.5, 0.25), array(0.5, 0.75), 0.5),  # absolute below magnitude 1
-        (array(50, 1), array(50, 2), 1 / 50),  # relative to the largest above it
-        (array(0, 0), array(0, 0.125), 0.125),
+        (array(0.5, 0.25), array(0.5, 0.75), 1.0),  # relative to the largest
+        (array(50, 1), array(50, 2), 1 / 50),
+        (array(0, 0), array(0, 0.125), 12.5),  # as if the largest were 0.01
+        (array(1e-3, 0), array(1e-3, 1e-4), 1e-2),
         (array(-4, 1), array(4, 1), 2.0),
         (array(np.inf, 1), array(np.inf, 1), 0.0),
         (array(-np.inf, 2), array(-np.inf, 3), 0.5),
@@ -39,7 +40,7 @@ def test_scaled_error(reference, actual, error):
 
 
 def test_integers_do_not_wrap_around():
-    assert scaled_error(np.array([0], np.uint8), np.array([1], np.uint8)) == 1
+    assert scaled_error(np.array([0], np.uint8), np.array([1], np.uint8)) == 100
     assert scaled_error(np.array([1], np.uint8), np.array([2], np.uint8)) == 1
     assert scaled_error(np.array([True]), np.array([False])) == 1
 
@@ -122,3 +123,12 @@ def test_every_tolerance_has_a_reason(dtype):
 
 def test_tolerance_of_float32():
     assert TOLERANCES[DType.FLOAT32].scaled_error == 1e-4
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-5, 1e-3, 1, 100])
+def test_wrong_outputs_are_found_whatever_their_size(size, rng):
+    reference = size * rng.normal(size=(4, 8))
+    allowed = TOLERANCES[DType.FLOAT32].scaled_error
+    assert scaled_error(reference, 2 * reference) > allowed
+    assert scaled_error(reference, np.zeros_like(reference)) > allowed
+    assert scaled_error(reference, reference * (1 + 1e-6)) < allowed

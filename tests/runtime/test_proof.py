@@ -23,10 +23,10 @@ from tfx.runtime.proof import (
     store_cases,
     valid_rows,
 )
-from tfx.signature import ShapeRange, Signature, TensorSpec
+from tfx.signature import ShapeRange, Signature, TensorSpec, ValueRange
 
 OUTPUTS = Signature(
-    (TensorSpec("attention_mask", DType.INT64, ("batch", "sequence")),),
+    (TensorSpec("attention_mask", DType.INT64, ("batch", "sequence"), ValueRange(0, 1)),),
     (
         TensorSpec("tokens", DType.FLOAT32, ("batch", "sequence", 4)),
         TensorSpec("starts", DType.FLOAT32, ("batch", "sequence")),
@@ -344,3 +344,23 @@ def test_check_bundle_whose_feeds_do_not_fit(tmp_path):
     write_proven_bundle(tmp_path / "tiny", signature=narrow)
     with pytest.raises(FeedError, match=r"axis 'batch' is 3, outside 1\.\.2"):
         check_bundle(open_bundle(tmp_path / "tiny"), threads=1)
+
+
+# masks that are not those of transformers
+
+
+def test_mask_of_another_meaning_hides_nothing(rng):
+    inverted = Signature(
+        (TensorSpec("attention_mask", DType.BOOL, ("batch", "sequence")),), OUTPUTS.outputs
+    )
+    feed = {"attention_mask": np.zeros((2, 3), np.bool_)}
+    whole = outputs(rng)
+    wrong = whole | {"tokens": 2 * whole["tokens"]}
+    assert valid_rows(inverted, "tokens", feed, whole["tokens"]).all()
+    assert compare_case(inverted, feed, whole, wrong)[1] > 0.1
+
+
+def test_outputs_without_a_valid_row_prove_nothing(rng):
+    whole = outputs(rng)
+    feed = {"attention_mask": np.zeros((2, 3), np.int64)}
+    assert compare_case(OUTPUTS, feed, whole, whole)[1] == np.inf
