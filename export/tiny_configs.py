@@ -21,7 +21,10 @@ SIZES: Mapping[str, int] = {
     **dict.fromkeys(
         ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "model_dim", "d_embed"), HIDDEN
     ),
-    **dict.fromkeys(("embedding_size", "projection_dim", "input_embedding_size"), 24),
+    "projection_dim": 24,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 8,
+    "num_kv_shared_layers": 0,
     **dict.fromkeys(("out_hidden_size", "projector_hidden_size"), HIDDEN),
     **dict.fromkeys(
         (
@@ -99,11 +102,43 @@ SIZES: Mapping[str, int] = {
     "num_conv_pos_embedding_groups": 2,
 }
 
+# Fields that are set even where they are None by default: not every class derives them.
+REQUIRED = frozenset({"head_dim", "num_experts_per_tok", "num_key_value_heads", "vocab_size"})
+
 # Fields that hold a number per stage: their lengths stay.
 STAGES: Mapping[str, int] = {"depths": 1, "conv_dim": 32, "num_conv_layers": 1}
 
 # What one type needs that the table cannot know.
-SPECIAL: Mapping[str, Mapping[str, Any]] = {}
+SPECIAL: Mapping[str, Mapping[str, Any]] = {
+    "bit": {"num_groups": 8},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0}
+            for kind in ("full_attention", "sliding_attention")
+        }
+    },
+    "dbrx": {"attn_config": {"kv_n_heads": KEY_HEADS, "rope_theta": 10000.0}},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640},
+    "esmc": {"num_key_value_heads": HEADS},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
+    "luke": {"entity_vocab_size": 50, "entity_emb_size": 24},
+    "mamba2": {"head_dim": 2 * HIDDEN // HEADS},
+    "perceiver": {"num_latents": 12, "d_latents": HIDDEN, "d_model": HIDDEN},
+    "reformer": {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [24, 40], "is_decoder": True},
+    "squeezebert": {"embedding_size": HIDDEN},
+    **dict.fromkeys(
+        ("swin", "swinv2", "donut-swin", "maskformer-swin"),
+        {"image_size": 128, "window_size": 4, "embed_dim": 24},
+    ),
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+        "num_hidden_layers": 4,
+    },
+    "zaya": {"num_experts_per_tok": 1},
+}
 
 # A model above this is no tiny one: the table missed a field.
 MAX_PARAMETERS = 60_000_000
@@ -166,20 +201,35 @@ def build_tiny(model_class: Any, config: Any, seed: int = 0) -> torch.nn.Module:
 
 
 def _small_fields(config_class: Any) -> dict[str, Any]:
-    model_type = config_class.model_type
-    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    fields = {field.name: _default(field) for field in dataclasses.fields(config_class)}
+    whole = _default_config(config_class)
+    stages = bool(fields.keys() & {"depths", "num_encoder_blocks"})
     small: dict[str, Any] = {}
-    for name, field in fields.items():
-        default = field.default
-        if default is dataclasses.MISSING and callable(field.default_factory):
-            default = field.default_factory()
-        value = _small(name, default)
+    for name, default in fields.items():
+        # Patches of convolutional stages are small already, and the stages are fitted to them.
+        value = None if stages and name == "patch_size" else _small(name, default)
         if value is not None:
             small[name] = value
-    small |= _tokens(fields, small)
-    small |= _nested(config_class)
-    small |= _layer_types(config_class, small)
-    return small | dict(SPECIAL.get(model_type, {}))
+    if "kv_lora_rank" in fields and "num_key_value_heads" in fields:
+        small["num_key_value_heads"] = HEADS  # latent attention has keys for every head
+    small |= _tokens(fields)
+    small |= _nested(config_class, whole)
+    small |= _layer_types(fields, small, whole)
+    return small | dict(SPECIAL.get(config_class.model_type, {}))
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if callable(field.default_factory):
+        return field.default_factory()
+    return field.default
+
+
+def _default_config(config_class: Any) -> Any:
+    """The configuration by default; None for one that does not stand on its own."""
+    try:
+        return config_class()
+    except Exception:  # noqa: BLE001  transformers' own checks raise a dozen kinds
+        return None
 
 
 def _small(name: str, default: Any) -> Any:
@@ -196,7 +246,7 @@ def _small(name: str, default: Any) -> Any:
         same = name in ("image_size", "patch_size")
         return type(default)(SIZES[name] for _ in default) if same else None
     # What is not set by default is derived from the rest, or is switched off.
-    return SIZES[name] if isinstance(default, int) else None
+    return SIZES[name] if isinstance(default, int) or name in REQUIRED else None
 
 
 def _small_rope(rope: dict[str, Any]) -> dict[str, Any]:
@@ -207,55 +257,37 @@ def _small_rope(rope: dict[str, Any]) -> dict[str, Any]:
     return rope | {"mrope_section": [pairs - sum(sections), *sections]}
 
 
-def _tokens(fields: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, Any]:
+def _tokens(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Ids of special tokens beyond the vocabulary, brought into it from its end."""
-    vocabulary = VOCABULARY
     tokens: dict[str, Any] = {}
-    for name, field in fields.items():
+    for name, default in fields.items():
         if not name.endswith(("_token_id", "_token_index")):
             continue
-        default = field.default
         ids = default if isinstance(default, list | tuple) else [default]
-        if any(isinstance(one, int) and one >= vocabulary for one in ids):
-            tokens[name] = vocabulary - 1 - len(tokens)
-    if "pad_token_id" in fields and fields["pad_token_id"].default is None:
+        if any(isinstance(one, int) and one >= VOCABULARY for one in ids):
+            tokens[name] = VOCABULARY - 1 - len(tokens)
+    if "pad_token_id" in fields and fields["pad_token_id"] is None:
         tokens["pad_token_id"] = 0  # classification by decoders looks for it
     return tokens
 
 
-def _nested(config_class: Any) -> dict[str, Any]:
+def _nested(config_class: Any, whole: Any) -> dict[str, Any]:
     nested = {}
-    for name, kind in getattr(config_class, "sub_configs", {}).items():
-        inner = _config_class(kind)
+    for name in getattr(config_class, "sub_configs", {}):
+        inner = getattr(whole, name, None)
         if inner is not None and name != "backbone_config":
-            nested[name] = tiny_config(inner).to_dict()
+            nested[name] = tiny_config(type(inner)).to_dict()
     return nested
 
 
-def _config_class(kind: Any) -> Any:
-    """The class a sub-configuration has by default; None where there is none."""
-    if hasattr(kind, "create_subconfig"):
-        try:
-            return type(kind.default_config)
-        except (ValueError, KeyError, TypeError):
-            return None
-    named = bool(getattr(kind, "model_type", ""))
-    return kind if dataclasses.is_dataclass(kind) and named else None
-
-
-def _layer_types(config_class: Any, small: Mapping[str, Any]) -> dict[str, Any]:
+def _layer_types(fields: Mapping[str, Any], small: Mapping[str, Any], whole: Any) -> dict[str, Any]:
     """One layer of each kind, where layers differ."""
-    if "num_hidden_layers" not in small:
-        return {}
-    try:
-        config = config_class()
-    except Exception:  # noqa: BLE001  not one that stands on its own
+    if "num_hidden_layers" not in small or whole is None:
         return {}
     changes: dict[str, Any] = {}
     for name in ("layer_types", "layers_block_type", "mlp_layer_types"):
-        kinds = getattr(config, name, None)
-        known = name in {field.name for field in dataclasses.fields(config_class)}
-        if known and isinstance(kinds, list | tuple) and len(kinds) == config.num_hidden_layers:
+        kinds = getattr(whole, name, None)
+        if name in fields and isinstance(kinds, list | tuple):
             changes[name] = list(dict.fromkeys(kinds))
     if not changes:
         return {}

@@ -116,11 +116,10 @@ def cast(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        done = []
-        for future in [pool.submit(_guarded, context, row) for row in rows]:
-            done.append(future.result())
-            on_row(done[-1])
-    return done
+        futures = [pool.submit(_guarded, context, row) for row in rows]
+        for future in concurrent.futures.as_completed(futures):
+            on_row(future.result())
+    return [future.result() for future in futures]
 
 
 def attempt(row: Row, folder: Path, on_step: Callable[[str], None] = lambda _: None) -> Row:
@@ -230,9 +229,11 @@ def _build(row: Row) -> Any:
     transformers = need("transformers")
     configs = need("transformers.models.auto.configuration_auto").CONFIG_MAPPING
     model_class = getattr(transformers, row.class_name)
-    config_class = getattr(model_class, "config_class", None) or configs[row.model_type]
-    if config_class.model_type != row.model_type:
-        config_class = configs[row.model_type]
+    config_class = configs[row.model_type]
+    # A head for text of a model for more than text takes the configuration of its text part.
+    inner = getattr(model_class, "config_class", None)
+    if inner is not None and not issubclass(config_class, inner):
+        config_class = inner
     config = tiny_config(config_class)
     config.use_cache = False
     return build_tiny(model_class, config)
