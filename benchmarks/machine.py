@@ -13,7 +13,7 @@ import psutil
 
 from tfx import __version__
 from tfx.extras import DISTRIBUTION, version_of
-from tfx.runtime.cpus import usable_cpus
+from tfx.runtime.cpus import read_cpu, usable_cpus
 
 # Instruction sets that decide which matrix kernels a library picks (Linux's names).
 FLAGS = (
@@ -82,14 +82,13 @@ def this_machine(proc: Path = Path("/proc"), sys_folder: Path = Path("/sys")) ->
         proc: Where the proc file system is mounted.
         sys_folder: Where sysfs is mounted.
     """
-    cpuinfo = _cpuinfo(proc / "cpuinfo")
-    present = set((cpuinfo.get("flags") or cpuinfo.get("Features") or "").split())
+    cpu = read_cpu(proc / "cpuinfo")
     versions = {name: version for name in LIBRARIES if (version := version_of(name))}
     governor = sys_folder / "devices/system/cpu/cpu0/cpufreq/scaling_governor"
     cores = os.cpu_count() or 1
     return Machine(
-        cpu=cpuinfo.get("model name") or platform.processor(),
-        flags=tuple(flag for flag in FLAGS if flag in present),
+        cpu=cpu.model,
+        flags=tuple(flag for flag in FLAGS if flag in cpu.flags),
         cores=cores,
         affinity=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores,
         usable_cpus=usable_cpus(),
@@ -100,13 +99,6 @@ def this_machine(proc: Path = Path("/proc"), sys_folder: Path = Path("/sys")) ->
         python=".".join(map(str, sys.version_info[:3])),
         versions={DISTRIBUTION: __version__} | versions,
     )
-
-
-def _cpuinfo(path: Path) -> dict[str, str]:
-    """The first CPU's lines of ``/proc/cpuinfo``."""
-    first = _text(path).partition("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _text(path: Path) -> str:

@@ -1,12 +1,44 @@
-"""How many CPUs this process may really use."""
+"""What the CPU is, and how many of it this process may really use."""
 
 from __future__ import annotations
 
 import math
 import os
+import platform
+from dataclasses import dataclass
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """What the system says of its first CPU.
+
+    Attributes:
+        model: Name; "" where the system does not say.
+        flags: Instruction sets and features, in Linux's names.
+    """
+
+    model: str
+    flags: frozenset[str]
+
+
+def read_cpu(cpuinfo: Path = CPUINFO) -> Cpu:
+    """Read Linux's ``/proc/cpuinfo``; elsewhere the name is Python's and there are no flags.
+
+    Args:
+        cpuinfo: The file.
+    """
+    try:
+        first = cpuinfo.read_text().strip().partition("\n\n")[0]
+    except OSError:
+        first = ""  # not every system has the file
+    pairs = (line.partition(":") for line in first.splitlines())
+    found = {key.strip(): value.strip() for key, _, value in pairs}
+    flags = found.get("flags") or found.get("Features") or ""  # x86, Arm
+    return Cpu(found.get("model name") or platform.processor(), frozenset(flags.split()))
 
 
 def usable_cpus(cgroup: Path = CGROUP) -> int:

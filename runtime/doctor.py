@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -18,7 +17,7 @@ from tfx import __version__
 from tfx.extras import DISTRIBUTION, EXTRAS, version_of
 
 from .backend import BACKENDS, find_backend
-from .cpus import usable_cpus
+from .cpus import read_cpu, usable_cpus
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,7 +111,7 @@ def diagnose() -> Diagnosis:
         python=platform.python_version(),
         prefix=sys.prefix,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        cpu=cpu_model(),
+        cpu=read_cpu().model,
         usable_cpus=usable_cpus(),
         memory_mb=psutil.virtual_memory().total // 10**6,
         gpus=gpus,
@@ -122,18 +121,6 @@ def diagnose() -> Diagnosis:
         versions={name: version for name in DISTRIBUTIONS if (version := version_of(name))},
         problems=tuple(installation_problems()),
     )
-
-
-def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's model name, from Linux's ``/proc/cpuinfo``; "" where it does not say."""
-    try:
-        text = cpuinfo.read_text()
-    except OSError:
-        return platform.processor()
-    for line in text.splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def nvidia_gpus(command: str = "nvidia-smi") -> tuple[tuple[str, ...], str]:

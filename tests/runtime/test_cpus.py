@@ -1,10 +1,11 @@
-"""CPUs this process may use: affinity cut by a container's quota."""
+"""What the CPU is; CPUs this process may use: affinity cut by a container's quota."""
 
 import os
+import platform
 
 import pytest
 
-from tfx.runtime.cpus import usable_cpus
+from tfx.runtime.cpus import Cpu, read_cpu, usable_cpus
 
 ALLOWED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -47,3 +48,22 @@ def test_affinity(tmp_path):
         assert usable_cpus(tmp_path) == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_the_first_cpu_is_read(tmp_path):
+    path = tmp_path / "cpuinfo"
+    path.write_text(
+        "processor\t: 0\nmodel name\t: A CPU: fast\nflags\t: fpu avx2\n\n"
+        "processor\t: 1\nmodel name\t: Another\n"
+    )
+    assert read_cpu(path) == Cpu("A CPU: fast", frozenset({"fpu", "avx2"}))
+
+
+def test_arm_calls_flags_features(tmp_path):
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor\t: 0\nFeatures\t: fp asimddp i8mm\n")
+    assert read_cpu(path) == Cpu(platform.processor(), frozenset({"fp", "asimddp", "i8mm"}))
+
+
+def test_a_system_without_cpuinfo(tmp_path):
+    assert read_cpu(tmp_path / "none") == Cpu(platform.processor(), frozenset())

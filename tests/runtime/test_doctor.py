@@ -126,17 +126,6 @@ def test_both_onnx_runtimes_are_said(installed):
     assert problem.startswith("onnxruntime and onnxruntime-gpu are both installed and overwrite")
 
 
-def test_cpu_model(tmp_path):
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A CPU: fast\n")
-    assert doctor.cpu_model(tmp_path / "cpuinfo") == "A CPU: fast"
-
-
-def test_cpu_that_linux_does_not_name(tmp_path):
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\n")
-    assert doctor.cpu_model(tmp_path / "cpuinfo") == platform.processor()
-    assert doctor.cpu_model(tmp_path / "none") == platform.processor()
-
-
 def test_no_driver():
     gpus, problem = doctor.nvidia_gpus("no-such-tool")
     assert gpus == ()
