@@ -170,6 +170,7 @@ def _write_graph(
     from .processing import read_processing
     from .rewrite.attention import fuse_attention
     from .rewrite.einsum import lower_einsums
+    from .rewrite.grouped_query import share_key_heads
     from .signature import signature_of
 
     on_step("loading the model")
@@ -189,6 +190,7 @@ def _write_graph(
     complete_shapes(graph)
     lower_einsums(graph)
     fuse_attention(graph)
+    share_key_heads(graph)
     expand_masks(graph)
     expand_rotary_caches(graph)
     simplify(graph)
@@ -236,7 +238,7 @@ def _write_graph(
         precision=DType.FLOAT32,
         model=MODEL_FILE,
         signature=signature,
-        source=loaded.source,
+        source=loaded.source.seen_from(staging.path.parent),
         recipe=recipe,
         processing=processing,
         parity=None,
