@@ -11,7 +11,7 @@ from tfx.errors import BackendError
 from tfx.extras import install_hint, need, version_of
 from tfx.signature import Feed
 
-from ..backend import Executable, RunFacts, RunOptions, session_closed
+from ..backend import RunFacts, RunOptions, session_closed
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 
@@ -27,7 +27,7 @@ class OnnxRuntime:
             return f"{error} ({error.hint or install_hint('onnxruntime')})"
         return ""
 
-    def load(self, bundle: Bundle, options: RunOptions) -> Executable:
+    def load(self, bundle: Bundle, options: RunOptions) -> OnnxExecutable:
         """Create an inference session on the graph of ``bundle``.
 
         Raises:
@@ -61,17 +61,29 @@ class OnnxRuntime:
             precision=bundle.manifest.precision,
             threads=options.threads,
         )
-        return _Executable(session, facts)
+        return OnnxExecutable(session, facts)
 
 
-class _Executable:
+class OnnxExecutable:
+    """A graph loaded by ONNX Runtime.
+
+    Attributes:
+        facts: What really runs.
+        inference: ONNX Runtime's own ``InferenceSession``; None once closed.
+    """
+
     def __init__(self, session: Any, facts: RunFacts) -> None:
         self.facts = facts
-        self._session = session
+        self.inference = session
         self._outputs = [output.name for output in session.get_outputs()]
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
-        session = self._session  # its own reference: close() may come while it runs
+        """Run the graph once; outputs by name.
+
+        Raises:
+            BackendError: If it is closed, or ONNX Runtime fails.
+        """
+        session = self.inference  # its own reference: close() may come while it runs
         if session is None:
             raise session_closed()
         try:
@@ -81,4 +93,5 @@ class _Executable:
         return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:
-        self._session = None
+        """Let go of the session."""
+        self.inference = None

@@ -1,39 +1,97 @@
 import json
+import re
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from support.bundles import write_bundle
 
-from tfx.bench.overhead import Overhead, measure_overhead, overhead
+from tfx.bench.overhead import (
+    COLD,
+    LEAST_PAIRS,
+    MOST_PAIRS,
+    WARM,
+    Overhead,
+    Replay,
+    Stopwatch,
+    measure_overhead,
+    overhead,
+)
 
 
-def test_a_planted_difference_is_found(rng):
-    now = 0
+class World:
+    """A model whose runs vary by far more than what is around them."""
 
-    def take(microseconds):
-        nonlocal now
-        now += int((microseconds + rng.normal(0, 2)) * 1000)
+    def __init__(self, rng):
+        self.rng = rng
+        self.now = 0
+
+    def clock(self):
+        return self.now
+
+    def take(self, microseconds, noise):
+        self.now += int(abs(microseconds + self.rng.normal(0, noise)) * 1000)
+
+    def run(self, names, feed):
+        self.take(10_000, 2000)
+        return names
+
+
+def test_a_planted_difference_is_found_under_the_noise_of_runs(rng):
+    world = World(rng)
+    watch = Stopwatch(world, world.clock)
+
+    def call(before, after):
+        world.take(before, 1)
+        watch.run([], {})
+        world.take(after, 1)
 
     found = measure_overhead(
-        lambda: take(130),
-        lambda: take(100),
+        lambda: call(35, 7),
+        lambda: call(6, 6),
+        watch,
         shape="batch 1",
-        seconds=0.05,
+        caches=COLD,
+        seconds=5,
         rng=np.random.default_rng(0),
-        clock=lambda: now,
+        clock=world.clock,
     )
     assert found.low_us < 30 < found.high_us
-    assert found.high_us - found.low_us < 2
-    assert found.run_us == pytest.approx(100, abs=1)
+    assert found.high_us - found.low_us < 1
+    assert found.run_us == pytest.approx(10_000, rel=0.1)
     assert found.verdict == "yes"
+    assert 200 < found.pairs < 300  # 20 ms each
+
+
+def test_pairs_are_neither_too_few_nor_too_many(rng):
+    def pairs(seconds):
+        world = World(rng)
+        watch = Stopwatch(Replay([]), world.clock)
+
+        def call():
+            world.take(100, 1)
+            watch.run([], {})
+
+        return measure_overhead(
+            call,
+            call,
+            watch,
+            shape="",
+            caches=WARM,
+            seconds=seconds,
+            rng=np.random.default_rng(0),
+            clock=world.clock,
+        ).pairs
+
+    assert pairs(1e-9) == LEAST_PAIRS
+    assert pairs(1e9) == MOST_PAIRS
 
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"), [(10, 50, "yes"), (40, 60, "cannot say"), (51, 60, "no")]
 )
 def test_verdict(low, high, verdict):
-    assert Overhead("batch 1", 30, 100.0, (low + high) / 2, low, high).verdict == verdict
+    assert Overhead("batch 1", COLD, 30, 100.0, (low + high) / 2, low, high).verdict == verdict
 
 
 def test_the_command_measures_a_bundle(tmp_path):
@@ -41,12 +99,20 @@ def test_the_command_measures_a_bundle(tmp_path):
     arguments = [str(bundle.path), "--batch", "1", "--seconds", "0.1", "--threads", "1"]
     found = CliRunner().invoke(overhead, arguments)
     assert found.exit_code == 0, found.output
-    assert found.stdout.startswith("batch 1, sequence 32: ")
-    assert "within 50 us: " in found.stdout
-    (entry,) = json.loads(CliRunner().invoke(overhead, [*arguments, "--json"]).stdout)
-    assert entry["shape"] == "batch 1, sequence 32"
-    # Far less than this only if the two calls were the same one; far more if a run is in it.
-    assert 0.5 < entry["median_us"] < 200
+    header, *rows = found.stdout.splitlines()
+    assert header.endswith("within 50 us")
+    assert [re.split(" {2,}", row)[:2] for row in rows] == [
+        ["batch 1, sequence 32", COLD],
+        ["batch 1, sequence 32", WARM],
+    ]
+    cold, warm = json.loads(CliRunner().invoke(overhead, [*arguments, "--json"]).stdout)
+    assert (cold["shape"], cold["caches"]) == ("batch 1, sequence 32", COLD)
+    assert (warm["shape"], warm["caches"]) == ("batch 1, sequence 32", WARM)
+    # Less than this only if the check was left out; more only if a run is in it.
+    for one in (cold, warm):
+        assert 0.5 < one["median_us"] < 200
+        assert one["verdict"] in ("yes", "no", "cannot say")
+    assert warm["run_us"] < cold["run_us"]
 
 
 def test_the_command_says_our_errors_without_a_traceback(tmp_path):

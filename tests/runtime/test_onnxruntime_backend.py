@@ -37,7 +37,7 @@ def test_outputs_are_those_of_the_graph(tmp_path):
 
 
 def test_threads_are_those_asked_for(tmp_path):
-    assert load(tmp_path, threads=2)._session.get_session_options().intra_op_num_threads == 2
+    assert load(tmp_path, threads=2).inference.get_session_options().intra_op_num_threads == 2
 
 
 def test_no_such_device(tmp_path):
