@@ -20,6 +20,7 @@ from tfx.runtime.backends.adapters import read_adapter
 from tfx.runtime.backends.checkpoint import checkpoint_folder, config_of, hub_commit
 from tfx.runtime.backends.torch_eager import (
     call_factory,
+    factory_digest,
     load_module,
     named_weights,
     weights_digest,
@@ -144,6 +145,7 @@ def load(model: str | torch.nn.Module, recipe: ExportRecipe, examples: Any = Non
     source = find_source(model, recipe)
     if source.kind is SourceKind.FACTORY:
         with quiet():
+            source = dataclasses.replace(source, file_digest=factory_digest(source))
             module, examples = call_factory(source)
         return _loaded(name_of(model), source, "", module, examples=examples)
     source = dataclasses.replace(source, changes=recipe.changes)

@@ -48,9 +48,9 @@ class TorchEager:
 
         Raises:
             BackendError: If the source cannot be loaded here, needs trust it was not
-                given, or holds other weights than the bundle was made from.
+                given, or is not the code or the weights that the bundle was made from.
         """
-        source = bundle.manifest.source
+        source = bundle.manifest.source.found_from(bundle.path.resolve().parent)
         if options.device != "cpu":
             raise BackendError(
                 f"torch runs on cpu here, not on {options.device!r}", hint="Use device='cpu'."
@@ -64,6 +64,11 @@ class TorchEager:
             raise BackendError(
                 f"the torch reference of {bundle.name} runs Python code of {source.location}",
                 hint="Use --trust (trust=True) if you trust that code.",
+            )
+        if source.kind is SourceKind.FACTORY and not source.file_digest:
+            raise BackendError(
+                f"{bundle.name} does not say which file {source.location} was: it has no sha256",
+                hint="Export it again.",
             )
         try:
             module = load_module(source)
@@ -145,23 +150,29 @@ def call_factory(source: Source) -> tuple[torch.nn.Module, Any]:
     """Run ``file.py:function``, which returns a module and its example inputs.
 
     Raises:
-        SourceError: If the file or function is missing, fails, or returns something else.
+        SourceError: If the file or function is missing, fails, or returns something else, or
+            the file is not the one of the source's ``file_digest``; then nothing has run.
     """
     import torch
 
-    path_text, _, name = source.location.rpartition(":")
-    path = Path(path_text)
-    if not path.is_file():
-        raise SourceError(f"no such file: {path}")
+    path, name, data = _factory_file(source)
+    found = hashlib.sha256(data).hexdigest()
+    if source.file_digest and found != source.file_digest:
+        raise SourceError(
+            f"{path} is another file now: sha256 {found[:12]}, "
+            f"the bundle was made from {source.file_digest[:12]}",
+            hint="Export it again.",
+        )
     # A name of its own, so that the file cannot stand in for an installed module.
     key = f"_tfx_factory_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(key, path)
-    if spec is None or spec.loader is None:
+    if spec is None:
         raise SourceError(f"{path} is not a Python file")
     code = importlib.util.module_from_spec(spec)
     sys.modules[key] = code  # dataclasses and pickling look the module up there
     try:
-        spec.loader.exec_module(code)
+        # The bytes that were digested, and no cache beside the file.
+        exec(compile(data, str(path), "exec"), code.__dict__)
         factory = getattr(code, name, None)
         if not callable(factory):
             raise SourceError(f"{path} has no function {name!r}")
@@ -183,6 +194,26 @@ def call_factory(source: Source) -> tuple[torch.nn.Module, Any]:
             f"{source.location} returned a {type(module).__name__} first, expected an nn.Module"
         )
     return module, examples
+
+
+def factory_digest(source: Source) -> str:
+    """sha256 of a factory's file.
+
+    Raises:
+        SourceError: If it is missing or cannot be read.
+    """
+    return hashlib.sha256(_factory_file(source)[2]).hexdigest()
+
+
+def _factory_file(source: Source) -> tuple[Path, str, bytes]:
+    file, _, name = source.location.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise SourceError(f"no such file: {path}")
+    try:
+        return path, name, path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error
 
 
 def run_module(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 
 from .errors import RecipeError, listing
 
@@ -96,7 +98,8 @@ class Source:
 
     Attributes:
         kind: How to read ``location``.
-        location: Folder, hub id, package resource, alias or ``file.py:factory``.
+        location: Folder, hub id, package resource, alias or ``file.py:factory``. In a manifest
+            a relative path leads from the folder that the bundle lies in (``seen_from``).
         class_name: The transformers class, e.g. ``BertForSequenceClassification``; ""
             for hand-written modules.
         revision: Commit of a hub repository; "" where there is none.
@@ -105,6 +108,7 @@ class Source:
         part: "encoder" or "decoder" of an encoder-decoder; "" for the whole model.
         changes: What was done to the model since it was loaded.
         digest: sha256 over the names, shapes and bytes of all weights; "" until loaded.
+        file_digest: sha256 of the factory's file; "" for other kinds, and until loaded.
     """
 
     kind: SourceKind
@@ -116,6 +120,7 @@ class Source:
     part: str = ""
     changes: Changes = field(default_factory=Changes)
     digest: str = ""
+    file_digest: str = ""
 
     def __str__(self) -> str:
         text = f"{self.part} of " if self.part else ""
@@ -125,6 +130,42 @@ class Source:
         if self.changes:
             text += f", {self.changes}"
         return text + (", random weights" if self.random_weights else "")
+
+    def seen_from(self, folder: Path) -> Source:
+        """The source as a bundle in ``folder`` records it: relative paths lead from there.
+
+        So bundle and model can be moved together, and no path of this machine is written down
+        that was not given from the root.
+        """
+        return self._with_paths(lambda path: _relative(path, folder.resolve()))
+
+    def found_from(self, folder: Path) -> Source:
+        """The source that a bundle in ``folder`` records, with paths that lead from anywhere."""
+        root = folder.resolve()
+        return self._with_paths(lambda path: os.path.normpath(root / path))
+
+    def _with_paths(self, change: Callable[[str], str]) -> Source:
+        location, changes = self.location, self.changes
+        if self.kind is SourceKind.CHECKPOINT:
+            location = change(location)
+        elif self.kind is SourceKind.FACTORY:
+            file, _, function = location.rpartition(":")
+            location = f"{change(file)}:{function}"
+        if changes.adapter:
+            changes = replace(changes, adapter=change(changes.adapter))
+        return replace(self, location=location, changes=changes)
+
+
+def _relative(path: str, folder: Path) -> str:
+    if Path(path).is_absolute():
+        return path
+    whole = Path(path).absolute()
+    # The folders on the way are followed, for .. to lead back; the last may stay a link.
+    whole = whole.parent.resolve() / whole.name
+    try:
+        return Path(os.path.relpath(whole, folder)).as_posix()
+    except ValueError:  # on another drive
+        return str(whole)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from tfx.dtypes import DType
 from tfx.errors import BackendError
 from tfx.recipe import Source, SourceKind
 from tfx.runtime.backend import RunOptions, get_backend
-from tfx.runtime.backends.torch_eager import load_module, weights_digest
+from tfx.runtime.backends.torch_eager import factory_digest, load_module, weights_digest
 from tfx.signature import Signature, TensorSpec
 
 LINEAR = Signature(
@@ -28,7 +28,9 @@ FEED = {"input": np.ones((2, 4), np.float32)}
 def source(tmp_path):
     """A factory of ``nn.Linear(4, 3)``, with the digest of its weights."""
     source = Source(SourceKind.FACTORY, f"{write_factories(tmp_path)}:linear", seed=1)
-    return dataclasses.replace(source, digest=weights_digest(load_module(source)))
+    return dataclasses.replace(
+        source, digest=weights_digest(load_module(source)), file_digest=factory_digest(source)
+    )
 
 
 @pytest.fixture
@@ -86,6 +88,27 @@ def test_source_that_is_gone(linear, tmp_path):
     assert message == f"the source of linear cannot be loaded: no such file: {path}"
 
 
+def test_source_that_cannot_be_read(linear, tmp_path, monkeypatch):
+    (path,) = tmp_path.glob("*.py")
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(path), "read_bytes", refuse)
+    message, _ = refusal(linear, trust=True)
+    assert (
+        message == f"the source of linear cannot be loaded: cannot read {path}: Permission denied"
+    )
+
+
+def test_code_without_a_digest_does_not_run(tmp_path, source):
+    source = dataclasses.replace(source, file_digest="")
+    bundle = write_bundle(tmp_path / "old", source=source, signature=LINEAR)
+    message, hint = refusal(bundle, trust=True)
+    assert message == f"old does not say which file {source.location} was: it has no sha256"
+    assert hint == "Export it again."
+
+
 def test_module_in_memory_cannot_be_loaded_again(tmp_path):
     message, hint = refusal(write_bundle(tmp_path / "b"))  # its source is SourceKind.MODULE
     assert message == "b was exported from a module in memory, which cannot be loaded again"
@@ -140,6 +163,7 @@ def test_settings_are_those_of_the_run_and_put_back(tmp_path, source):
     """They are the whole process's, and sessions run in many threads."""
     (tmp_path / "watched.py").write_text(WATCHED)
     source = dataclasses.replace(source, location=f"{tmp_path / 'watched.py'}:watched")
+    source = dataclasses.replace(source, file_digest=factory_digest(source))
     bundle = write_bundle(tmp_path / "watched", source=source, signature=LINEAR)
     before = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
     found = {1: [], 3: []}

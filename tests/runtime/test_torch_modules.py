@@ -16,6 +16,7 @@ from tfx.recipe import Source, SourceKind
 from tfx.runtime.backend import RunOptions
 from tfx.runtime.backends.torch_eager import (
     TorchEager,
+    factory_digest,
     forward_names,
     load_module,
     named_outputs,
@@ -121,7 +122,9 @@ def test_model_that_fails(folder, tmp_path):
 def factory_bundle(tmp_path, text=None):
     file = write_factories(tmp_path)
     source = Source(SourceKind.FACTORY, f"{file}:linear", seed=3)
-    source = dataclasses.replace(source, digest=weights_digest(load_module(source)))
+    source = dataclasses.replace(
+        source, digest=weights_digest(load_module(source)), file_digest=factory_digest(source)
+    )
     if text is not None:
         file.write_text(text)
     return write_bundle(tmp_path / "tiny", signature=LINEAR, source=source)
