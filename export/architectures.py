@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tfx.errors import ExportError
 from tfx.extras import need
 from tfx.recipe import DECODER, ENCODER
-from tfx.runtime.backends.torch_eager import forward_names
+from tfx.runtime.modules import forward_names
 from tfx.signature import BATCH, SEQUENCE
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def plan_inputs(
     """Plan the inputs of a transformers model.
 
     Args:
-        module: The model, or a part of it (``tfx.runtime.backends.parts``).
+        module: The model, or a part of it (``tfx.runtime.parts``).
         config: Its configuration.
         part: Which part it is; "" for a whole model.
         image_size: Height and width to fix where the model takes any; empty for the default.
@@ -152,7 +152,7 @@ def _plan_decoder(module: torch.nn.Module, config: Any) -> InputPlan:
     """The target so far, and what the encoder made of the example inputs of the whole model."""
     import torch
 
-    from tfx.runtime.backends.parts import part_of
+    from tfx.runtime.parts import part_of
 
     whole: Any = module.model
     source = plan_inputs(part_of(whole, ENCODER), config, ENCODER)

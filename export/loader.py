@@ -16,16 +16,16 @@ from tfx.errors import SourceError
 from tfx.extras import install_hint, need
 from tfx.models import KNOWN_MODELS
 from tfx.recipe import PARTS, Changes, ExportRecipe, Source, SourceKind
-from tfx.runtime.backends.adapters import read_adapter
-from tfx.runtime.backends.checkpoint import checkpoint_folder, config_of, hub_commit
-from tfx.runtime.backends.torch_eager import (
+from tfx.runtime.adapters import read_adapter
+from tfx.runtime.checkpoint import checkpoint_folder, config_of, hub_commit
+from tfx.runtime.modules import (
     call_factory,
     factory_digest,
     load_module,
     named_weights,
     weights_digest,
 )
-from tfx.runtime.backends.trimming import trim_config
+from tfx.runtime.trimming import trim_config
 
 from .changes import describe_changes, task_of_adapter
 

@@ -25,8 +25,8 @@ from tfx.manifest import Manifest, Step
 from tfx.processing import Processing
 from tfx.recipe import ExportRecipe
 from tfx.runtime.backend import RunOptions, get_backend
-from tfx.runtime.backends.torch_eager import run_module
 from tfx.runtime.cpus import usable_cpus
+from tfx.runtime.modules import run_module
 from tfx.runtime.proof import FILE_NAME as PROOF_FILE
 from tfx.runtime.proof import store_cases
 

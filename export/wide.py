@@ -146,7 +146,7 @@ def attempt(row: Row, folder: Path, on_step: Callable[[str], None] = lambda _: N
             module = _build(row)
             for part in _parts(module):
                 begin("planning")
-                from tfx.runtime.backends.parts import part_of
+                from tfx.runtime.parts import part_of
 
                 piece = part_of(module, part) if part else module
                 plan = plan_inputs(piece, module.config, part)
@@ -246,7 +246,7 @@ def _parts(module: Any) -> tuple[str, ...]:
 
 
 def _run(module: Any, examples: Mapping[str, Any]) -> None:
-    from tfx.runtime.backends.torch_eager import named_outputs
+    from tfx.runtime.modules import named_outputs
 
     torch = need("torch")
     with torch.no_grad():

@@ -22,8 +22,8 @@ from tfx.export.changes import task_of_adapter
 from tfx.export.loader import load
 from tfx.export.pipeline import export_bundles
 from tfx.recipe import Changes, ExportRecipe, Source, SourceKind
-from tfx.runtime.backends.adapters import Adapter, merge_adapter, read_adapter
-from tfx.runtime.backends.torch_eager import load_module, run_module, weights_digest
+from tfx.runtime.adapters import Adapter, merge_adapter, read_adapter
+from tfx.runtime.modules import load_module, run_module, weights_digest
 from tfx.runtime.proof import check_bundle
 
 FEED = {"input_ids": np.array([[2, 7, 8, 9, 3]]), "attention_mask": np.ones((1, 5), np.int64)}

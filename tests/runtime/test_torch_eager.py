@@ -14,7 +14,7 @@ from tfx.dtypes import DType
 from tfx.errors import BackendError
 from tfx.recipe import Source, SourceKind
 from tfx.runtime.backend import RunOptions, get_backend
-from tfx.runtime.backends.torch_eager import factory_digest, load_module, weights_digest
+from tfx.runtime.modules import factory_digest, load_module, weights_digest
 from tfx.signature import Signature, TensorSpec
 
 LINEAR = Signature(

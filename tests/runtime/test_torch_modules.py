@@ -14,8 +14,8 @@ from tfx.dtypes import DType
 from tfx.errors import BackendError, SourceError
 from tfx.recipe import Source, SourceKind
 from tfx.runtime.backend import RunOptions
-from tfx.runtime.backends.torch_eager import (
-    TorchEager,
+from tfx.runtime.backends.torch_eager import TorchEager
+from tfx.runtime.modules import (
     factory_digest,
     forward_names,
     load_module,
