@@ -57,7 +57,7 @@ def table(findings: Iterable[Finding]) -> str:
     ]
     for one in findings:
         total = one.attention + one.softmax
-        status = one.problem.splitlines()[0] if one.problem else "ok"
+        status = one.problem.splitlines()[0].replace("|", r"\|") if one.problem else "ok"
         fused = f"{one.attention} of {total}" if not one.problem else ""
         error = f"{one.error:.1e}" if not one.problem else ""
         lines.append(
