@@ -224,8 +224,11 @@ def _load_transformers(source: Source) -> torch.nn.Module:
     from .checkpoint import checkpoint_folder, config_of
 
     cls = getattr(transformers, source.class_name, None)
-    if cls is None:
-        raise SourceError(f"transformers {transformers.__version__} has no {source.class_name!r}")
+    # A bundle says which: a model, and nothing else that transformers can call.
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        raise SourceError(
+            f"transformers {transformers.__version__} has no model {source.class_name!r}"
+        )
     config = config_of(source)
     # An adapter that was trained with a head brings the head's weights.
     adapter = source.changes.adapter

@@ -155,6 +155,29 @@ def test_opening_a_bundle_never_runs_its_factory(tmp_path):
     assert not ran.exists()
 
 
+def test_factory_runs_as_it_would_by_itself(tmp_path):
+    """Our own ``from __future__`` lines are not its own."""
+    (tmp_path / "plain.py").write_text(
+        "from torch import nn\n"
+        "def make(width: int = 2):\n"
+        "    assert make.__annotations__ == {'width': int}\n"
+        "    return nn.Linear(width, 3), None\n"
+    )
+    module = load_module(Source(SourceKind.FACTORY, f"{tmp_path / 'plain.py'}:make"))
+    assert module.in_features == 2
+
+
+# classes
+
+
+@pytest.mark.parametrize("name", ["NoSuchModel", "pipeline", "AutoModel", "BertConfig", "torch"])
+def test_class_that_is_no_model(name, folder):
+    source = Source(SourceKind.CHECKPOINT, str(folder), name)
+    with pytest.raises(SourceError) as caught:
+        load_module(source)
+    assert str(caught.value) == f"transformers {transformers.__version__} has no model {name!r}"
+
+
 # random weights
 
 
