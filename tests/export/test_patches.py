@@ -2,9 +2,11 @@ import importlib
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from tfx.export.patches import PATCHES, patched
+from tfx.export.tiny_configs import build_tiny, tiny_config
 
 
 def current(patch):
@@ -42,4 +44,46 @@ def test_encoder_gives_the_same_with_and_without_patches(causal):
         expected = encoder(x, mask=mask, is_causal=causal)
         with patched():
             found = encoder(x, mask=mask, is_causal=causal)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [5, 8, 21])
+@pytest.mark.parametrize("marked", [None, [0], [0, 3]], ids=["local", "first", "two"])
+def test_longformer_gives_the_same_at_any_length(length, marked):
+    model = build_tiny(transformers.LongformerModel, tiny_config(transformers.LongformerConfig))
+    assert set(model.config.attention_window) == {8}
+    ids = torch.arange(2 * length).reshape(2, length) + 5
+    feed = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    feed["attention_mask"][1, length - 2 :] = 0
+    if marked is not None:
+        feed["global_attention_mask"] = torch.zeros_like(ids)
+        feed["global_attention_mask"][:, marked] = 1
+    with torch.no_grad():
+        expected = model(**feed).last_hidden_state
+        with patched():
+            found = model(**feed).last_hidden_state
+    kept = feed["attention_mask"].bool()
+    torch.testing.assert_close(found[kept], expected[kept], rtol=1e-5, atol=1e-5)
+
+
+def test_led_gives_the_same_at_any_length():
+    model = build_tiny(transformers.LEDModel, tiny_config(transformers.LEDConfig))
+    ids = torch.arange(2 * 13).reshape(2, 13) + 5
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    with torch.no_grad():
+        expected = model.get_encoder()(ids, attention_mask=mask).last_hidden_state
+        with patched():
+            found = model.get_encoder()(ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(found[mask == 1], expected[mask == 1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_one_head_of_keys_serves_all_queries(shared):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 5, 8) for heads in (4, 1 if shared else 4, 4))
+    value = value[:, : key.shape[1]]
+    expected = nn.functional.scaled_dot_product_attention(query, key, value)
+    with patched():
+        found = nn.functional.scaled_dot_product_attention(query, key, value)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
