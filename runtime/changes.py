@@ -44,7 +44,9 @@ def return_attentions(module: Any) -> None:
     """
     try:
         module.set_attn_implementation("eager")
-        module.config.output_attentions = True
+        for part in module.modules():  # CLIP's parts have configurations of their own
+            if hasattr(part, "config"):
+                part.config.output_attentions = True
     except (AttributeError, ValueError) as error:
         raise SourceError(
             f"{type(module).__name__} does not give attention maps: {error}",

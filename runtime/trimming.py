@@ -77,16 +77,12 @@ def keep_layers(module: torch.nn.Module, layers: Sequence[int]) -> None:
             hint="Number layers from 0; 0-5 keeps the first six.",
         )
     removed = sorted(set(range(count)) - set(layers))
-    names = [set(layer.state_dict()) for layer in stack]
-    shared = set.intersection(*names)
-    problems = [
-        f"layer {index}: {', '.join(sorted(names[index] - shared))}"
-        for index in removed
-        if names[index] - shared
-    ]
+    holders = collections.Counter(name for layer in stack for name in layer.state_dict())
+    alone = {index: [n for n in stack[index].state_dict() if holders[n] == 1] for index in removed}
+    problems = [f"layer {index}: {', '.join(names)}" for index, names in alone.items() if names]
     if problems:  # T5's relative positions live in its first layer only
         raise SourceError(
-            listing("layers hold weights that the kept ones use:", problems),
+            listing("layers hold weights that the kept ones may use:", problems),
             hint="Keep these layers.",
         )
     kept = torch.nn.ModuleList(stack[layer] for layer in layers)

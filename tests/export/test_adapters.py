@@ -253,6 +253,17 @@ def test_kinds_that_cannot_be_merged(base, tmp_path):
     assert hint.startswith("Merge it into the checkpoint with PEFT first")
 
 
+def test_no_module_is_imported_that_a_file_names(base, plain_lora, tmp_path, monkeypatch):
+    folder = shutil.copytree(plain_lora, tmp_path / "lora")
+    (folder / "planted.py").write_text("raise SystemExit('ran')")
+    monkeypatch.syspath_prepend(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"megatron_config": {"a": 1}, "megatron_core": "planted"}
+    config["auto_mapping"] = {"base_model_class": "BertModel", "parent_library": "planted"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    assert "potential security risk" in refusal(base, folder)[0]  # PEFT's own words
+
+
 def test_another_width(plain_lora, tmp_path):
     wide = checkpoints.bert(tmp_path / "wide", hidden_size=64)
     message, hint = refusal(wide, plain_lora)

@@ -111,6 +111,28 @@ def test_images(tmp_path):
     ]
 
 
+def test_models_of_two_parts(tmp_path):
+    config = transformers.CLIPConfig(
+        text_config=dict(checkpoints.SIZES),
+        vision_config={
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "intermediate_size": 48,
+            "image_size": 16,
+            "patch_size": 4,
+        },
+        projection_dim=16,
+    )
+    folder = checkpoints.write_checkpoint(tmp_path / "clip", transformers.CLIPModel, config)
+    bundle = export_bundle(str(folder), tmp_path / "to", MAPS)
+    assert [name for name in names(bundle) if "attentions" in name] == [
+        "text_model_output.attentions.0",
+        "text_model_output.attentions.1",
+        "vision_model_output.attentions.0",
+    ]
+
+
 def test_causal_maps_of_a_trimmed_model(tmp_path):
     config = transformers.GPT2Config(
         vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=4, pad_token_id=0
