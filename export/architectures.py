@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,11 @@ EXAMPLE_BATCH, EXAMPLE_SEQUENCE = 3, 13
 # Position ids that start after the padding token's (fairseq's convention, which these models
 # kept): a table of 514 rows has room for 512 positions.
 OFFSET_POSITIONS = frozenset(
-    {"camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "xlm-roberta"}
+    (
+        *("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke"),
+        *("markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"),
+        "xmod",
+    )
 )
 
 # Models that turn the size of an image into Python numbers, which tracing keeps as they are.
@@ -53,7 +58,11 @@ class InputPlan:
 
 
 def plan_inputs(
-    module: torch.nn.Module, config: Any, part: str = "", image_size: tuple[int, ...] = ()
+    module: torch.nn.Module,
+    config: Any,
+    part: str = "",
+    image_size: tuple[int, ...] = (),
+    max_sequence: int = 0,
 ) -> InputPlan:
     """Plan the inputs of a transformers model.
 
@@ -62,12 +71,14 @@ def plan_inputs(
         config: Its configuration.
         part: Which part it is; "" for a whole model.
         image_size: Height and width to fix where the model takes any; empty for the default.
+        max_sequence: Longest sequence asked for; 0 for all there are positions for. Matters
+            here to models whose code differs by length.
 
     Raises:
         ExportError: If it is of a kind that has no plan here.
     """
     if part == DECODER:
-        return _plan_decoder(module, config)
+        return _plan_decoder(module, config, max_sequence)
     if part == ENCODER:
         module = module.encoder
     name = type(module).__name__
@@ -86,7 +97,10 @@ def plan_inputs(
             f"--image-size is for models that take any size, {name} does not",
             hint="Leave it out.",
         )
-    return _PLANS[main](module, config)
+    plan = _PLANS[main](module, config)
+    if main == "input_ids" and getattr(config, "attention_type", "") == "block_sparse":
+        return _plan_block_sparse(plan, config, max_sequence)
+    return plan
 
 
 def plan_examples(
@@ -131,7 +145,9 @@ def _plan_text(module: torch.nn.Module, config: Any) -> InputPlan:
 
     shape = (EXAMPLE_BATCH, EXAMPLE_SEQUENCE)
     accepted = forward_names(module)
-    ids = torch.arange(shape[0] * shape[1]).reshape(shape) % config.vocab_size
+    # Canine has no vocabulary: it hashes any code point.
+    vocabulary = getattr(config, "vocab_size", 128)
+    ids = torch.arange(shape[0] * shape[1]).reshape(shape) % vocabulary
     mask = torch.ones(shape, dtype=torch.long)
     mask[1, EXAMPLE_SEQUENCE // 2 :] = 0
     examples = {"input_ids": ids}
@@ -148,14 +164,44 @@ def _plan_text(module: torch.nn.Module, config: Any) -> InputPlan:
     return InputPlan(examples, axes, {SEQUENCE: positions})
 
 
-def _plan_decoder(module: torch.nn.Module, config: Any) -> InputPlan:
+def _plan_block_sparse(plan: InputPlan, config: Any, max_sequence: int) -> InputPlan:
+    """BigBird: any length while it attends to all of it, one length where it is sparse.
+
+    Up to five blocks and two more per random one its code attends fully, whatever the
+    configuration says; beyond, the blocks are cut out with sizes that tracing keeps.
+    """
+    import torch
+
+    full = (5 + 2 * config.num_random_blocks) * config.block_size
+    positions = plan.limits.get(SEQUENCE, max_sequence)
+    if max_sequence <= full:
+        return dataclasses.replace(plan, limits={SEQUENCE: min(full, positions or full)})
+    if max_sequence > positions:
+        raise ExportError(
+            f"--max-seq is {max_sequence}, the model has positions for {positions}",
+            hint=f"Ask for {positions} or less.",
+        )
+    # All rows but one padded: to lengths on both sides of the middle.
+    ids = torch.arange(EXAMPLE_BATCH * max_sequence).reshape(EXAMPLE_BATCH, max_sequence)
+    examples = {"input_ids": ids % config.vocab_size}
+    for name in plan.examples.keys() - examples.keys():
+        fill = torch.ones if name == "attention_mask" else torch.zeros
+        examples[name] = fill(EXAMPLE_BATCH, max_sequence, dtype=torch.long)
+    if "attention_mask" in examples:
+        examples["attention_mask"][1, max_sequence // 3 :] = 0
+        examples["attention_mask"][2, max_sequence * 3 // 4 :] = 0
+    examples = {name: examples[name] for name in plan.examples}
+    return InputPlan(examples, dict.fromkeys(examples, (BATCH, "")))
+
+
+def _plan_decoder(module: torch.nn.Module, config: Any, max_sequence: int) -> InputPlan:
     """The target so far, and what the encoder made of the example inputs of the whole model."""
     import torch
 
     from tfx.runtime.parts import part_of
 
     whole: Any = module.model
-    source = plan_inputs(part_of(whole, ENCODER), config, ENCODER)
+    source = plan_inputs(part_of(whole, ENCODER), config, ENCODER, (), max_sequence)
     with torch.no_grad():
         states = whole.get_encoder()(**source.examples).last_hidden_state
     # A length of its own, so that tracing cannot take it for the encoder's.
@@ -188,7 +234,7 @@ def _plan_image(module: torch.nn.Module, config: Any) -> InputPlan:
     frames = getattr(config, "num_frames", None)
     size = config.image_size
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    shape: tuple[int, ...] = (config.num_channels, height, width)
+    shape: tuple[int, ...] = (getattr(config, "num_channels", 3), height, width)
     if frames is not None:  # a video: [batch, frames, channels, height, width]
         shape = (frames, *shape)
     pixels = torch.zeros(EXAMPLE_BATCH, *shape)

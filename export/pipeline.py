@@ -242,7 +242,11 @@ def _write_graph(
         recipe=recipe,
         processing=processing,
         parity=None,
-        tools={tool: version for tool in TOOLS if (version := version_of(tool))},
+        tools={
+            tool: version
+            for tool in (*TOOLS, *(["peft"] if recipe.changes.adapter else []))
+            if (version := version_of(tool))
+        },
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         facts={
             "parameters": sum(weight.numel() for weight in loaded.module.parameters()),
@@ -284,7 +288,13 @@ def _plan(loaded: Loaded, recipe: ExportRecipe) -> InputPlan:
             f"--dynamic is for hand-written modules, {loaded.name} has known axes",
             hint="Leave it out; bound the axes with --max-batch and --max-seq.",
         )
-    return plan_inputs(loaded.module, loaded.config, loaded.source.part, recipe.image_size)
+    return plan_inputs(
+        loaded.module,
+        loaded.config,
+        loaded.source.part,
+        recipe.image_size,
+        recipe.max_sequence,
+    )
 
 
 def _require_portable(graph: ir.Model) -> None:

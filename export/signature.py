@@ -65,7 +65,9 @@ def signature_of(
     )
     outputs = tuple(_spec(value) for value in model.graph.outputs)
     axes = list(dict.fromkeys(d for spec in inputs for d in spec.shape if isinstance(d, str)))
-    if recipe.max_sequence and not recipe.part and SEQUENCE not in axes:
+    # A model whose code differs by length has the one that was asked for.
+    fixed = any(recipe.max_sequence in spec.shape for spec in inputs)
+    if recipe.max_sequence and not recipe.part and not fixed and SEQUENCE not in axes:
         raise ExportError(
             f"--max-seq bounds the axis {SEQUENCE!r}, the model has {', '.join(axes) or 'none'}",
             hint="Leave it out.",
