@@ -51,7 +51,9 @@ def _read(read: Callable[[str], T], value: str) -> T:
 @click.command
 @click.argument("model")
 @click.option("-o", "--output", type=FOLDER, help="Folder of the bundle; default: MODEL's name.")
-@click.option("--task", default="auto", help="Which head; default: the checkpoint's own.")
+@click.option(
+    "--task", default="auto", help="Which head; default: the adapter's, or the checkpoint's own."
+)
 @click.option("--max-batch", default=128, show_default=True, help="Largest batch to admit.")
 @click.option("--max-seq", default=0, help="Longest sequence to admit; default: all positions.")
 @click.option(

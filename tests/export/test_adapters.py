@@ -126,6 +126,7 @@ def test_bundle_of_an_adapted_model(base, plain_lora, tmp_path):
     assert bundle.manifest.notes[0] == f"the adapter {plain_lora} is merged into the weights"
     assert bundle.manifest.source.changes == Changes(adapter=str(plain_lora))
     assert bundle.manifest.facts["attention"] == 2
+    assert bundle.manifest.tools["peft"] == peft.__version__
     assert check_bundle(bundle, backend="torch", threads=2).passed
     result = run("check", bundle.path, "--backend", "torch", "--threads", 2)
     assert result.exit_code == 0, result.output
