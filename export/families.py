@@ -214,6 +214,7 @@ FAMILIES: tuple[Family, ...] = (
         "DeformableDetrConfig",
         _DETECTION
         | {"backbone_config": _BACKBONE | {"out_features": ["stage2", "stage3", "stage4"]}},
+        unfused="deformable attention weighs a few sampled points: no product with keys",
     ),
     Family(
         "CLIP",

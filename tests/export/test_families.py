@@ -1,0 +1,175 @@
+"""Every family exports from a checkpoint folder, with its attention fused and its axes named."""
+
+import re
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import tfx
+from tfx.chatter import quiet
+from tfx.export.families import FAMILIES, build
+from tfx.export.pipeline import export_bundles
+
+TEXT = {"batch", "sequence"}
+IMAGE = {"batch"}
+DECODER = {"batch", "sequence", "encoder_sequence"}
+
+# Axes of the graph, or of each of the two; by model type. Others are texts.
+AXES = {
+    "beit": [IMAGE],
+    "clip": [{"texts", "images", "sequence"}],
+    "clip_vision_model": [IMAGE],
+    "deformable_detr": [IMAGE],
+    "deit": [IMAGE],
+    "detr": [{"batch", "height", "width"}],
+    "patchtst": [IMAGE],
+    "speecht5": [{"batch", "samples"}, DECODER],
+    "swin": [IMAGE],
+    "timesformer": [IMAGE],
+    "videomae": [IMAGE],
+    "vit": [IMAGE],
+    "wav2vec2": [{"batch", "samples"}],
+    "whisper": [IMAGE, TEXT],
+}
+
+
+def label(family):
+    return f"{family.name} {family.class_name}".replace(" ", "-").replace(",", "")
+
+
+def parameters():
+    """All families; further heads of one that was already there are slow."""
+    seen = set()
+    for family in FAMILIES:
+        again = family.config in seen
+        seen.add(family.config)
+        marks = [pytest.mark.slow] if again else []
+        yield pytest.param(family, id=label(family), marks=marks)
+
+
+def random_weights(model):
+    """Weights large enough for attention to be far from uniform."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(std=0.2, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("family", list(parameters()))
+def test_family(family, tmp_path):
+    model = random_weights(build(family))
+    with quiet():
+        model.save_pretrained(tmp_path / "from")
+
+    bundles = export_bundles(str(tmp_path / "from"), tmp_path / "to")
+
+    kind = model.config.model_type
+    halves = (
+        ["encoder", "decoder"] if model.config.is_encoder_decoder and len(bundles) == 2 else [""]
+    )
+    assert [bundle.manifest.source.part for bundle in bundles] == halves
+    expected = AXES.get(kind, [TEXT, DECODER] if len(bundles) == 2 else [TEXT])
+    assert [axes_of(bundle.manifest.signature) for bundle in bundles] == expected
+    for bundle in bundles:
+        assert_well_made(bundle, family)
+    if len(bundles) == 2:
+        # From the folder: sinusoidal positions are made anew and not read from there.
+        with quiet():
+            whole = type(model).from_pretrained(tmp_path / "from").eval()
+        assert_chain(bundles, whole)
+
+
+def axes_of(signature):
+    return {dim for spec in signature.inputs for dim in spec.shape if isinstance(dim, str)}
+
+
+def assert_well_made(bundle, family):
+    manifest = bundle.manifest
+    assert manifest.parity.passed
+    assert max(check.error for check in manifest.parity.checks) <= 1e-4
+    graph = onnx.load(bundle.model).graph
+    operators = [node.op_type for node in graph.node]
+    assert {node.domain for node in graph.node} == {""}
+    assert operators.count("Attention") == manifest.facts["attention"] >= 1
+    assert bool(operators.count("Softmax")) == bool(family.unfused)
+    assert_axes_are_named(graph, manifest.signature)
+
+
+def assert_axes_are_named(graph, signature):
+    """The axes of the graph are those of the signature, and each has one name."""
+    for value in graph.input:
+        dims = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        spec = next(spec for spec in signature.inputs if spec.name == value.name)
+        assert dims == list(spec.shape)
+    assert signature.ranges.keys() <= axes_of(signature)
+    # What the inputs' sizes are computed into may have a name of its own, but no symbol.
+    for spec in (*signature.inputs, *signature.outputs):
+        for dim in spec.shape:
+            assert not re.search(r"\b[su]\d+\b", str(dim)), spec
+
+
+def assert_chain(bundles, model):
+    """Encoder and decoder, one after the other, give the logits of the whole model."""
+    encoder, decoder = (tfx.open_session(bundle, threads=2) for bundle in bundles)
+    with encoder, decoder:
+        feed = source(bundles[0].manifest.signature, model.config)
+        rng = np.random.default_rng(1)
+        target = rng.integers(3, model.config.vocab_size, size=(2, 6))
+        states = encoder.predict(feed)["last_hidden_state"]
+        given = {"input_ids": target, "encoder_hidden_states": states}
+        if "attention_mask" in feed:
+            given["encoder_attention_mask"] = feed["attention_mask"]
+        found = decoder.predict(given)
+    tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
+    with torch.no_grad():
+        whole = model(**tensors, decoder_input_ids=torch.from_numpy(target))
+    np.testing.assert_allclose(found["logits"], whole.logits.numpy(), rtol=1e-4, atol=1e-4)
+    if "attention_mask" in feed:
+        assert_padding_is_seen(model, tensors, target, whole.logits)
+
+
+def assert_padding_is_seen(model, tensors, target, logits):
+    """The comparison above could fail: without the mask, the second row is another."""
+    unmasked = tensors | {"attention_mask": torch.ones_like(tensors["attention_mask"])}
+    with torch.no_grad():
+        other = model(**unmasked, decoder_input_ids=torch.from_numpy(target))
+    assert (other.logits - logits)[1].abs().max() > 1e-3
+
+
+def source(signature, config):
+    """Two rows for the encoder, the second padded where there is a mask."""
+    rng = np.random.default_rng(0)
+    first = signature.inputs[0]
+    length = 800 if "samples" in first.shape else 9
+    shape = [
+        {"batch": 2}.get(size, size if isinstance(size, int) else length) for size in first.shape
+    ]
+    if first.name == "input_ids":
+        feed = {first.name: rng.integers(3, config.vocab_size - 1, size=shape)}
+    else:
+        feed = {first.name: rng.normal(size=shape).astype(np.float32)}
+    if "attention_mask" in {spec.name for spec in signature.inputs}:
+        mask = np.ones(shape, np.int64)
+        mask[1, length * 2 // 3 :] = 0
+        feed["attention_mask"] = mask
+    return feed
+
+
+def test_labels_tell_families_apart():
+    labels = [label(family) for family in FAMILIES]
+    sizes = [str(sorted(family.sizes.items(), key=str)) for family in FAMILIES]
+    assert len(set(labels)) == len(labels)
+    assert len({*zip([family.class_name for family in FAMILIES], sizes, strict=True)}) == len(
+        labels
+    )
+
+
+def test_built_twice_is_the_same():
+    one, other = (build(FAMILIES[0]).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    different = build(FAMILIES[0], seed=1).state_dict()
+    assert any(not torch.equal(one[name], different[name]) for name in one)
