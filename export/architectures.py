@@ -24,6 +24,10 @@ OWN_BATCHES = ("texts", "images")
 # other, and above 1, which PyTorch would treat as a size of its own.
 EXAMPLE_BATCH, EXAMPLE_SEQUENCE = 3, 13
 
+# What configurations call their number of positions: all, LED's encoder, MPT.
+POSITIONS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_seq_len")
+TARGET_POSITIONS = ("max_target_positions", "max_decoder_position_embeddings")
+
 # Position ids that start after the padding token's (fairseq's convention, which these models
 # kept): a table of 514 rows has room for 512 positions.
 OFFSET_POSITIONS = frozenset(
@@ -156,7 +160,7 @@ def _plan_text(module: torch.nn.Module, config: Any) -> InputPlan:
     if "token_type_ids" in accepted and getattr(config, "type_vocab_size", 0) > 1:
         examples["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
     axes = dict.fromkeys(examples, (BATCH, SEQUENCE))
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = next((size for name in POSITIONS if (size := getattr(config, name, None))), None)
     if not isinstance(positions, int) or positions < 1:
         return InputPlan(examples, axes)
     if config.model_type in OFFSET_POSITIONS:
@@ -221,7 +225,8 @@ def _plan_decoder(module: torch.nn.Module, config: Any, max_sequence: int) -> In
     limits = {}
     if SEQUENCE in source.limits:
         limits[encoder_axis] = source.limits[SEQUENCE]
-    positions = getattr(config, "max_target_positions", source.limits.get(SEQUENCE))
+    known = (getattr(config, name, None) for name in TARGET_POSITIONS)
+    positions = next(filter(None, known), source.limits.get(SEQUENCE))
     if positions:
         limits[SEQUENCE] = positions
     return InputPlan(examples, axes, limits)
@@ -299,6 +304,12 @@ def _plan_series(module: torch.nn.Module, config: Any) -> InputPlan:
     """A window of several series, ``[batch, time, channels]``."""
     import torch
 
+    if "future_time_features" in forward_names(module):
+        # transformers' exporter takes `future_values` for labels; they are the decoder's input.
+        raise ExportError(
+            f"{type(module).__name__} reads the future so far, which cannot be traced as an input",
+            hint="Write a factory of a module that names it otherwise: file.py:function.",
+        )
     values = torch.zeros(EXAMPLE_BATCH, config.context_length, config.num_input_channels)
     return InputPlan({"past_values": values}, {"past_values": (BATCH, "", "")})
 

@@ -95,6 +95,7 @@ SIZES: Mapping[str, int] = {
     **dict.fromkeys(("mamba_chunk_size", "chunk_size"), 8),
     "image_size": 64,  # what strides of 2 in five stages leave is still an image
     "patch_size": 8,
+    "mm_tokens_per_image": 4,
     "num_mel_bins": 20,
     "num_frames": 2,
     "tubelet_size": 2,
@@ -107,6 +108,8 @@ REQUIRED = frozenset({"head_dim", "num_experts_per_tok", "num_key_value_heads", 
 
 # Fields that hold a number per stage: their lengths stay.
 STAGES: Mapping[str, int] = {"depths": 1, "conv_dim": 32, "num_conv_layers": 1}
+
+_WINDOWS = {"image_size": 128, "window_size": 4, "embed_dim": 24}
 
 # What one type needs that the table cannot know.
 SPECIAL: Mapping[str, Mapping[str, Any]] = {
@@ -126,13 +129,15 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "luke": {"entity_vocab_size": 50, "entity_emb_size": 24},
     "mamba2": {"head_dim": 2 * HIDDEN // HEADS},
+    "layoutlmv3": {"coordinate_size": 12, "shape_size": 8},
+    "lilt": {"hidden_size": 48},
     "perceiver": {"num_latents": 12, "d_latents": HIDDEN, "d_model": HIDDEN},
     "reformer": {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [24, 40], "is_decoder": True},
     "squeezebert": {"embedding_size": HIDDEN},
-    **dict.fromkeys(
-        ("swin", "swinv2", "donut-swin", "maskformer-swin"),
-        {"image_size": 128, "window_size": 4, "embed_dim": 24},
-    ),
+    "swin": _WINDOWS,
+    "swinv2": _WINDOWS,
+    "donut-swin": _WINDOWS,
+    "maskformer-swin": _WINDOWS,
     "zamba": {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
         "num_hidden_layers": 4,

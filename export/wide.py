@@ -19,7 +19,9 @@ from typing import Any
 from tfx.chatter import quiet
 from tfx.errors import ExportError, TfxError
 from tfx.extras import need
-from tfx.recipe import ExportRecipe
+from tfx.recipe import PARTS, ExportRecipe
+from tfx.runtime.modules import named_outputs, without_cache
+from tfx.runtime.parts import part_of
 
 from .architectures import plan_inputs
 from .loader import is_encoder_decoder
@@ -146,8 +148,6 @@ def attempt(row: Row, folder: Path, on_step: Callable[[str], None] = lambda _: N
             module = _build(row)
             for part in _parts(module):
                 begin("planning")
-                from tfx.runtime.parts import part_of
-
                 piece = part_of(module, part) if part else module
                 plan = plan_inputs(piece, module.config, part)
                 begin("running PyTorch")
@@ -235,19 +235,15 @@ def _build(row: Row) -> Any:
     if inner is not None and not issubclass(config_class, inner):
         config_class = inner
     config = tiny_config(config_class)
-    config.use_cache = False
+    without_cache(config)
     return build_tiny(model_class, config)
 
 
 def _parts(module: Any) -> tuple[str, ...]:
-    from tfx.recipe import PARTS
-
     return PARTS if is_encoder_decoder(module.config, type(module).__name__) else ("",)
 
 
 def _run(module: Any, examples: Mapping[str, Any]) -> None:
-    from tfx.runtime.modules import named_outputs
-
     torch = need("torch")
     with torch.no_grad():
         outputs = named_outputs(module(**examples))

@@ -216,6 +216,15 @@ def weights_digest(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def without_cache(config: Any) -> None:
+    """Turn the cache off in a configuration of transformers and in those inside it."""
+    config.use_cache = False
+    for name in getattr(config, "sub_configs", {}):
+        inner = getattr(config, name, None)
+        if inner is not None:
+            without_cache(inner)
+
+
 def _load_transformers(source: Source) -> torch.nn.Module:
     import torch
 
@@ -234,7 +243,7 @@ def _load_transformers(source: Source) -> torch.nn.Module:
     adapter = source.changes.adapter
     adapted = read_adapter(adapter).replaced().keys() if adapter else ()
     # One forward, no generation: a cache would only be one more output.
-    config.use_cache = False
+    without_cache(config)
     try:
         with quiet():  # progress bars and advice
             if source.random_weights:
