@@ -23,6 +23,7 @@ class Family:
         sizes: Arguments of the configuration: small, and different from each other where a
             mix-up would show.
         unfused: Attentions that stay spelled out, with the reason; "" for none.
+        max_sequence: As in the recipe: the length of a model that has one; 0 for any.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Family:
     config: str
     sizes: Mapping[str, Any]
     unfused: str = ""
+    max_sequence: int = 0
 
 
 _TEXT = {
@@ -98,6 +100,13 @@ FAMILIES: tuple[Family, ...] = (
     Family("BERT", "BertForQuestionAnswering", "BertConfig", _TEXT),
     Family("BERT", "BertForMaskedLM", "BertConfig", _TEXT),
     Family("RoBERTa", "RobertaForSequenceClassification", "RobertaConfig", _OFFSET_TEXT),
+    Family("XLM-R", "XLMRobertaForSequenceClassification", "XLMRobertaConfig", _OFFSET_TEXT),
+    Family(
+        "ELECTRA",
+        "ElectraForSequenceClassification",
+        "ElectraConfig",
+        _TEXT | {"embedding_size": 16},
+    ),
     Family(
         "DistilBERT",
         "DistilBertForSequenceClassification",
@@ -167,6 +176,30 @@ FAMILIES: tuple[Family, ...] = (
         "Gemma2Config",
         _GROUPED | {"head_dim": 8, "sliding_window": 8},
     ),
+    Family("Gemma", "GemmaForCausalLM", "GemmaConfig", _GROUPED | {"head_dim": 8}),
+    Family("Phi", "PhiForCausalLM", "PhiConfig", _TEXT | {"partial_rotary_factor": 0.5}),
+    Family("Phi-3", "Phi3ForCausalLM", "Phi3Config", _GROUPED | _SPECIAL),
+    Family(
+        "OPT",
+        "OPTForCausalLM",
+        "OPTConfig",
+        {
+            "hidden_size": 32,
+            "word_embed_proj_dim": 32,
+            "ffn_dim": 37,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "vocab_size": 99,
+            "max_position_embeddings": 64,
+        },
+    ),
+    Family(
+        "BLOOM",
+        "BloomForCausalLM",
+        "BloomConfig",
+        {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 99},
+    ),
+    Family("Falcon", "FalconForCausalLM", "FalconConfig", _TEXT),
     Family(
         "T5",
         "T5ForConditionalGeneration",
@@ -181,6 +214,17 @@ FAMILIES: tuple[Family, ...] = (
         _TRANSLATION | {"pad_token_id": 98, "decoder_start_token_id": 98},
     ),
     Family("Pegasus", "PegasusForConditionalGeneration", "PegasusConfig", _TRANSLATION),
+    Family(
+        "LED",
+        "LEDForConditionalGeneration",
+        "LEDConfig",
+        {key: value for key, value in _TRANSLATION.items() if key != "max_position_embeddings"}
+        | {
+            "attention_window": 8,
+            "max_encoder_position_embeddings": 64,
+            "max_decoder_position_embeddings": 48,
+        },
+    ),
     Family("ViT", "ViTForImageClassification", "ViTConfig", _IMAGE),
     Family("DeiT", "DeiTForImageClassification", "DeiTConfig", _IMAGE),
     Family(
@@ -195,6 +239,20 @@ FAMILIES: tuple[Family, ...] = (
             "num_heads": [2, 4],
             "window_size": 4,
         },
+    ),
+    Family(
+        "Swin v2",
+        "Swinv2ForImageClassification",
+        "Swinv2Config",
+        {
+            "image_size": 32,
+            "patch_size": 2,
+            "embed_dim": 16,
+            "depths": [1, 2],
+            "num_heads": [2, 4],
+            "window_size": 4,
+        },
+        unfused="cosines of queries and keys, each head with a scale of its own",
     ),
     Family(
         "BEiT",
@@ -264,10 +322,24 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("TimeSformer", "TimesformerForVideoClassification", "TimesformerConfig", _VIDEO),
     Family(
+        "Longformer",
+        "LongformerForSequenceClassification",
+        "LongformerConfig",
+        _OFFSET_TEXT | {"attention_window": 8},
+    ),
+    Family(
         "BigBird, full",
         "BigBirdModel",
         "BigBirdConfig",
         _TEXT | {"attention_type": "original_full"},
+    ),
+    Family(
+        "BigBird, sparse",
+        "BigBirdModel",
+        "BigBirdConfig",
+        _TEXT | {"block_size": 4, "num_random_blocks": 1},
+        unfused="the blocks in the middle add several products of queries and keys",
+        max_sequence=62,
     ),
     Family(
         "PatchTST",
@@ -284,6 +356,21 @@ FAMILIES: tuple[Family, ...] = (
             "patch_stride": 8,
             "num_input_channels": 3,
         },
+    ),
+    Family(
+        "PatchTSMixer",
+        "PatchTSMixerForPrediction",
+        "PatchTSMixerConfig",
+        {
+            "d_model": 32,
+            "num_layers": 2,
+            "context_length": 32,
+            "prediction_length": 8,
+            "patch_length": 8,
+            "patch_stride": 8,
+            "num_input_channels": 3,
+        },
+        unfused="a gate's softmax: no product with keys",
     ),
 )
 

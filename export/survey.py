@@ -74,7 +74,8 @@ def _try(family: Family) -> list[Finding]:
             build(family).save_pretrained(source)
         started = time.perf_counter()
         try:
-            bundles = export_bundles(str(source), Path(folder) / "bundle", ExportRecipe())
+            recipe = ExportRecipe(max_sequence=family.max_sequence)
+            bundles = export_bundles(str(source), Path(folder) / "bundle", recipe)
         except TfxError as error:
             return [Finding(family, "", str(error), seconds=time.perf_counter() - started)]
         seconds = time.perf_counter() - started
@@ -99,7 +100,12 @@ def _found(family: Family, bundle: Bundle, seconds: float) -> Finding:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Markdown file to write.")
 @click.option("--wide", is_flag=True, help="Every model type of transformers, not our families.")
 @click.option("--task", "tasks", multiple=True, type=click.Choice(list(TASKS)), help="With --wide.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, help="Processes, with --wide.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=0),
+    default=1,
+    help="Processes, with --wide; 0 to run nothing and show --rows.",
+)
 @click.option(
     "--rows",
     "store",
@@ -151,7 +157,7 @@ def _wide_text(
 ) -> str:
     rows = candidates(tasks or TASKS, names)
     earlier = {(row.task, row.model_type): row for row in read_rows(store)} if store else {}
-    pending = [row for row in rows if (row.task, row.model_type) not in earlier]
+    pending = [row for row in rows if jobs and (row.task, row.model_type) not in earlier]
 
     def show(row: Row) -> None:
         click.echo(f"{row.task} {row.model_type}: {row.status} {row.reason}".rstrip(), err=True)
@@ -159,14 +165,15 @@ def _wide_text(
             append_row(store, row)
 
     found = earlier | {(row.task, row.model_type): row for row in cast(pending, jobs, show)}
-    done = [found[row.task, row.model_type] for row in rows]
+    done = [found.get((row.task, row.model_type), row) for row in rows]
     return (
         "# The wide net\n\nEvery model type of transformers' auto classes, built from a tiny "
         "configuration\n(`export/tiny_configs.py`) with random weights, exported and compared with "
-        'PyTorch as\n`tfx export` does it. "forward runs" counts the types whose PyTorch forward '
-        "runs on the inputs\nplanned for tracing; the share is of those. Types without such inputs "
-        "are in the last column, those\nwhose class or configuration cannot be built in neither. "
-        f"Made with {_versions()}\nby `python -m tfx.export.survey --wide -o docs/wide-net.md`."
+        'PyTorch as\n`tfx export` does it. "Forward runs" counts the types whose PyTorch forward '
+        "runs on the inputs\nplanned for tracing; the share is of those. Types that were built and "
+        "have no such inputs are in the\nlast column; those whose class or configuration cannot be "
+        f"built, in none.\n\nMade with {_versions()} by\n"
+        "`python -m tfx.export.survey --wide -o docs/wide-net.md`."
         f"\n\n{wide_table(done)}\n"
     )
 

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import re
 import resource
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -37,7 +38,7 @@ TASKS: Mapping[str, str] = {
     "image-classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
 }
 
-OK = "ok"
+OK, NOT_RUN = "ok", "not run"
 NOT_BUILT, NO_PLAN, NO_FORWARD = "cannot be built", "no plan", "forward fails"
 NOT_LOADED, NOT_TRACED, NOT_GRAPH, DIFFERS = "load fails", "trace fails", "graph fails", "differs"
 
@@ -54,6 +55,8 @@ STATUS_OF_STEP = {
     "comparing with PyTorch": DIFFERS,
 }
 
+PATH = re.compile(r"(?<!\w)/[\w./+-]+/")
+
 TIME_LIMIT_S = 240
 MEMORY_LIMIT_BYTES = 6 << 30
 PRELOADED = ["tfx.export.wide", "onnxscript", "onnxruntime", "transformers.exporters.exporter_onnx"]
@@ -67,7 +70,7 @@ class Row:
         task: A key of ``TASKS``.
         model_type: As ``config.json`` spells it.
         class_name: The transformers class.
-        status: ``OK``, or where it ended.
+        status: ``OK``, or where it ended; ``NOT_RUN`` before.
         attention: Attention nodes of all its graphs.
         softmax: Softmaxes that stayed.
         error: Largest scaled error against PyTorch.
@@ -77,7 +80,7 @@ class Row:
     task: str
     model_type: str
     class_name: str
-    status: str = ""
+    status: str = NOT_RUN
     attention: int = 0
     softmax: int = 0
     error: float = 0.0
@@ -85,7 +88,7 @@ class Row:
 
 
 def candidates(tasks: Iterable[str] = TASKS, names: Iterable[str] = ()) -> list[Row]:
-    """A row without status for every model type of every task.
+    """A row, not run yet, for every model type of every task.
 
     Args:
         tasks: Keys of ``TASKS``.
@@ -117,7 +120,7 @@ def cast(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+    with concurrent.futures.ThreadPoolExecutor(max(1, jobs)) as pool:
         futures = [pool.submit(_guarded, context, row) for row in rows]
         for future in concurrent.futures.as_completed(futures):
             on_row(future.result())
@@ -176,8 +179,8 @@ def wide_table(rows: Iterable[Row]) -> str:
     for row in rows:
         by_task[row.task].append(row)
     lines = [
-        "| task | types | forward runs | exported and equal | share | built, no plan or forward |",
-        "|---|---|---|---|---|---|",
+        "| task | types | tried | forward runs | exported and equal | share | no plan or forward |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [_count(task, of_task) for task, of_task in by_task.items()]
     lines.append(_count("**all**", [row for of_task in by_task.values() for row in of_task]))
@@ -188,11 +191,14 @@ def wide_table(rows: Iterable[Row]) -> str:
             "|---|---|---|---|---|---|",
         ]
         for row in of_task:
+            if row.status == NOT_RUN:
+                continue
             ok = row.status == OK
             total = row.attention + row.softmax
             fused = f"{row.attention} of {total}" if ok else ""
             error = f"{row.error:.1e}" if ok else ""
-            reason = row.reason.replace("|", "\\|")
+            # No line of torch's report, and no path of this machine.
+            reason = PATH.sub("", row.reason.replace("|", "\\|"))
             lines.append(
                 f"| {row.model_type} | `{row.class_name}` | {row.status} | {fused} | {error} "
                 f"| {reason} |"
@@ -221,8 +227,9 @@ def _count(task: str, rows: list[Row]) -> str:
     runs = sum(row.status in RUNS for row in rows)
     exported = sum(row.status == OK for row in rows)
     idle = sum(row.status in (NO_PLAN, NO_FORWARD) for row in rows)
+    tried = sum(row.status != NOT_RUN for row in rows)
     share = f"{exported / runs:.0%}" if runs else ""
-    return f"| {task} | {len(rows)} | {runs} | {exported} | {share} | {idle} |"
+    return f"| {task} | {len(rows)} | {tried} | {runs} | {exported} | {share} | {idle} |"
 
 
 def _build(row: Row) -> Any:

@@ -11,6 +11,7 @@ from tfx.errors import ExportError, listing
 from tfx.signature import BATCH
 
 SYMBOL = re.compile(r"\b[su]\d+\b")
+SQUARE = re.compile(r"\(\((\w+)\*\*2\)//\1\)")
 
 
 def name_axes(model: ir.Model, dynamic: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -127,5 +128,6 @@ def _renamed(dim: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | str |
     size = _size(dim)
     if not isinstance(size, str):
         return size
-    # An expression such as "s41 + 1" or "s18*s41" keeps its form.
-    return SYMBOL.sub(lambda match: names.get(match.group(), match.group()), size)
+    # An expression such as "s41 + 1" or "s18*s41" keeps its form; a view to -1 leaves quotients.
+    named = SYMBOL.sub(lambda match: names.get(match.group(), match.group()), size)
+    return SQUARE.sub(r"\1", named)

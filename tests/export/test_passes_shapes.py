@@ -91,3 +91,14 @@ def test_settled_axes_are_what_tracing_found():
 def test_settling_says_nothing_of_axes_that_were_not_guessed():
     model = graph_of("g (float[4] x) => (float[4] y) { y = Identity(x) }")
     assert settle_axes(model, {"x": ("",)}) == ({"x": ("",)}, [])
+
+
+def test_a_square_over_a_size_is_that_size():
+    model = graph_of("g (int64[s1, s2] ids) => (int64[s1, s2] y) { y = Identity(ids) }")
+    model.graph.node(0).outputs[0].shape = ir.Shape(["4*s1", "((s2**2)//s2)", "((s2**2)//s1)"])
+    name_axes(model, {"ids": TOKENS})
+    assert list(map(str, model.graph.node(0).outputs[0].shape)) == [
+        "4*batch",
+        "sequence",
+        "((sequence**2)//batch)",
+    ]

@@ -137,10 +137,12 @@ def test_the_table_counts_only_what_runs():
         Row("t", "b", "B", wide.NOT_TRACED, reason="x | y"),
         Row("t", "c", "C", wide.NO_PLAN),
         Row("t", "d", "D", wide.NOT_BUILT),
+        Row("t", "e", "E"),
     ]
     text = wide_table(rows)
-    assert "| t | 4 | 2 | 1 | 50% | 1 |" in text
-    assert "| **all** | 4 | 2 | 1 | 50% | 1 |" in text
+    assert "| t | 5 | 4 | 2 | 1 | 50% | 1 |" in text
+    assert "| **all** | 5 | 4 | 2 | 1 | 50% | 1 |" in text
+    assert "| e |" not in text
     assert "| a | `A` | ok | 2 of 2 | 1.0e-06 |  |" in text
     assert "| b | `B` | trace fails |  |  | x \\| y |" in text
 
@@ -161,8 +163,20 @@ def test_the_command_goes_on_from_stored_rows(tmp_path):
     arguments = ["--wide", "--task", "image-classification", "--rows", str(store), "vit"]
     result = click.testing.CliRunner().invoke(main, [*arguments, "-o", str(page)])
     assert result.exit_code == 0, result.output
-    assert "| image-classification | 1 | 1 | 1 | 100% | 0 |" in page.read_text()
+    assert "| image-classification | 1 | 1 | 1 | 1 | 100% | 0 |" in page.read_text()
     assert len(store.read_text().splitlines()) == 1
+
+
+def test_no_jobs_show_what_is_stored():
+    arguments = ["--wide", "--task", "image-classification", "--jobs", "0", "vit", "deit"]
+    result = click.testing.CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "| image-classification | 2 | 0 | 0 | 0 |  | 0 |" in result.output
+
+
+def test_a_reason_names_no_machine():
+    row = Row("t", "a", "A", wide.NOT_TRACED, reason="in /" + "home/me/lib/x.py, a/b")
+    assert "| in x.py, a/b |" in wide_table([row])
 
 
 def test_task_is_for_the_wide_net_only():
