@@ -64,7 +64,7 @@ def read_processing(
     embedding = classification = None
     if "last_hidden_state" in names and (folder / "modules.json").is_file():
         embedding = _embedding(folder, notes)
-    if task in CLASSIFYING and "logits" in names:
+    if task in CLASSIFYING and "logits" in names and config.id2label:
         classification = classification_of(config, per_token=CLASSIFYING[task])
     return Processing(tokenization, embedding, classification), tuple(notes)
 

@@ -73,13 +73,14 @@ def text_cases(signature: Signature, rng: np.random.Generator) -> list[Case]:
         rng: Of token ids and padding.
     """
     largest = {axis: sizes.max for axis, sizes in signature.ranges.items()}
+    least = signature.ranges[SEQUENCE].min if SEQUENCE in signature.ranges else 1
     padded = any(spec.name == "attention_mask" for spec in signature.inputs)
     cases: list[Case] = []
     seen = set()
     for batch, sequence, padding in TEXT_SHAPES:
         sizes = {
             BATCH: min(batch, largest.get(BATCH, batch)),
-            SEQUENCE: min(sequence, largest.get(SEQUENCE, sequence)),
+            SEQUENCE: max(least, min(sequence, largest.get(SEQUENCE, sequence))),
         }
         if not padded or sizes[SEQUENCE] == 1:
             padding = "none"
@@ -90,7 +91,8 @@ def text_cases(signature: Signature, rng: np.random.Generator) -> list[Case]:
         whole = len(cases)
         cases.append(Case(_label(sizes, padding), feed))
         if batch == 3 and sizes[BATCH] > 1:
-            cases += _rows_alone(feed, padding, whole)
+            rows = _rows_alone(feed, padding, whole)
+            cases += (row for row in rows if row.feed["input_ids"].shape[1] >= least)
     if not any(case.part_of >= 0 for case in cases) and largest.get(BATCH, 2) > 1:
         raise ExportError(f"no feed of several rows fits {signature.ranges}")
     return cases

@@ -87,7 +87,8 @@ SIZES: Mapping[str, int] = {
     ),
     "max_source_positions": 50,
     **dict.fromkeys(("sliding_window", "attention_window", "window", "local_attention"), 8),
-    **dict.fromkeys(("index_topk", "index_n_heads"), 4),
+    "index_topk": 4,
+    "index_n_heads": 16,  # of few, all may be cut off at 0 for several keys: a tie
     # Mamba: heads * head dim = expand * hidden.
     **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size", "mamba_state_size"), 8),
     **dict.fromkeys(("mamba_d_head", "mamba_headdim"), 2 * HIDDEN // HEADS),
@@ -120,7 +121,6 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
             for kind in ("full_attention", "sliding_attention")
         }
     },
-    "dbrx": {"attn_config": {"kv_n_heads": KEY_HEADS, "rope_theta": 10000.0}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
     "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640},
     "esmc": {"num_key_value_heads": HEADS},
@@ -128,8 +128,10 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "luke": {"entity_vocab_size": 50, "entity_emb_size": 24},
+    "mobilevitv2": {"image_size": 128},
     "mamba2": {"head_dim": 2 * HIDDEN // HEADS},
     "layoutlmv3": {"coordinate_size": 12, "shape_size": 8},
+    "dbrx": {"attn_config": {"kv_n_heads": KEY_HEADS, "rope_theta": 10000.0, "clip_qkv": 8.0}},
     "lilt": {"hidden_size": 48},
     "perceiver": {"num_latents": 12, "d_latents": HIDDEN, "d_model": HIDDEN},
     "reformer": {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [24, 40], "is_decoder": True},

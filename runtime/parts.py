@@ -47,7 +47,8 @@ def _encoder(model: Any) -> torch.nn.Module:
 
 def _decoder(model: Any) -> torch.nn.Module:
     torch = need("torch")
-    outputs_of_encoder = need("transformers.modeling_outputs").BaseModelOutput
+    # With the fields of a mixture of experts, which Switch and NLLB-MoE look up.
+    outputs_of_encoder = need("transformers.modeling_outputs").MoEModelOutput
 
     class Decoder(torch.nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:

@@ -1,0 +1,53 @@
+"""What the wide net found once, in one place."""
+
+import numpy as np
+import torch
+import transformers
+
+from tfx.dtypes import DType
+from tfx.export.architectures import plan_inputs
+from tfx.export.processing import read_processing
+from tfx.export.proof import text_cases
+from tfx.export.tiny_configs import build_tiny, tiny_config
+from tfx.runtime.parts import part_of
+from tfx.signature import ShapeRange, Signature, TensorSpec, ValueRange
+
+TOKENS = ("batch", "sequence")
+
+
+def test_feeds_are_as_long_as_the_model_needs(rng):
+    inputs = (
+        TensorSpec("input_ids", DType.INT64, TOKENS, ValueRange(0, 9)),
+        TensorSpec("attention_mask", DType.INT64, TOKENS, ValueRange(0, 1)),
+    )
+    outputs = (TensorSpec("logits", DType.FLOAT32, TOKENS),)
+    signature = Signature(inputs, outputs, {"sequence": ShapeRange(12, 12, 40)})
+    cases = text_cases(signature, rng)
+    lengths = [case.feed["input_ids"].shape[1] for case in cases]
+    assert min(lengths) == 12
+    assert max(lengths) == 40
+    assert any(case.part_of >= 0 for case in cases)  # rows long enough alone are still tried
+
+
+def test_a_mixture_of_experts_decodes():
+    config = tiny_config(transformers.SwitchTransformersConfig)
+    whole = build_tiny(transformers.SwitchTransformersForConditionalGeneration, config)
+    decoder = part_of(whole, "decoder")
+    plan = plan_inputs(decoder, config, "decoder")
+    with torch.no_grad():
+        logits = decoder(**plan.examples)["logits"]
+    assert logits.shape == (*plan.examples["input_ids"].shape, config.vocab_size)
+    assert np.isfinite(logits.numpy()).all()
+
+
+def test_a_classifier_without_labels_has_no_classification(tmp_path):
+    config = transformers.PvtConfig()
+    assert config.id2label is None
+    images = TensorSpec("pixel_values", DType.FLOAT32, ("batch", 3, 8, 8))
+    logits = TensorSpec("logits", DType.FLOAT32, ("batch", 2))
+    signature = Signature((images,), (logits,), {})
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    processing, _ = read_processing(source, config, "image-classification", signature, target, "")
+    assert processing.classification is None
