@@ -128,7 +128,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "luke": {"entity_vocab_size": 50, "entity_emb_size": 24},
-    "mobilevitv2": {"image_size": 128},
+    "mobilevitv2": {"image_size": 128, "patch_size": 2},
     "mamba2": {"head_dim": 2 * HIDDEN // HEADS},
     "layoutlmv3": {"coordinate_size": 12, "shape_size": 8},
     "dbrx": {"attn_config": {"kv_n_heads": KEY_HEADS, "rope_theta": 10000.0, "clip_qkv": 8.0}},

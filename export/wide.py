@@ -198,7 +198,7 @@ def wide_table(rows: Iterable[Row]) -> str:
             fused = f"{row.attention} of {total}" if ok else ""
             error = f"{row.error:.1e}" if ok else ""
             # No line of torch's report, and no path of this machine.
-            reason = PATH.sub("", row.reason.replace("|", "\\|"))
+            reason = PATH.sub("", row.reason[:160].replace("|", "\\|"))
             lines.append(
                 f"| {row.model_type} | `{row.class_name}` | {row.status} | {fused} | {error} "
                 f"| {reason} |"
