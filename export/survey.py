@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +44,20 @@ class Finding:
     seconds: float = 0.0
 
 
-def survey(families: Iterable[Family] = FAMILIES) -> list[Finding]:
-    """Export each family from a checkpoint folder, as a user would, into a temporary one."""
-    return [finding for family in families for finding in _try(family)]
+def survey(
+    families: Iterable[Family] = FAMILIES, on_family: Callable[[Family], None] = lambda _: None
+) -> list[Finding]:
+    """Export each family from a checkpoint folder, as a user would, into a temporary one.
+
+    Args:
+        families: Which.
+        on_family: Called with each as its turn comes.
+    """
+    findings = []
+    for family in families:
+        on_family(family)
+        findings += _try(family)
+    return findings
 
 
 def table(findings: Iterable[Finding]) -> str:
@@ -140,10 +151,7 @@ def _families_text(names: tuple[str, ...]) -> str:
         for family in FAMILIES
         if not names or any(name.lower() in family.name.lower() for name in names)
     ]
-    findings = []
-    for family in chosen:
-        click.echo(f"{family.name} {family.class_name} ...", err=True)
-        findings += _try(family)
+    findings = survey(chosen, lambda one: click.echo(f"{one.name} {one.class_name} ...", err=True))
     return (
         "# Families\n\nTiny configurations with random weights, exported with dynamic batch and "
         "sequence, run on ONNX\nRuntime (CPU) and compared with PyTorch on padded feeds of several "

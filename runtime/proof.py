@@ -117,10 +117,21 @@ def compare_case(
         other = actual.get(name)
         if other is not None and other.shape == array.shape and (valid.any() or not valid.size):
             found[name] = rows_of(signature, name, other)[valid]
-    worst = max(
+    return _judged(expected, found)
+
+
+def _judged(
+    expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]
+) -> tuple[tuple[OutputError, ...], float]:
+    """Errors of each output, and the largest scaled error; infinite where one is not found.
+
+    Nothing expected proves nothing: that is infinite too.
+    """
+    scaled = (
         scaled_error(array, found[name]) if name in found else np.inf
         for name, array in expected.items()
     )
+    worst = max(scaled, default=np.inf)
     return compare_outputs(expected, found), worst
 
 
@@ -260,10 +271,9 @@ def check_cases(
             if output is not None and output.shape == sample.shape:
                 width = sample.values.shape[1]
                 found[name] = output.reshape(-1, width)[sample.rows]
-            worst = max(
-                worst, scaled_error(sample.values, found[name]) if name in found else np.inf
-            )
-        errors.append(compare_outputs(expected, found))
+        case_errors, case_worst = _judged(expected, found)
+        errors.append(case_errors)
+        worst = max(worst, case_worst)
         count += 1
     return merge_errors(errors), Check("parity", count, worst, tolerance)
 

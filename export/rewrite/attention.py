@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -373,10 +372,3 @@ def _input(node: ir.Node, index: int) -> ir.Value:
 
 def _rank(value: ir.Value) -> str:
     return "unknown-rank" if value.shape is None else f"{len(value.shape)}-D"
-
-
-def attention_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """Every standard Attention of a graph."""
-    return (
-        node for node in model.graph.all_nodes() if node.op_type == "Attention" and not node.domain
-    )

@@ -16,7 +16,6 @@ from pathlib import Path
 from .errors import BundleError, listing
 from .manifest import FILE_NAME, FileEntry, Manifest, Parent
 
-CHUNK_BYTES = 1 << 20
 # Staged bundles start with this, so that a killed process leaves nothing that looks like one.
 STAGING_PREFIX = ".tfx-partial-"
 

@@ -178,8 +178,8 @@ class Signature:
         """The quick half of ``bind``: a function that is True only for feeds that fit.
 
         Where it is False, ``bind`` decides, and says what is wrong. A model just run has
-        emptied the caches: ``bind`` then takes 60 to 90 µs, this about 50, most of it numpy's
-        first reduction (2 CPUs, MiniLM 1x128, ``python -m tfx.bench.overhead``).
+        emptied the caches, so what is touched here counts more than what is computed;
+        docs/runtime-cost.md has figures, from ``python -m tfx.bench.overhead``.
         """
         plan = []
         for spec in self.inputs:

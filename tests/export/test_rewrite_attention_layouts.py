@@ -4,9 +4,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from support.attention import HEADS, LOWEST, assert_fuses, feed_of, finished, spelled
-from support.graphs import graph_of, operators, run_ort
+from support.graphs import attention_nodes, graph_of, operators, run_ort
 
-from tfx.export.rewrite.attention import attention_nodes, fuse_attention
+from tfx.export.rewrite.attention import fuse_attention
 from tfx.export.rewrite.einsum import lower_einsums
 
 # [batch * heads] with 2 heads, in products of 3-D tensors (torch.bmm).

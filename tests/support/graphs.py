@@ -37,3 +37,10 @@ def run_ort(model: ir.Model, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return session.run(None, dict(feed))
+
+
+def attention_nodes(model: ir.Model) -> list[ir.Node]:
+    """Every standard Attention of a graph."""
+    return [
+        node for node in model.graph.all_nodes() if node.op_type == "Attention" and not node.domain
+    ]
