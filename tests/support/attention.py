@@ -6,9 +6,9 @@ from onnx.checker import check_model
 
 from tfx.export.passes.attention import expand_masks
 from tfx.export.passes.cleanup import simplify
-from tfx.export.rewrite.attention import attention_nodes, fuse_attention
+from tfx.export.rewrite.attention import fuse_attention
 
-from .graphs import graph_of, operators, run_ort
+from .graphs import attention_nodes, graph_of, operators, run_ort
 
 HEADS = "float[b, 2, n, 4] q, float[b, 2, 4, m] k, float[b, 2, m, 6] v"
 MERGED = "float[g, n, 4] q, float[g, 4, m] k, float[g, m, 6] v"  # g = batch * heads
