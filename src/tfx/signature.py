@@ -13,6 +13,9 @@ from .errors import FeedError, SignatureError, listing
 # Largest size of an axis that has a smallest one and no limit of its own.
 UNBOUNDED = 2**31 - 1
 
+# Shapes of feeds that a session remembers as fitting: more than a service sees, a few hundred kB.
+REMEMBERED_SHAPES = 1024
+
 # Axes that have a meaning wherever they occur: samples, and the tokens of each.
 BATCH, SEQUENCE = "batch", "sequence"
 
@@ -178,47 +181,57 @@ class Signature:
         """The quick half of ``bind``: a function that is True only for feeds that fit.
 
         Where it is False, ``bind`` decides, and says what is wrong. A model just run has
-        emptied the caches, so what is touched here counts more than what is computed;
-        docs/runtime-cost.md has figures, from ``python -m tfx.bench.overhead``.
+        emptied the caches, so what is touched here counts more than what is computed: shapes
+        that fitted once are remembered, and ``argmax`` finds the largest value because NumPy's
+        reductions pass through far more code. docs/runtime-cost.md has figures, from
+        ``python -m tfx.bench.overhead``.
         """
-        plan = []
+        plan, bounded = [], []
         for spec in self.inputs:
-            unsigned, largest = None, 0
+            plan.append((spec.name, spec.dtype.numpy))
             if spec.values is not None:
                 if spec.values.min != 0 or spec.dtype.numpy.kind != "i":
                     return lambda _: False
                 # A negative number read as unsigned is beyond any largest one.
                 unsigned = np.dtype(f"u{spec.dtype.itemsize}")
-                largest = spec.values.max
-            plan.append((spec.name, spec.dtype.numpy, spec.shape, unsigned, largest))
+                bounded.append((spec.name, unsigned, spec.values.max))
         count = len(plan)
-        ranges = {axis: (sizes.min, sizes.max) for axis, sizes in self.ranges.items()}
-        ndarray, maximum = np.ndarray, np.maximum.reduce
+        ndarray = np.ndarray
+        fitted: set[tuple[tuple[int, ...], ...]] = set()
 
         def accepts(feed: Feed) -> bool:
             if len(feed) != count:
                 return False
-            sizes: dict[str, int] = {}
-            for name, dtype, shape, unsigned, largest in plan:
+            shapes = []
+            for name, dtype in plan:
                 array = feed.get(name)
                 if type(array) is not ndarray or array.dtype != dtype:
                     return False
-                if len(array.shape) != len(shape) or not array.size:
+                shapes.append(array.shape)
+            key = tuple(shapes)
+            if key not in fitted:
+                if not self._admits(key):
                     return False
-                for axis, size in zip(shape, array.shape, strict=True):
-                    if isinstance(axis, int):
-                        if axis != size:
-                            return False
-                    elif sizes.setdefault(axis, size) != size:
-                        return False
-                if unsigned is not None and maximum(array.view(unsigned), None) > largest:
-                    return False
-            for axis, (smallest, longest) in ranges.items():
-                if not smallest <= sizes[axis] <= longest:
+                if len(fitted) < REMEMBERED_SHAPES:
+                    fitted.add(key)
+            for name, unsigned, largest in bounded:
+                values = feed[name].view(unsigned)
+                if values.item(values.argmax()) > largest:
                     return False
             return True
 
         return accepts
+
+    def _admits(self, shapes: tuple[tuple[int, ...], ...]) -> bool:
+        """Whether arrays of these shapes, in the order of ``inputs``, fit."""
+        sizes: dict[str, int] = {}
+        for spec, shape in zip(self.inputs, shapes, strict=True):
+            if len(spec.shape) != len(shape) or 0 in shape:
+                return False
+            for axis, size in zip(spec.shape, shape, strict=True):
+                if size != (axis if isinstance(axis, int) else sizes.setdefault(axis, size)):
+                    return False
+        return all(sizes[axis] in allowed for axis, allowed in self.ranges.items())
 
     @property
     def _names(self) -> set[str]:

@@ -246,3 +246,20 @@ def test_acceptor_leaves_ranges_that_do_not_start_at_zero_to_bind():
     )
     assert not odd.acceptor()({"x": np.zeros(2, np.int64)})
     odd.bind({"x": np.array([-1, 1])})
+
+
+def test_acceptor_remembers_shapes_and_not_what_was_in_them():
+    accepts = TEXT_SIGNATURE.acceptor()
+    assert accepts(feed(2, 5))
+    assert accepts(feed(2, 5))
+    bad = feed(2, 5)
+    bad["input_ids"][1, 4] = -1
+    assert not accepts(bad)
+    other = {name: array.astype(np.int32) for name, array in feed(2, 5).items()}
+    assert not accepts(other)
+
+
+def test_acceptor_goes_on_when_it_can_remember_no_more_shapes(monkeypatch):
+    monkeypatch.setattr("tfx.signature.REMEMBERED_SHAPES", 1)
+    accepts = TEXT_SIGNATURE.acceptor()
+    assert [accepts(feed(batch, 5)) for batch in (1, 2, 1, 2)] == [True] * 4
