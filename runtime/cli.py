@@ -134,12 +134,23 @@ def predict(
 @click.command
 @click.argument("bundle", required=False, type=FOLDER)
 @click.option("--graph/--no-graph", default=True, help="Also read the graph.  [default: yes]")
+@click.option("--fusion", is_flag=True, help="List each attention alone: fused, or why not.")
 @json_option
-def inspect(bundle: Path | None, graph: bool, as_json: bool) -> None:
+def inspect(bundle: Path | None, graph: bool, fusion: bool, as_json: bool) -> None:
     """Show a bundle: signature, graph, proof, files."""
-    from .inspection import graph_facts, show_bundle, show_graph
+    from .inspection import fusion_of, graph_facts, show_bundle, show_fusion, show_graph
 
+    if fusion and not graph:
+        raise click.UsageError("--fusion reads the graph, --no-graph excludes it")
     opened = chosen_bundle(bundle)
+    if fusion:
+        patterns = fusion_of(opened)
+        if as_json:
+            document = {"bundle": str(opened.path), "digest": opened.digest}
+            emit_json(document | {"fusion": encode(patterns)})
+        else:
+            show_fusion(console(), patterns)
+        return
     facts = graph_facts(opened) if graph else None
     if as_json:
         document = {"bundle": str(opened.path), "digest": opened.digest}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfx.bundle import Bundle
+from tfx.codec import encode
 from tfx.errors import BundleError, listing
 from tfx.extras import need
 from tfx.manifest import FILE_NAME, Manifest
 from tfx.report import ParityReport
+
+from .fusion import AttentionPattern, attention_patterns
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,12 +70,36 @@ def show_parity(out: Console, parity: ParityReport) -> None:
 
 
 def graph_facts(bundle: Bundle) -> dict[str, Any]:
-    """Count what is in the graph: operators, element types of weights, attention by module.
+    """Count what is in the graph: operators, element types of weights, each attention.
+
+    Raises:
+        BundleError: As by ``fusion_of``.
+    """
+    graph = _read_graph(bundle)
+    operators = collections.Counter(node.op_type for node in graph.graph.all_nodes())
+    weights: collections.Counter[str] = collections.Counter()
+    for value in graph.graph.initializers.values():
+        if value.const_value is not None:
+            weights[value.const_value.dtype.name.lower()] += value.const_value.nbytes
+    return {
+        "opset": graph.opset_imports.get("", 0),
+        "operators": dict(operators.most_common()),
+        "weight_bytes": dict(weights.most_common()),
+        "fusion": encode(attention_patterns(graph)),
+    }
+
+
+def fusion_of(bundle: Bundle) -> tuple[AttentionPattern, ...]:
+    """Every attention of a bundle's graph, fused or not.
 
     Raises:
         BundleError: If the graph cannot be read, or keeps weights in files the manifest does
             not list.
     """
+    return attention_patterns(_read_graph(bundle))
+
+
+def _read_graph(bundle: Bundle) -> Any:
     ir = need("onnx_ir")
     try:
         graph = ir.load(bundle.model)
@@ -87,28 +114,7 @@ def graph_facts(bundle: Bundle) -> dict[str, Any]:
             ),
             hint="Do not use this bundle; ask where it came from.",
         )
-    operators: collections.Counter[str] = collections.Counter()
-    fused: list[str] = []
-    spelled_out: list[dict[str, str]] = []
-    for node in graph.graph.all_nodes():
-        operators[node.op_type] += 1
-        scope = node.metadata_props.get("scope", "")
-        if node.op_type == "Attention":
-            fused.append(scope)
-        elif node.op_type == "Softmax":
-            reason = node.metadata_props.get("not_fused", "no reason was recorded")
-            spelled_out.append({"scope": scope, "reason": reason})
-    weights: collections.Counter[str] = collections.Counter()
-    for value in graph.graph.initializers.values():
-        if value.const_value is not None:
-            weights[value.const_value.dtype.name.lower()] += value.const_value.nbytes
-    return {
-        "opset": graph.opset_imports.get("", 0),
-        "operators": dict(operators.most_common()),
-        "weight_bytes": dict(weights.most_common()),
-        "attention": fused,
-        "softmax": spelled_out,
-    }
+    return graph
 
 
 def _weight_files(model: Any) -> set[str]:
@@ -135,10 +141,21 @@ def show_graph(out: Console, facts: Mapping[str, Any]) -> None:
     out.print(f"    operators  {counts}", markup=False)
     weights = ", ".join(f"{_size(size)} {name}" for name, size in facts["weight_bytes"].items())
     out.print(f"    weights    {weights}", markup=False)
-    out.print(f"    attention  {len(facts['attention'])} fused into one node each")
-    for one in facts["softmax"]:
-        where = one["scope"] or "the model"
-        out.print(f"    not fused  Softmax in {where}: {one['reason']}", markup=False)
+    fusion = facts["fusion"]
+    count = sum(one["fused"] for one in fusion)
+    out.print(f"    attention  {count} fused into one node each")
+    for one in fusion:
+        if not one["fused"]:
+            where = one["scope"] or "the model"
+            out.print(f"    not fused  {where} ({one['node']}): {one['reason']}", markup=False)
+
+
+def show_fusion(out: Console, patterns: Sequence[AttentionPattern]) -> None:
+    """Print each attention on a line of its own, and how many are fused."""
+    count = sum(pattern.fused for pattern in patterns)
+    out.print(f"{count} of {len(patterns)} attentions fused into one node each")
+    for pattern in patterns:
+        out.print(f"  {pattern}", markup=False, soft_wrap=True)
 
 
 def _facts(manifest: Manifest) -> dict[str, str]:

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from tfx.runtime.fusion import NOT_FUSED
+
 from ..graph import Builder, is_computed, scalar
 from .masks import Masks, Term, same_sizes, same_tail, split_batch, with_heads_axis
-
-# Node metadata: why a Softmax is still there. `tfx inspect` shows it.
-NOT_FUSED = "not_fused"
 
 
 class NotAttentionError(Exception):

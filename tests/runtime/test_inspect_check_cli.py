@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
+from onnx import helper
 from support.bundles import text_graph, write_bundle
 from support.proofs import redigest, text_outputs, write_proven_bundle
 
@@ -77,6 +78,42 @@ def test_inspect_as_json(bundle):
     assert document["graph"]["operators"]["Gather"] == 1
     assert document["files"][0].keys() == {"path", "size_bytes", "sha256"}
     assert "graph" not in json.loads(run("inspect", bundle.path, "--json", "--no-graph").stdout)
+
+
+def test_inspect_fusion(bundle):
+    result = run("inspect", bundle.path, "--fusion")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == "0 of 0 attentions fused into one node each\n"
+
+
+def test_inspect_fusion_as_json(tmp_path):
+    bundle = write_bundle(tmp_path / "tiny", softmax_graph())
+    result = run("inspect", bundle.path, "--fusion", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert json.loads(result.stdout) == {
+        "bundle": str(bundle.path),
+        "digest": bundle.digest,
+        "fusion": [{"node": "gate", "scope": "", "fused": False, "traits": [], "reason": "a gate"}],
+    }
+    whole = json.loads(run("inspect", bundle.path, "--json").stdout)
+    assert whole["graph"]["fusion"] == json.loads(result.stdout)["fusion"]
+
+
+def softmax_graph():
+    """The text graph, its outputs through a Softmax that says why it is there."""
+    graph = text_graph()
+    graph.graph.node[-1].output[0] = "plain"
+    node = helper.make_node("Softmax", ["plain"], ["last_hidden_state"], name="gate")
+    entry = node.metadata_props.add()
+    entry.key, entry.value = "not_fused", "a gate"
+    graph.graph.node.append(node)
+    return graph
+
+
+def test_inspect_fusion_without_the_graph(bundle):
+    result = run("inspect", bundle.path, "--fusion", "--no-graph")
+    assert result.exit_code == 2
+    assert "--fusion reads the graph, --no-graph excludes it" in result.stderr
 
 
 def test_check(bundle):

@@ -20,7 +20,14 @@ from tfx.processing import (
 )
 from tfx.recipe import Source, SourceKind
 from tfx.report import Check, OutputError, ParityReport
-from tfx.runtime.inspection import graph_facts, show_bundle, show_graph, show_parity
+from tfx.runtime.inspection import (
+    fusion_of,
+    graph_facts,
+    show_bundle,
+    show_fusion,
+    show_graph,
+    show_parity,
+)
 
 
 def shown(show, *things):
@@ -67,10 +74,28 @@ def test_facts_of_a_graph(tmp_path):
         "opset": 23,
         "operators": {"Softmax": 2, "Attention": 1, "Add": 1, "Reshape": 1},
         "weight_bytes": {"float": 48, "int64": 16},
-        "attention": ["layer.0.attention"],
-        "softmax": [
-            {"scope": "layer.1[0].attention", "reason": "two masks"},
-            {"scope": "", "reason": "no reason was recorded"},
+        "fusion": [
+            {
+                "node": "fused",
+                "scope": "layer.0.attention",
+                "fused": True,
+                "traits": ["self"],
+                "reason": "",
+            },
+            {
+                "node": "open",
+                "scope": "layer.1[0].attention",
+                "fused": False,
+                "traits": [],
+                "reason": "two masks",
+            },
+            {
+                "node": "outer",
+                "scope": "",
+                "fused": False,
+                "traits": [],
+                "reason": "no reason was recorded",
+            },
         ],
     }
 
@@ -82,8 +107,18 @@ def test_facts_are_shown(tmp_path):
         "    operators  2 Softmax, 1 Attention, 1 Add, 1 Reshape",
         "    weights    0.0 kB float, 0.0 kB int64",
         "    attention  1 fused into one node each",
-        "    not fused  Softmax in layer.1[0].attention: two masks",
-        "    not fused  Softmax in the model: no reason was recorded",
+        "    not fused  layer.1[0].attention (open): two masks",
+        "    not fused  the model (outer): no reason was recorded",
+    ]
+
+
+def test_fusion_is_shown_a_line_each(tmp_path):
+    bundle = write_bundle(tmp_path / "tiny", attention_graph())
+    assert lines(shown(show_fusion, fusion_of(bundle))) == [
+        "1 of 3 attentions fused into one node each",
+        "  fused      layer.0.attention (fused): self",
+        "  not fused  layer.1[0].attention (open): two masks",
+        "  not fused  the model (outer): no reason was recorded",
     ]
 
 
