@@ -12,7 +12,7 @@ from .errors import SignatureError
 class DType(StrEnum):
     """Element type of a tensor; the value is the name NumPy and PyTorch share.
 
-    The 8-bit floats and bfloat16 have no NumPy type of their own: ``numpy`` takes
+    The 8-bit floats, bfloat16 and int4 have no NumPy type of their own: ``numpy`` takes
     them from ``ml_dtypes``, which every ONNX install brings along.
     """
 
@@ -26,6 +26,7 @@ class DType(StrEnum):
     FLOAT32 = "float32"
     FLOAT64 = "float64"
     FLOAT8_E4M3 = "float8_e4m3fn"
+    INT4 = "int4"
 
     @property
     def numpy(self) -> np.dtype:
@@ -98,6 +99,7 @@ _ONNX = {
     DType.FLOAT64: 11,
     DType.BFLOAT16: 16,
     DType.FLOAT8_E4M3: 17,
+    DType.INT4: 22,
 }
 
 

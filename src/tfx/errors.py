@@ -8,6 +8,7 @@ TfxError
 ├── BundleError        an artifact directory is missing, damaged or not ours
 ├── SourceError        a model name, path or factory that cannot be loaded
 ├── ExportError        a model could not be turned into a graph
+├── QuantizeError      a graph's precision could not be lowered as asked
 ├── BackendError       a backend is unavailable or failed
 └── ParityError        two backends disagree by more than the tolerance
 """
@@ -55,6 +56,10 @@ class SourceError(TfxError):
 
 class ExportError(TfxError):
     """A model could not be turned into a graph."""
+
+
+class QuantizeError(TfxError):
+    """A graph's precision could not be lowered as asked."""
 
 
 class BackendError(TfxError):

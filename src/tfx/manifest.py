@@ -13,18 +13,21 @@ from .codec import DecodeError, decode, encode
 from .dtypes import DType
 from .errors import BundleError, listing
 from .processing import Processing
+from .quantization import Quantization
 from .recipe import ExportRecipe, Source
 from .report import ParityReport
 from .signature import Signature
 
 FILE_NAME = "tfx.json"
-SCHEMA_VERSION = 1
+# 2: quantization and variants.
+SCHEMA_VERSION = 2
 
 
 class Step(StrEnum):
     """What wrote a bundle."""
 
     EXPORT = "export"
+    QUANTIZE = "quantize"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Manifest:
         model: The graph's file.
         signature: What the graph takes and gives.
         source: The PyTorch model at the root of the family.
-        recipe: What was asked for.
+        recipe: What was asked of the export at the root of the family.
         processing: Text in, answers out.
         parity: Proof against PyTorch.
         tools: Distribution name to version, of what made the bundle.
@@ -71,6 +74,9 @@ class Manifest:
         created: UTC, ISO 8601 with microseconds.
         files: Every file but ``tfx.json`` itself.
         parent: None for an export.
+        quantization: How the precision was lowered; None for an export.
+        variants: Engine to a graph of the same function in the form that engine runs fastest,
+            e.g. ``{"onnxruntime-cpu": "model.onnxruntime-cpu.onnx"}``.
     """
 
     name: str
@@ -89,6 +95,8 @@ class Manifest:
     facts: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     parent: Parent | None = None
+    quantization: Quantization | None = None
+    variants: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text of ``tfx.json``."""
@@ -165,7 +173,7 @@ def _path_problems(manifest: Manifest) -> list[str]:
     problems += [f"{path!r}: listed twice" for path in sorted(set(paths)) if paths.count(path) > 1]
     if problems:
         return problems  # what is used and not listed would only say it again
-    used = [manifest.model]
+    used = [manifest.model, *manifest.variants.values()]
     if manifest.processing.tokenization is not None:
         used.append(manifest.processing.tokenization.file)
     problems += [f"{path!r}: used and not listed" for path in used if path not in paths]

@@ -10,6 +10,7 @@ from support.proofs import redigest, text_outputs, write_proven_bundle
 
 from tfx.bundle import sha256_of
 from tfx.cli import main
+from tfx.manifest import SCHEMA_VERSION
 
 COMMANDS = ("inspect", "check")
 
@@ -74,7 +75,7 @@ def test_inspect_as_json(bundle):
     document = json.loads(result.stdout)
     assert document["bundle"] == str(bundle.path)
     assert document["digest"] == bundle.digest
-    assert document["schema"] == 1
+    assert document["schema"] == SCHEMA_VERSION
     assert document["graph"]["operators"]["Gather"] == 1
     assert document["files"][0].keys() == {"path", "size_bytes", "sha256"}
     assert "graph" not in json.loads(run("inspect", bundle.path, "--json", "--no-graph").stdout)
@@ -184,7 +185,7 @@ def test_usage(command, tmp_path):
         ),
         (
             lambda b: edit_manifest(b, lambda d: d.update(schema=99)),
-            "{path}/tfx.json has schema 99, this version reads up to 1",
+            "{path}/tfx.json has schema 99, this version reads up to 2",
         ),
         (
             lambda b: edit_manifest(b, lambda d: d["files"][0].update(path="../model.onnx")),
