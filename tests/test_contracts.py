@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 def linted(tmp_path_factory):
     """Lint a copy of the code after appending a line to one of its files."""
     folder = tmp_path_factory.mktemp("contracts")
-    for name in ("src", "benchmarks", "export", "runtime"):
+    for name in ("src", "benchmarks", "export", "quantize", "runtime"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True)
     shutil.copy(ROOT / "pyproject.toml", folder)
 

@@ -1,0 +1,1 @@
+"""Lower a bundle's precision, with calibration and proof."""
