@@ -127,7 +127,7 @@ def test_tested_pins_are_what_runs():
 
 
 # Their libraries need a GPU, or no test runs them yet.
-UNPINNED = {"onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu12-libs", "tensorrt-rtx-cu12-bindings"}
+UNPINNED = {"onnxruntime-gpu", "tensorrt"}
 UNPINNED |= {"openvino", "tfx-toolkit"}
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
 from .errors import RecipeError, listing
+from .signature import ShapeRange
 
 
 class SourceKind(StrEnum):
@@ -211,3 +213,52 @@ class ExportRecipe:
             problems.append(f"image_size is {self.image_size}, expected height and width")
         if problems:
             raise RecipeError(listing("recipe cannot be followed:", problems))
+
+
+class Target(StrEnum):
+    """A library that builds and runs engines: one API, two flavours."""
+
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRecipe:
+    """Everything that decides which engine a build writes, besides the graph.
+
+    Attributes:
+        target: The library that builds it, and alone can run it.
+        gpus: Compute capabilities it runs on, e.g. ``("sm86", "sm89")``; empty for the GPU of
+            the machine that builds.
+        profiles: Axis name to sizes, one mapping per optimization profile; an axis that one
+            does not name keeps the signature's range. Empty: one profile, the signature's.
+        workspace_bytes: Largest scratch memory of one layer; 0 for all there is.
+        version_compatible: Whether later versions of the library run it too.
+        hardware_compatible: Whether it runs on every GPU from Ampere on.
+        refit: Whether its weights can be replaced.
+        strip: Whether the weights are left out, to be put in from the parent when it is opened.
+        weight_streaming: Whether weights may stay in the host's memory.
+    """
+
+    target: Target = Target.TENSORRT_RTX
+    gpus: tuple[str, ...] = ()
+    profiles: tuple[Mapping[str, ShapeRange], ...] = ()
+    workspace_bytes: int = 0
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    refit: bool = False
+    strip: bool = False
+    weight_streaming: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"gpu is {gpu!r}, expected a compute capability such as sm89"
+            for gpu in self.gpus
+            if not re.fullmatch(r"sm[1-9][0-9]{1,2}", gpu)
+        ]
+        if len(set(self.gpus)) < len(self.gpus):
+            problems.append(f"gpus are {', '.join(self.gpus)}, expected each once")
+        if self.workspace_bytes < 0:
+            problems.append(f"workspace_bytes is {self.workspace_bytes}, expected 0 or more")
+        if problems:
+            raise RecipeError(listing("no engine can be built so:", problems))

@@ -1,0 +1,81 @@
+"""What building and running TensorRT engines share: the library, its log, names of GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from tfx.errors import BackendError
+from tfx.extras import need
+from tfx.recipe import Target
+
+# Both flavours have one API; the module is all that differs by name.
+MODULES = {Target.TENSORRT: "tensorrt", Target.TENSORRT_RTX: "tensorrt_rtx_bindings"}
+
+_log = logging.getLogger(__name__)
+
+
+def load_library(target: Target) -> ModuleType:
+    """Import the library of ``target``.
+
+    Raises:
+        BackendError: If it is not installed, or does not import.
+    """
+    return need(MODULES[target])
+
+
+@functools.cache
+def library_log(trt: ModuleType) -> Any:
+    """The one ``ILogger`` that everything of the library is made with.
+
+    It lives as long as the process: the library keeps a pointer to the first it is given, and
+    crashes at the next builder if that is gone. Errors go to ``errors_of``, warnings to our log.
+    """
+    severe = (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
+
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.listeners: list[list[str]] = []
+
+        def log(self, severity: Any, message: str) -> None:  # from any thread
+            if severity in severe:
+                for heard in tuple(self.listeners):
+                    heard.append(message)
+            if severity != trt.ILogger.VERBOSE:
+                _log.info("%s", message)
+
+    return Log()
+
+
+@contextlib.contextmanager
+def errors_of(trt: ModuleType) -> Iterator[list[str]]:
+    """What the library says of errors while the block runs, oldest first, in any thread."""
+    listeners = library_log(trt).listeners
+    heard: list[str] = []
+    listeners.append(heard)
+    try:
+        yield heard
+    finally:
+        # By identity: two empty lists are equal.
+        listeners[:] = [other for other in listeners if other is not heard]
+
+
+def compute_capability(trt: ModuleType, gpu: str) -> Any:
+    """The library's own name of a GPU, e.g. "sm89".
+
+    Raises:
+        BackendError: If the library knows no such GPU.
+    """
+    members = trt.ComputeCapability.__members__
+    if gpu.upper() not in members:
+        known = ", ".join(name.lower() for name in members if name.startswith("SM"))
+        raise BackendError(
+            f"{trt.__name__} {trt.__version__} builds for {known}, not for {gpu}",
+            hint="Name GPUs it builds for with --gpu.",
+        )
+    return members[gpu.upper()]
