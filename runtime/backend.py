@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from tfx.bundle import Bundle
+from tfx.dtypes import DType
 from tfx.errors import BackendError
 from tfx.signature import Feed
+
+# What a caller may ask for -> the element type of float matrix products.
+PRECISIONS = {"fp32": DType.FLOAT32, "bf16": DType.BFLOAT16, "fp16": DType.FLOAT16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +26,21 @@ class RunOptions:
         device: "cpu" or "cuda:0".
         threads: CPU threads of one run.
         trust: Whether Python code that the bundle names may run: a factory's file.
+        precision: Type of float matrix products, a name in ``PRECISIONS``; "" for that of the
+            bundle's manifest. Integer products of a quantized graph stay as they are.
     """
 
     device: str = "cpu"
     threads: int = 1
     trust: bool = False
+    precision: str = ""
+
+    def __post_init__(self) -> None:
+        if self.precision and self.precision not in PRECISIONS:
+            raise BackendError(
+                f"no precision called {self.precision!r}",
+                hint=f"Choose one of: {', '.join(PRECISIONS)}.",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +108,33 @@ def session_closed() -> BackendError:
     return BackendError("session is closed", hint="Open another with open_session.")
 
 
+def float_type(bundle: Bundle, options: RunOptions) -> DType:
+    """The element type a backend must do float matrix products in.
+
+    What the options ask for; else the manifest's, which for integers is float32: the products
+    of a quantized graph that are left in floats.
+    """
+    if options.precision:
+        return PRECISIONS[options.precision]
+    own = bundle.manifest.precision
+    return own if own.is_floating else DType.FLOAT32
+
+
+def precision_refused(backend: str, asked: DType, able: Iterable[DType]) -> BackendError:
+    """What a backend raises that cannot compute in the type asked for."""
+    able = list(able)
+    names = " or ".join(repr(name) for name, dtype in PRECISIONS.items() if dtype in able)
+    return BackendError(
+        f"{backend} multiplies matrices in {' or '.join(able)} here, not in {asked}",
+        hint=f"Use precision={names}, or another backend.",
+    )
+
+
 # name -> "module:attribute"; imported only when asked for, so `import tfx` stays light.
 BACKENDS: dict[str, str] = {
     "torch": "tfx.runtime.backends.torch_eager:TorchEager",
     "onnxruntime": "tfx.runtime.backends.onnxruntime:OnnxRuntime",
+    "openvino": "tfx.runtime.backends.openvino:OpenVino",
 }
 
 

@@ -24,8 +24,15 @@ from tfx.console import (
 )
 from tfx.errors import ParityError
 
+from .backend import PRECISIONS
+
 INPUT = click.Path(path_type=Path, dir_okay=False, exists=True, allow_dash=True)
 OUTPUT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(list(PRECISIONS)),
+    help="Type of float matrix products; default: the bundle's own.",
+)
 STDIO = Path("-")
 
 
@@ -49,6 +56,7 @@ STDIO = Path("-")
 @click.option("--force", is_flag=True, help="Replace an output that is there already.")
 @click.option("--backend", default="auto", help="What to run it on; default: the first there is.")
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
+@PRECISION
 @click.option("--batch", type=click.IntRange(1), help="Most texts or rows in one run of the model.")
 @click.option("--trust", is_flag=True, help="Let the factory's Python file run.")
 def predict(
@@ -62,6 +70,7 @@ def predict(
     force: bool,
     backend: str,
     threads: int | None,
+    precision: str | None,
     batch: int | None,
     trust: bool,
 ) -> None:
@@ -97,7 +106,14 @@ def predict(
     opened = chosen_bundle(bundle, verify=True)
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(
-            open_session(opened, backend=backend, threads=threads, verify=False, trust=trust)
+            open_session(
+                opened,
+                backend=backend,
+                threads=threads,
+                precision=precision or "",
+                verify=False,
+                trust=trust,
+            )
         )
         reading: Sequence[str] | BinaryIO = texts
         if path is not None:
@@ -170,10 +186,16 @@ def inspect(bundle: Path | None, graph: bool, fusion: bool, as_json: bool) -> No
 @click.argument("bundle", required=False, type=FOLDER)
 @click.option("--backend", default="auto", help="What to run it on; default: the first there is.")
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
+@PRECISION
 @click.option("--trust", is_flag=True, help="Let the factory's Python file run.")
 @json_option
 def check(
-    bundle: Path | None, backend: str, threads: int | None, trust: bool, as_json: bool
+    bundle: Path | None,
+    backend: str,
+    threads: int | None,
+    precision: str | None,
+    trust: bool,
+    as_json: bool,
 ) -> None:
     """Check a bundle again: digests, and parity with PyTorch.
 
@@ -184,7 +206,9 @@ def check(
     from .proof import check_bundle
 
     opened = chosen_bundle(bundle, verify=True)
-    report = check_bundle(opened, backend=backend, threads=threads, trust=trust)
+    report = check_bundle(
+        opened, backend=backend, threads=threads, precision=precision or "", trust=trust
+    )
     if as_json:
         emit_json(
             {"bundle": str(opened.path), "digest": opened.digest, "passed": report.passed}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfx.dtypes import DType
+from tfx.errors import BundleError
 from tfx.report import OutputError
 
 
@@ -32,7 +33,28 @@ TOLERANCES: dict[DType, Tolerance] = {
         "matrix product, 2e-6 for K = 1024; up to 48 layers of residual additions let it grow to "
         "1e-5..5e-5, while a wrong mask, scale or epsilon shows at 1e-3 and above",
     ),
+    DType.BFLOAT16: Tolerance(
+        1e-1,
+        "an operand has 8 bits, so each product is off by up to 2**-8 and layer norms pass it on: "
+        "2e-2 on MiniLM, up to 5e-2 on tiny models with random weights, whose outputs nearly "
+        "cancel; what is wrong and not rounded shows at the size of the output itself",
+    ),
 }
+
+
+def tolerance_of(*precisions: DType) -> float:
+    """Largest scaled error of outputs that went through all of these precisions: the loosest.
+
+    Raises:
+        BundleError: If there is no tolerance for one of them.
+    """
+    if unknown := [precision for precision in precisions if precision not in TOLERANCES]:
+        raise BundleError(
+            f"there is no tolerance to judge by: got precision {unknown[0]}, expected "
+            f"{' or '.join(TOLERANCES)}",
+            hint="Choose a bundle, or a precision to run it in, of another type.",
+        )
+    return max(TOLERANCES[precision].scaled_error for precision in precisions)
 
 
 # Below this an output is judged as if it were this large: values of order 1 inside the model

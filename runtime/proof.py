@@ -14,7 +14,8 @@ from tfx.errors import BundleError
 from tfx.report import Check, OutputError, ParityReport
 from tfx.signature import BATCH, SEQUENCE, Feed, Signature, ValueRange
 
-from .compare import TOLERANCES, compare_outputs, merge_errors, scaled_error
+from .backend import RunOptions, float_type
+from .compare import compare_outputs, merge_errors, scaled_error, tolerance_of
 
 FILE_NAME = "proof.npz"
 
@@ -218,7 +219,12 @@ def load_cases(path: Path) -> tuple[StoredCase, ...]:
 
 
 def check_bundle(
-    bundle: Bundle, *, backend: str = "auto", threads: int | None = None, trust: bool = False
+    bundle: Bundle,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    precision: str = "",
+    trust: bool = False,
 ) -> ParityReport:
     """Run the feeds a bundle carries on a backend and compare with what PyTorch gave.
 
@@ -226,6 +232,7 @@ def check_bundle(
         bundle: An opened bundle, its digests verified.
         backend: As in ``open_session``; "torch" checks that the source still gives the same.
         threads: CPU threads; None for all this process may use.
+        precision: As in ``open_session``; a lower one is judged by its own tolerance.
         trust: Let a factory's Python file run.
 
     Raises:
@@ -235,8 +242,11 @@ def check_bundle(
     from .session import open_session
 
     cases = load_cases(bundle.path / FILE_NAME)
-    tolerance = TOLERANCES[bundle.manifest.precision].scaled_error
-    with open_session(bundle, backend=backend, threads=threads, trust=trust) as session:
+    runs_in = float_type(bundle, RunOptions(precision=precision))
+    tolerance = tolerance_of(bundle.manifest.precision, runs_in)
+    with open_session(
+        bundle, backend=backend, threads=threads, precision=precision, trust=trust
+    ) as session:
         errors, verdict = check_cases(session.predict, cases, tolerance)
     parity = bundle.manifest.parity
     return ParityReport(

@@ -200,6 +200,7 @@ def open_session(
     backend: str = "auto",
     device: str = "cpu",
     threads: int | None = None,
+    precision: str = "",
     verify: bool = True,
     trust: bool = False,
 ) -> Session:
@@ -210,6 +211,8 @@ def open_session(
         backend: A name in ``BACKENDS``; "auto" takes the first of ``AUTO`` that this machine has.
         device: "cpu".
         threads: CPU threads of one run; None for all this process may use.
+        precision: Type of float matrix products: "fp32", "bf16" or "fp16"; "" for what the
+            bundle's manifest says.
         verify: Compare the sha256 of every file with the manifest first.
         trust: Let Python code that the bundle names run (a factory's file, as torch reference).
 
@@ -226,7 +229,7 @@ def open_session(
         raise BackendError(f"threads is {threads}, expected 1 or more")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
     name = _first_available() if backend == "auto" else backend
-    options = RunOptions(device=device, threads=threads or usable_cpus(), trust=trust)
+    options = RunOptions(device, threads or usable_cpus(), trust, precision)
     executable = get_backend(name).load(opened, options)
     return Session(opened, executable, time.perf_counter() - started)
 

@@ -11,7 +11,7 @@ from tfx.errors import BackendError
 from tfx.extras import install_hint, need, version_of
 from tfx.signature import Feed
 
-from ..backend import RunFacts, RunOptions, session_closed
+from ..backend import RunFacts, RunOptions, float_type, precision_refused, session_closed
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 
@@ -41,6 +41,9 @@ class OnnxRuntime:
                 f"onnxruntime runs on {', '.join(PROVIDERS)} here, not on {options.device!r}",
                 hint="Use device='cpu'.",
             )
+        own = float_type(bundle, RunOptions())
+        if (asked := float_type(bundle, options)) is not own:  # it runs the graph's own types
+            raise precision_refused("onnxruntime", asked, [own])
         provider = PROVIDERS[kind]
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = options.threads

@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tfx.bundle import Bundle
+from tfx.dtypes import DType
 from tfx.errors import BackendError, SourceError
 from tfx.extras import need, version_of
 from tfx.recipe import SourceKind
 from tfx.signature import Feed
 
-from ..backend import Executable, RunFacts, RunOptions, session_closed
+from ..backend import (
+    PRECISIONS,
+    Executable,
+    RunFacts,
+    RunOptions,
+    precision_refused,
+    session_closed,
+)
 from ..modules import load_module, run_module, weights_digest
 
 if TYPE_CHECKING:
@@ -42,6 +50,9 @@ class TorchEager:
             raise BackendError(
                 f"torch runs on cpu here, not on {options.device!r}", hint="Use device='cpu'."
             )
+        asked = PRECISIONS.get(options.precision, DType.FLOAT32)  # the source's, for every bundle
+        if asked is not DType.FLOAT32:
+            raise precision_refused("torch", asked, [DType.FLOAT32])
         if source.kind is SourceKind.MODULE:
             raise BackendError(
                 f"{bundle.name} was exported from a module in memory, which cannot be loaded again",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
+import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 from .errors import BackendError
@@ -28,15 +31,20 @@ EXTRAS = {
 
 DISTRIBUTION = "tfx-toolkit"
 
+# Libraries that send what they are used for to their maker, from the moment they are imported,
+# and the module that does it. They do without it where it is not installed.
+SENDERS = {"openvino": "openvino_telemetry", "nncf": "openvino_telemetry"}
+
 
 def need(name: str) -> ModuleType:
-    """Import the optional module ``name``.
+    """Import the optional module ``name``; one that would send usage statistics does not.
 
     Raises:
         BackendError: If it is not installed, or is installed and does not import.
     """
     try:
-        return importlib.import_module(name)
+        with _without(SENDERS.get(name.partition(".")[0])):
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name.partition(".")[0]:
             raise BackendError(
@@ -49,6 +57,19 @@ def need(name: str) -> ModuleType:
             f"{name} is installed but does not import: {error}",
             hint=f"Reinstall it: pip install --force-reinstall {name}",
         ) from error
+
+
+@contextlib.contextmanager
+def _without(module: str | None) -> Iterator[None]:
+    """Let ``module`` seem not to be installed, unless it is loaded already."""
+    if module is None or module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]  # importing it fails now
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 def install_hint(name: str) -> str:

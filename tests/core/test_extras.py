@@ -1,0 +1,55 @@
+"""Optional libraries: found, or said how to get; and none that sends what it is used for."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tfx.errors import BackendError
+from tfx.extras import SENDERS, need
+
+
+def test_a_library_that_is_there():
+    assert need("json").dumps({}) == "{}"
+
+
+def test_a_library_that_is_not_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendError, match=r"^openvino is not installed$") as caught:
+        need("openvino")
+    assert caught.value.hint == "Run: pip install 'tfx-toolkit[openvino]'"
+
+
+def test_openvino_is_loaded_without_what_sends_for_it():
+    code = (
+        "import sys; from tfx.extras import need; openvino = need('openvino');"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.fixture
+def sender(tmp_path, monkeypatch):
+    """A library that imports what sends for it, if it is there."""
+    (tmp_path / "library_x.py").write_text(
+        "try:\n    import sender_x\n    sends = True\nexcept ImportError:\n    sends = False\n"
+    )
+    (tmp_path / "sender_x.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(SENDERS, "library_x", "sender_x")
+    yield
+    for name in ("library_x", "sender_x"):
+        sys.modules.pop(name, None)
+
+
+def test_what_sends_seems_absent_only_while_the_library_loads(sender):
+    assert need("library_x").sends is False
+    assert "sender_x" not in sys.modules
+    assert need("sender_x").__name__ == "sender_x"
+
+
+def test_what_others_loaded_before_stays_loaded(sender):
+    before = need("sender_x")
+    assert need("library_x").sends is True
+    assert sys.modules["sender_x"] is before
