@@ -70,7 +70,7 @@ def read_texts(stream: BinaryIO, where: str) -> Iterator[Record]:
     Raises:
         DataError: If a line is not UTF-8.
     """
-    for number, line in _lines(stream, where):
+    for number, line in numbered_lines(stream, where):
         yield Record(number, line, {"text": line})
 
 
@@ -87,20 +87,12 @@ def read_jsonl(stream: BinaryIO, where: str, *, field: str = "text") -> Iterator
     Raises:
         DataError: If a line is not that; names the line.
     """
-    for number, line in _lines(stream, where):
-        try:
-            value = json.loads(line, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise _bad_line(where, number, f"not JSON: {error}") from error
+    for number, value in read_json_lines(stream, where):
         fields = {"text": value} if isinstance(value, str) else value
-        if not isinstance(fields, dict):
-            raise _bad_line(
-                where, number, f"got a JSON {_kind(value)}, expected a string or an object"
-            )
         key = "text" if isinstance(value, str) else field
         if key not in fields:
             named = ", ".join(map(repr, fields)) or "none"
-            raise _bad_line(
+            raise bad_line(
                 where,
                 number,
                 f"no field {key!r}, it has: {named}",
@@ -110,8 +102,30 @@ def read_jsonl(stream: BinaryIO, where: str, *, field: str = "text") -> Iterator
         if PAIR_FIELD in fields and not isinstance(value, str):
             text = (text, fields[PAIR_FIELD])
         if problem := text_problem(text):
-            raise _bad_line(where, number, problem)
+            raise bad_line(where, number, problem)
         yield Record(number, text, fields)
+
+
+def read_json_lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str | dict[str, Any]]]:
+    """Read one JSON string or object a line, with the number of its line.
+
+    Args:
+        stream: UTF-8; read as the lines are taken.
+        where: Its name, for messages.
+
+    Raises:
+        DataError: If a line is neither; names the line.
+    """
+    for number, line in numbered_lines(stream, where):
+        try:
+            value = json.loads(line, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise bad_line(where, number, f"not JSON: {error}") from error
+        if not isinstance(value, str | dict):
+            raise bad_line(
+                where, number, f"got a JSON {_kind(value)}, expected a string or an object"
+            )
+        yield number, value
 
 
 def read_arrays(file: Path | BinaryIO, where: str) -> dict[str, np.ndarray]:
@@ -236,7 +250,16 @@ def short_number(value: float) -> float:
     return float(f"{value:.9g}")
 
 
-def _lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
+def numbered_lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
+    """Each line of a stream and its number, from 1, as they are taken.
+
+    Args:
+        stream: UTF-8.
+        where: Its name, for messages.
+
+    Raises:
+        DataError: If a line is not UTF-8, or the stream cannot be read.
+    """
     number = 0
     try:
         for number, data in enumerate(stream, 1):
@@ -246,12 +269,13 @@ def _lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
             yield number, data.removesuffix(b"\n").removesuffix(b"\r").decode()
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
-        raise _bad_line(where, number, f"not UTF-8: byte 0x{byte:02x} at {error.start}") from error
+        raise bad_line(where, number, f"not UTF-8: byte 0x{byte:02x} at {error.start}") from error
     except OSError as error:
         raise DataError(f"cannot read {where}: {error.strerror}") from error
 
 
-def _bad_line(where: str, number: int, problem: str, *, hint: str = "") -> DataError:
+def bad_line(where: str, number: int, problem: str, *, hint: str = "") -> DataError:
+    """The error that names a line and what is wrong with it."""
     return DataError(f"{where}, line {number}: {problem}", hint=hint)
 
 
