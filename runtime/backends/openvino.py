@@ -15,6 +15,7 @@ from tfx.extras import need, version_of
 from tfx.signature import Feed, Signature
 
 from ..backend import RunFacts, RunOptions, float_type, precision_refused, session_closed
+from .openvino_graph import repeat_heads
 
 PLUGIN = "CPU"
 
@@ -63,10 +64,11 @@ class OpenVino:
         able = [dtype for dtype, name in CAPABILITIES.items() if name in capabilities]
         if floats not in able:
             raise precision_refused("openvino", floats, able)
+        signature = bundle.manifest.signature
         try:
-            compiled = core.compile_model(
-                str(bundle.model), PLUGIN, settings_of(options.threads, floats)
-            )
+            model = core.read_model(str(bundle.model))
+            repeat_heads(model, signature)
+            compiled = core.compile_model(model, PLUGIN, settings_of(options.threads, floats))
         except Exception as error:  # RuntimeError, and others of its frontend
             raise BackendError(f"openvino cannot load {bundle.model}: {_said(error)}") from error
         hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
@@ -85,7 +87,7 @@ class OpenVino:
             threads=compiled.get_property("INFERENCE_NUM_THREADS"),
             notes=_notes(found),
         )
-        return OpenVinoExecutable(compiled, bundle.manifest.signature, facts)
+        return OpenVinoExecutable(compiled, signature, facts)
 
 
 def settings_of(threads: int, floats: DType) -> dict[str, Any]:
@@ -148,11 +150,18 @@ class OpenVinoExecutable:
         except IndexError:  # another thread took the last one
             request = compiled.create_infer_request()
         try:
-            found = request.infer(feed, share_inputs=True).to_tuple()
+            # Not infer(): with one thread it swallows what goes wrong and gives stale outputs
+            # (openvino 2026.4.1).
+            request.start_async(feed, share_inputs=True)
+            request.wait()
+            outputs = {
+                name: np.array(request.get_output_tensor(index).data)
+                for name, index in self._outputs.items()
+            }
         except Exception as error:
             raise BackendError(f"openvino failed: {_said(error)}") from error
         idle.append(request)
-        return {name: found[index] for name, index in self._outputs.items()}
+        return outputs
 
     def close(self) -> None:
         """Let go of the model; requests that run end as they would have."""

@@ -248,7 +248,10 @@ def load_compiled(tmp_path, monkeypatch, hint, types):
         def get_property(self, device, name):
             return list(backend.CAPABILITIES.values())
 
-        def compile_model(self, path, device, settings):
+        def read_model(self, path):
+            return SimpleNamespace(get_ordered_ops=list)
+
+        def compile_model(self, model, device, settings):
             return Compiled(hint, types)
 
     monkeypatch.setattr(openvino, "Core", Core)
@@ -297,8 +300,11 @@ def test_an_operator_it_does_not_know(tmp_path):
         OpenVino().load(bundle, RunOptions())
 
 
-def test_a_failing_run_leaves_the_next_one_alone(tmp_path):
-    executable = load(tmp_path)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_failing_run_says_so_and_leaves_the_next_one_alone(tmp_path, threads):
+    executable = load(tmp_path, threads=threads)
+    with pytest.raises(BackendError, match=r"openvino failed: .*[Ss]hape"):
+        executable.run(FEED | {"attention_mask": np.ones((3, 2), np.int64)})
     with pytest.raises(BackendError, match=r"openvino failed: .*shape"):
         executable.run(FEED | {"attention_mask": np.ones((2, 3, 1), np.int64)})
     outputs = executable.run(FEED)["last_hidden_state"]
