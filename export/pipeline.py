@@ -164,8 +164,9 @@ def _write_graph(
     examples: Any,
     on_step: Callable[[str], None],
 ) -> _Draft:
-    from .passes.attention import expand_masks, expand_rotary_caches
+    from .passes.attention import expand_masks, expand_rotary_caches, raise_masks
     from .passes.cleanup import clean_metadata, simplify
+    from .passes.pooling import keep_padding
     from .passes.shapes import complete_shapes, name_axes, settle_axes
     from .processing import read_processing
     from .rewrite.attention import fuse_attention
@@ -192,7 +193,9 @@ def _write_graph(
     fuse_attention(graph)
     share_key_heads(graph)
     expand_masks(graph)
+    raise_masks(graph)
     expand_rotary_caches(graph)
+    keep_padding(graph)
     simplify(graph)
     _require_portable(graph)
     limits = dict(plan.limits)

@@ -92,10 +92,12 @@ def _with_term(
     else:
         dtype = query.dtype
         assert dtype is not None
-        # Scores that are all replaced by one finite number weigh all keys the same. Half the
-        # smallest number keeps that: a sum with it is that number again, and is not yet what
-        # ONNX Runtime takes for a row that masks every key, which it answers with zeros.
-        number = term.fill if np.isinf(term.fill) else float(np.finfo(dtype.numpy()).min) / 2
+        # Scores that are all replaced by one finite number weigh all keys the same. The lowest
+        # number, or half of it, keeps that: a sum with it is that number again. The lowest stays
+        # itself, for a mask that adds it once more takes such keys out. `raise_masks` has the
+        # rest of what ONNX Runtime needs.
+        lowest = float(np.finfo(dtype.numpy()).min)
+        number = term.fill if np.isinf(term.fill) or term.fill == lowest else lowest / 2
         fill = build.constant(number, dtype)
         kept = total if total is not None else build.constant(0.0, dtype)
         output = build("Where", [value, kept, fill] if term.keep else [value, fill, kept])

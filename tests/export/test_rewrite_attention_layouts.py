@@ -175,7 +175,7 @@ def layers(count, body, more, constants=""):
         (
             "a{i} = Add(s{i}, bias) t{i} = Where(keep, a{i}, big)",
             "float[1, 2, n, n] bias, bool[b, 1, 1, n] keep",
-            {"Where": 1, "Add": 0},
+            {"Where": 2, "Equal": 1, "Add": 0},  # the bias may hold the lowest number too
         ),
         (
             "a{i} = Add(s{i}, one) d{i} = Sub(a{i}, two) t{i} = Mul(d{i}, c)",

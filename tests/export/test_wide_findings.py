@@ -9,6 +9,7 @@ from tfx.export.architectures import plan_inputs
 from tfx.export.processing import read_processing
 from tfx.export.proof import text_cases
 from tfx.export.tiny_configs import build_tiny, tiny_config
+from tfx.export.wide import OK, attempt, candidates
 from tfx.runtime.parts import part_of
 from tfx.signature import ShapeRange, Signature, TensorSpec, ValueRange
 
@@ -51,3 +52,10 @@ def test_a_classifier_without_labels_has_no_classification(tmp_path):
     target.mkdir()
     processing, _ = read_processing(source, config, "image-classification", signature, target, "")
     assert processing.classification is None
+
+
+def test_rows_that_mask_every_key_are_averages(tmp_path):
+    """Gemma 2 classifies by the last token that is no padding token, masked or not."""
+    (row,) = candidates(["text-classification"], ["gemma2"])
+    found = attempt(row, tmp_path)
+    assert (found.status, found.reason, found.softmax) == (OK, "", 0)

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx.checker import check_model
 
-from tfx.export.passes.attention import expand_masks
+from tfx.export.passes.attention import expand_masks, raise_masks
 from tfx.export.passes.cleanup import simplify
 from tfx.export.rewrite.attention import fuse_attention
 
@@ -75,6 +75,7 @@ def fused(text: str) -> ir.Model:
 def finished(model: ir.Model) -> ir.Model:
     """What the pipeline does after fusing; the result is a valid model."""
     expand_masks(model)
+    raise_masks(model)
     simplify(model)
     check_model(ir.to_proto(model), full_check=True)
     return model
