@@ -8,13 +8,13 @@ from enum import StrEnum
 
 import numpy as np
 
+from tfx.runtime.bootstrap import RESAMPLES, draw, percentile_interval
+
 # Ten samples lie above a percentile of so many; with fewer, a few slow calls decide it.
 LEAST_SAMPLES = {95: 200, 99: 1000}
 # The bootstrap draws rounds; from fewer than this its intervals are too narrow for a verdict.
 LEAST_ROUNDS = 8
 
-RESAMPLES = 2000
-LEVEL = 0.95
 # Smaller differences are called none: loading one model twice already gives this much, from
 # where its weights happen to lie in memory.
 MARGIN = 0.03
@@ -112,10 +112,9 @@ def compare_speed(
         rng: Draws the rounds.
     """
     row, other = np.asarray(rounds, np.float64), np.asarray(baseline, np.float64)
-    drawn = rng.integers(0, len(row), (RESAMPLES, len(row)))  # [resamples, rounds]
+    drawn = draw(len(row), rng)  # [resamples, rounds]
     ratios = _medians(other, drawn) / _medians(row, drawn)
-    tail = (1 - LEVEL) / 2
-    low, high = (float(edge) for edge in np.quantile(ratios, (tail, 1 - tail)))
+    low, high = percentile_interval(ratios)
     speedup = float(np.median(other) / np.median(row))
     verdict = judge(low, high) if len(row) >= LEAST_ROUNDS else Verdict.UNSURE
     return Comparison(against, speedup, low, high, verdict)
@@ -149,9 +148,7 @@ def median_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float
     medians = np.array(
         [np.median(rng.choice(values, len(values))) for _ in range(RESAMPLES)], np.float64
     )
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(medians, (tail, 1 - tail))
-    return float(np.median(values)), float(low), float(high)
+    return float(np.median(values)), *percentile_interval(medians)
 
 
 def _medians(samples: np.ndarray, drawn: np.ndarray) -> np.ndarray:

