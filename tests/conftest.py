@@ -9,6 +9,8 @@ import pytest
 # Before any library reads them: tests use no network, and forked tokenizers print warnings.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# No test reads or fills the cache of whoever runs it; those of the cache have one of their own.
+os.environ["TFX_CACHE_MB"] = "0"
 
 
 @pytest.fixture

@@ -1,0 +1,135 @@
+"""What engines made of a bundle for this machine, kept between processes: bounded, never needed.
+
+The folder is ``$XDG_CACHE_HOME/tfx`` (``~/.cache/tfx``); it may be deleted at any time. Once it
+holds more than ``$TFX_CACHE_MB`` (4000, in units of 10^6 bytes), what was not used for longest
+goes first. ``TFX_CACHE_MB=0`` turns the cache off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tfx import __version__
+from tfx.bundle import Bundle
+from tfx.errors import BackendError
+
+from .cpus import read_cpu
+
+log = logging.getLogger(__name__)
+
+LIMIT_VARIABLE = "TFX_CACHE_MB"
+DEFAULT_LIMIT_MB = 4000
+
+# A file under its first name for longer than this was left by a process that was killed.
+ABANDONED_S = 24 * 3600
+
+
+def cache_folder() -> Path:
+    """Where everything is kept; it need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification: what is not absolute is as if it were not set.
+    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    return root / "tfx"
+
+
+def limit_mb() -> int:
+    """How much may be kept, in units of 10^6 bytes; 0 for nothing.
+
+    Raises:
+        BackendError: If the environment says something else than a number.
+    """
+    text = os.environ.get(LIMIT_VARIABLE) or str(DEFAULT_LIMIT_MB)
+    if not text.isdecimal():
+        raise BackendError(
+            f"{LIMIT_VARIABLE} is {text!r}, expected a number of megabytes",
+            hint="Set it to 0 to keep nothing, or unset it.",
+        )
+    return int(text)
+
+
+def entry_for(bundle: Bundle, engine: str, *conditions: str) -> Path | None:
+    """The file that holds what an engine made of a bundle on a CPU like this one.
+
+    Args:
+        bundle: By its digest.
+        engine: Its name and version; in the file's name, for whoever looks into the folder.
+        conditions: Everything else that it was made for, such as the precision.
+
+    Returns:
+        None where nothing is to be kept.
+    """
+    if not limit_mb():
+        return None
+    cpu = read_cpu()
+    parts = (bundle.digest, engine, __version__, cpu.model, *sorted(cpu.flags), *conditions)
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+    return cache_folder() / "compiled" / f"{engine.replace(' ', '-')}-{key}"
+
+
+def found(entry: Path) -> bool:
+    """Whether an entry is there; marks it as used now."""
+    try:
+        os.utime(entry)
+    except FileNotFoundError:
+        return False
+    except OSError:  # of somebody else, or on a file system that is read only
+        return os.access(entry, os.R_OK)
+    return True
+
+
+def keep(entry: Path, write: Callable[[Path], object]) -> bool:
+    """Make an entry, whole or not at all, and remove what is too much.
+
+    Two processes that make the same one at once both succeed; the last one's stays.
+
+    Args:
+        entry: From ``entry_for``.
+        write: Writes the file it is given.
+
+    Returns:
+        Whether it was kept. That it was not is no error: the disk may be full or read only.
+    """
+    staged = entry.with_name(f".{entry.name}.{secrets.token_hex(4)}")
+    try:
+        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write(staged)
+        size = staged.stat().st_size
+        if size > limit_mb() * 1e6:
+            log.info("not kept: %s has %d bytes", entry, size)
+            return False
+        os.replace(staged, entry)
+    except OSError as error:
+        log.info("not kept: %s: %s", entry, error)
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            staged.unlink(missing_ok=True)
+    clean(entry.parent, limit_mb() * 1_000_000)
+    return True
+
+
+def clean(folder: Path, limit_bytes: int) -> None:
+    """Remove the entries used longest ago until those left have ``limit_bytes`` at most."""
+    entries = []
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):  # another process cleans too
+            status = path.stat()
+            if not path.name.startswith("."):
+                entries.append((status.st_mtime, status.st_size, path))
+            elif time.time() - status.st_mtime > ABANDONED_S:
+                path.unlink(missing_ok=True)
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries):
+        if total <= limit_bytes:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+            total -= size
+            log.info("removed: %s", path)
