@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from tfx.errors import BundleError
 from tfx.processing import Activation, Classification, Embedding, Pooling
 from tfx.signature import Signature
 
+from .extraction import END, START, Candidate, TextAnswer, answer_from, best_span
 from .tokenizer import Encoded, Text, TokenBatch
 
 
@@ -51,8 +53,9 @@ class TokenLabel:
     part: int = 0
 
 
-# What one text gives: a vector, a label, labels of its tokens, or its part of every output.
-Answer = np.ndarray | TextLabel | list[TokenLabel] | dict[str, np.ndarray]
+# What one text gives: a vector, a label, labels of its tokens, an answer found in it, or its part
+# of every output.
+Answer = np.ndarray | TextLabel | list[TokenLabel] | TextAnswer | dict[str, np.ndarray]
 
 
 class Answers:
@@ -63,11 +66,19 @@ class Answers:
         self._signature = bundle.manifest.signature
         self.embedding = bundle.manifest.processing.embedding
         self.classification = bundle.manifest.processing.classification
+        outputs = {spec.name: len(spec.shape) for spec in self._signature.outputs}
+        self.extracts = outputs.get(START) == outputs.get(END) == 2
 
     @property
     def needs_spans(self) -> bool:
         """Whether the tokenizer must say where each token is in its text."""
-        return self.classification is not None and self.classification.per_token
+        per_token = self.classification is not None and self.classification.per_token
+        return per_token or self.needs_windows
+
+    @property
+    def needs_windows(self) -> bool:
+        """Whether a text is a question and a context, to be read in windows."""
+        return self.extracts
 
     def of_batch(
         self,
@@ -75,8 +86,8 @@ class Answers:
         batch: TokenBatch,
         texts: Sequence[Text],
         encoded: Sequence[Encoded],
-    ) -> Sequence[Answer]:
-        """The answer for each text of a batch.
+    ) -> Sequence[Answer | Candidate]:
+        """The answer for each text of a batch, or for each window of one.
 
         Args:
             outputs: What the model gave for ``batch.feed``.
@@ -87,6 +98,8 @@ class Answers:
         Raises:
             BundleError: If the outputs do not fit what the manifest says of them.
         """
+        if self.extracts:
+            return self._candidates(outputs, batch, encoded)
         if self.classification is not None:
             return self._labels(self.classification, outputs, batch, texts, encoded)
         if self.embedding is not None:
@@ -95,6 +108,38 @@ class Answers:
         return [
             own_part(self._signature, outputs, row, batch.mask[row]) for row in range(batch.rows)
         ]
+
+    def joined(
+        self, found: Sequence[Answer | Candidate], owners: Sequence[int], texts: Sequence[Text]
+    ) -> list[Any]:
+        """The answer for each text, from those of its windows.
+
+        Args:
+            found: What ``of_batch`` gave.
+            owners: Index of the text that each is of.
+            texts: All of them.
+        """
+        if not self.extracts:
+            return list(found)  # one of each text, in their order
+        windows: list[list[Any]] = [[] for _ in texts]
+        for one, owner in zip(found, owners, strict=True):
+            windows[owner].append(one)
+        return [answer_from(some, text[1]) for some, text in zip(windows, texts, strict=True)]
+
+    def _candidates(
+        self, outputs: Mapping[str, np.ndarray], batch: TokenBatch, encoded: Sequence[Encoded]
+    ) -> list[Candidate]:
+        for name in (START, END):
+            if name not in outputs or outputs[name].shape != batch.mask.shape:
+                raise BundleError(
+                    f"{self._where}: {name} does not have the shape of the tokens, "
+                    f"{list(batch.mask.shape)}"
+                )
+        found = []
+        for row, one in enumerate(encoded):
+            first = int(batch.mask[row].argmax())  # where padding on the left ends
+            found.append(best_span(outputs[START][row, first:], outputs[END][row, first:], one))
+        return found
 
     def _labels(
         self,

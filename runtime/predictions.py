@@ -15,6 +15,7 @@ from tfx.signature import Signature
 
 from .answers import Answer, TextLabel
 from .batching import even_slices
+from .extraction import TextAnswer
 from .records import (
     FileFormat,
     Record,
@@ -221,6 +222,13 @@ def answer_fields(session: Session, answer: Answer) -> dict[str, Any]:
         return {"embedding": plain_numbers(answer)}
     if isinstance(answer, dict):
         return {name: plain_numbers(array) for name, array in answer.items()}
+    if isinstance(answer, TextAnswer):
+        return {
+            "answer": answer.text,
+            "score": short_number(answer.score),
+            "start": answer.start,
+            "end": answer.end,
+        }
     if isinstance(answer, list):
         return {"tokens": [asdict(one) | {"score": short_number(one.score)} for one in answer]}
     fields: dict[str, Any] = {"label": answer.label, "score": short_number(answer.score)}

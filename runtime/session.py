@@ -110,9 +110,9 @@ class Session:
         Returns:
             For arrays, output name to array: same names, dtypes and shapes from every
             backend. For one text its answer, as the model's head has it: an embedding
-            ``float32[dim]``, a ``TextLabel``, a list of ``TokenLabel``, or else its part of
-            every output. For a list, the answers in its order, embeddings as
-            ``float32[texts, dim]``.
+            ``float32[dim]``, a ``TextLabel``, a list of ``TokenLabel``, a ``TextAnswer`` for a
+            question and its context, or else its part of every output. For a list, the answers
+            in its order, embeddings as ``float32[texts, dim]``.
 
         Raises:
             FeedError: If the arrays or texts do not fit; lists every problem.
@@ -144,8 +144,10 @@ class Session:
         tokenizer = self._loaded_tokenizer()
         if not texts:
             raise FeedError("got an empty list, expected at least one text")
-        encoded = tokenizer.encode(texts)
-        answers: list[Any] = [None] * len(texts)
+        pieces = tokenizer.pieces(texts)
+        owners = [index for index, some in enumerate(pieces) for _ in some]
+        encoded = [one for some in pieces for one in some]
+        answers: list[Any] = [None] * len(encoded)
         rows = max_rows or BATCH_ROWS
         batches = cut_batches(
             [len(one.ids) for one in encoded],
@@ -159,10 +161,11 @@ class Session:
             self._signature.bind(batch.feed)
             outputs = self._executable.run(batch.feed)
             found = self._answers.of_batch(
-                outputs, batch, [texts[index] for index in indices], chosen
+                outputs, batch, [texts[owners[index]] for index in indices], chosen
             )
             for index, answer in zip(indices, found, strict=True):
                 answers[index] = answer
+        answers = self._answers.joined(answers, owners, texts)
         with self._lock:
             self._report = dataclasses.replace(
                 self._report,
@@ -174,7 +177,11 @@ class Session:
     def _loaded_tokenizer(self) -> Tokenizer:
         with self._lock:
             if self._tokenizer is None:
-                self._tokenizer = Tokenizer(self.bundle, spans=self._answers.needs_spans)
+                self._tokenizer = Tokenizer(
+                    self.bundle,
+                    spans=self._answers.needs_spans,
+                    windows=self._answers.needs_windows,
+                )
             return self._tokenizer
 
     def close(self) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,11 @@ Text = str | tuple[str, str]
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 PAIR_HINT = "Give each text as a string, or as a pair of strings."
+QUESTION_HINT = "Give each as a pair: a question, and the context that holds its answer."
+
+# Tokens that two windows of a long text share, as in the scripts of transformers; half of a window
+# where that is less.
+WINDOW_OVERLAP = 128
 
 
 class TextError(FeedError):
@@ -90,12 +95,14 @@ class Tokenizer:
         has_mask: Whether the model can be told which tokens are padding.
     """
 
-    def __init__(self, bundle: Bundle, *, spans: bool = False) -> None:
+    def __init__(self, bundle: Bundle, *, spans: bool = False, windows: bool = False) -> None:
         """Load the tokenizer of ``bundle``.
 
         Args:
             bundle: Its manifest says how texts are cut and padded.
             spans: Also find where each token is in its text; slower.
+            windows: Take only pairs, and read a second text that is too long in windows that
+                overlap, instead of cutting it; needs ``spans``.
 
         Raises:
             FeedError: If the bundle takes no text.
@@ -126,7 +133,8 @@ class Tokenizer:
         self.max_tokens = min(settings.max_length, longest or settings.max_length)
         self.has_mask = "attention_mask" in specs
         self._spans = spans
-        self._tokenizer = _load(bundle, settings.file, self.max_tokens)
+        self._windows = windows
+        self._tokenizer = _load(bundle, settings.file, None if windows else self.max_tokens)
 
     def encode(self, texts: Sequence[Text]) -> list[Encoded]:
         """Turn texts into tokens; those too long are cut.
@@ -154,6 +162,38 @@ class Tokenizer:
         if problems:
             raise TextError(problems)
         return encoded
+
+    def pieces(self, texts: Sequence[Text]) -> list[list[Encoded]]:
+        """Turn each text into what the model reads of it at a time: one piece, or its windows.
+
+        Raises:
+            TextError: As ``encode``; with windows also if a text is no pair, its first part
+                leaves no room for the second, or its second has no tokens.
+        """
+        if not self._windows:
+            return [[one] for one in self.encode(texts)]
+        problems = {i: p for i, text in enumerate(texts) if (p := _question_problem(text))}
+        if problems:
+            raise TextError(problems, hint=QUESTION_HINT)
+        found = []
+        for index, encoding in enumerate(self._tokenizer.encode_batch(list(texts))):
+            whole = self._encoded(encoding)
+            context = [span for span in whole.spans if span.part == 1]
+            if not context:
+                problems[index] = "has a context without tokens"
+                continue
+            begin, end = context[0].position, context[-1].position + 1
+            room = self.max_tokens - (len(whole.ids) - (end - begin))
+            if room < 1:
+                problems[index] = (
+                    f"has a question of {sum(span.part == 0 for span in whole.spans)} tokens, "
+                    f"which leaves no room for its context: the model takes {self.max_tokens}"
+                )
+            else:
+                found.append(list(_windows(whole, begin, end, room)))
+        if problems:
+            raise TextError(problems, hint=QUESTION_HINT)
+        return found
 
     def batch(self, encoded: Sequence[Encoded]) -> TokenBatch:
         """Pad texts to the length of the longest, with only the inputs the model has.
@@ -230,7 +270,31 @@ def text_problem(text: object) -> str:
     return ""
 
 
-def _load(bundle: Bundle, file: str, max_tokens: int) -> Any:
+def _question_problem(text: object) -> str:
+    problem = text_problem(text)
+    if not problem and isinstance(text, str):
+        return "got a string, expected a pair: a question and its context"
+    return problem
+
+
+def _windows(whole: Encoded, begin: int, end: int, room: int) -> Iterator[Encoded]:
+    """A text with ``room`` of the tokens ``begin:end`` at a time; the others in every window."""
+    step = room - min(WINDOW_OVERLAP, room // 2)
+    for first in range(begin, end, step):
+        last = min(first + room, end)
+        kept = [*range(begin), *range(first, last), *range(end, len(whole.ids))]
+        places = {old: new for new, old in enumerate(kept)}
+        spans = (
+            replace(span, position=places[span.position])
+            for span in whole.spans
+            if span.position in places
+        )
+        yield Encoded(whole.ids[kept], whole.types[kept], False, tuple(spans))
+        if last == end:
+            return
+
+
+def _load(bundle: Bundle, file: str, max_tokens: int | None) -> Any:
     import tokenizers  # 20 ms; not needed for arrays
 
     path = bundle.path / file
@@ -240,7 +304,10 @@ def _load(bundle: Bundle, file: str, max_tokens: int) -> Any:
         raise BundleError(f"{path} is damaged: {error}", hint="Make the bundle again.") from error
     # The file may bring settings of its own; the manifest's are the ones that hold.
     loaded.no_padding()
-    loaded.enable_truncation(max_tokens)
+    if max_tokens is None:
+        loaded.no_truncation()
+    else:
+        loaded.enable_truncation(max_tokens)
     return loaded
 
 

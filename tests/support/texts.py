@@ -88,6 +88,42 @@ def write_classifier(
     )
 
 
+def write_reader(path: Path, **changes) -> Bundle:
+    """A question answerer: start and end logits are columns 0 and 1 of a table's rows."""
+    logits = tuple(
+        TensorSpec(name, DType.FLOAT32, ("batch", "sequence"))
+        for name in ("start_logits", "end_logits")
+    )
+    return write_text_bundle(
+        path,
+        graph=reader_graph(),
+        signature=Signature(TEXT_SIGNATURE.inputs, logits, TEXT_SIGNATURE.ranges),
+        task="question-answering",
+        **changes,
+    )
+
+
+def reader_graph() -> onnx.ModelProto:
+    """``logits_table(2)[input_ids]``, a column for each output."""
+    tokens = ["batch", "sequence"]
+    table = logits_table(2)
+    names = ("start_logits", "end_logits")
+    graph = helper.make_graph(
+        [helper.make_node("Gather", [f"{name}.table", "input_ids"], [name]) for name in names],
+        "reader",
+        [
+            helper.make_tensor_value_info("input_ids", TensorProto.INT64, tokens),
+            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, tokens),
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, tokens) for name in names],
+        [
+            numpy_helper.from_array(table[:, column].copy(), f"{name}.table")
+            for column, name in enumerate(names)
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+
+
 def logits_table(labels: int) -> np.ndarray:
     """Logits of each token id; ``float32[VOCABULARY, labels]``."""
     return np.random.default_rng(labels).normal(scale=2, size=(VOCABULARY, labels)).astype("f4")
