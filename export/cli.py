@@ -1,4 +1,4 @@
-"""``tfx export``."""
+"""``tfx export`` and ``tfx build``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from typing import TypeVar
 
 import click
 
-from tfx.console import FOLDER, console, emit_json, json_option, progress
+from tfx.console import FOLDER, chosen_bundle, console, emit_json, json_option, progress
 from tfx.errors import RecipeError
-from tfx.recipe import Changes, ExportRecipe
+from tfx.recipe import Changes, EngineRecipe, ExportRecipe, Target
+from tfx.signature import ShapeRange
 
 from .changes import heads_from_text, layers_from_text
+from .profiles import profile_from_text
 
 T = TypeVar("T")
+
+CACHE = click.Path(path_type=Path, dir_okay=False)
 
 
 def _dynamic(
@@ -39,6 +43,26 @@ def _heads(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> tuple[tuple[int, int], ...]:
     return () if value is None else _read(heads_from_text, value)
+
+
+def _gpus(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(gpu.strip().lower() for gpu in value.split(",")) if value else ()
+
+
+def _shapes(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[dict[str, ShapeRange], ...]:
+    return tuple(_read(profile_from_text, value) for value in values)
+
+
+def _bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
+    if value is None:
+        return 0
+    units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    number, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
+    if not number.isdigit() or unit not in units or int(number) == 0:
+        raise click.BadParameter(f"{value!r} is no size, expected bytes, or 512M, or 4G")
+    return int(number) * units[unit]
 
 
 def _read(read: Callable[[str], T], value: str) -> T:
@@ -133,3 +157,102 @@ def export(
         return
     for bundle in bundles:
         show_bundle(console(), bundle)
+
+
+@click.command
+@click.argument("bundle", required=False, type=FOLDER)
+@click.option("-o", "--output", type=FOLDER, help="Folder; default: BUNDLE-rtx-GPU or BUNDLE-trt.")
+@click.option(
+    "--target",
+    type=click.Choice([name.value for name in Target]),
+    default=Target.TENSORRT_RTX.value,
+    show_default=True,
+    help="The library that builds the engine, and alone can run it.",
+)
+@click.option(
+    "--gpu",
+    "gpus",
+    metavar="LIST",
+    callback=_gpus,
+    help="Compute capabilities, e.g. sm80,sm89; default: the GPU here.",
+)
+@click.option(
+    "--shapes",
+    "profiles",
+    multiple=True,
+    metavar="AXES",
+    callback=_shapes,
+    help="A profile, AXIS=MIN..OPT..MAX,...; may be given several times.",
+)
+@click.option("--workspace", metavar="SIZE", callback=_bytes, help="Scratch memory, e.g. 2G.")
+@click.option("--timing-cache", type=CACHE, help="Keep the times of kernels in this file.")
+@click.option("--version-compatible", is_flag=True, help="Run on later versions too.")
+@click.option("--hardware-compatible", is_flag=True, help="Run on every GPU from Ampere on.")
+@click.option("--refit", is_flag=True, help="Let the weights be replaced.")
+@click.option("--strip", is_flag=True, help="Leave the weights in the parent bundle.")
+@click.option("--weight-streaming", is_flag=True, help="Let weights stay in the host's memory.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@json_option
+def build(
+    bundle: Path | None,
+    output: Path | None,
+    target: str,
+    gpus: tuple[str, ...],
+    profiles: tuple[dict[str, ShapeRange], ...],
+    workspace: int,
+    timing_cache: Path | None,
+    version_compatible: bool,
+    hardware_compatible: bool,
+    refit: bool,
+    strip: bool,
+    weight_streaming: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Build a TensorRT engine from a bundle, for the GPUs it shall run on.
+
+    The precision is that of the bundle: build from one that tfx quantize wrote for int8 or
+    float16. TensorRT-RTX builds for GPUs that are not here. Without --shapes one profile serves
+    all sizes of the signature; one for each size that matters is faster. Without BUNDLE: the
+    newest of the current folder.
+    """
+    from tfx.runtime.inspection import show_bundle
+
+    from .engine_bundle import build_bundle
+
+    recipe = EngineRecipe(
+        target=Target(target),
+        gpus=gpus,
+        profiles=profiles,
+        workspace_bytes=workspace,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        refit=refit,
+        strip=strip,
+        weight_streaming=weight_streaming,
+    )
+    opened = chosen_bundle(bundle)
+    with progress() as steps:
+        done = 0
+
+        def step(description: str) -> None:
+            steps.step(description, total=100 if description.startswith("building") else None)
+
+        def advance(share: float) -> None:
+            nonlocal done
+            steps.advance(int(share * 100) - done)
+            done = int(share * 100)
+
+        built = build_bundle(
+            opened,
+            output,
+            recipe,
+            timing_cache=timing_cache,
+            force=force,
+            on_step=step,
+            on_progress=advance,
+        )
+    if as_json:
+        emit_json({"bundle": str(built.path), "digest": built.digest} | built.manifest.to_dict())
+        return
+    show_bundle(console(), built)

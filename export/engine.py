@@ -1,4 +1,4 @@
-"""A bundle's graph to a serialized TensorRT engine: parse, set profiles, build."""
+"""A bundle's graph to a serialized TensorRT engine: parse, set profiles and flags, build."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from types import ModuleType
 from typing import Any
 
 from tfx.bundle import Bundle
-from tfx.errors import BackendError, ExportError, RecipeError, listing
-from tfx.extras import need
-from tfx.recipe import EngineRecipe, Target
+from tfx.errors import RecipeError, listing
+from tfx.recipe import EngineBuild, EngineRecipe, Target
+from tfx.runtime.cuda import describe_device
 from tfx.runtime.engines import compute_capability, errors_of, library_log, load_library
 from tfx.signature import UNBOUNDED, ShapeRange, Signature
 
-from .passes.cleanup import SCOPE
+from .engine_messages import build_error, first_error, parser_error
 
 # Name that TensorRT's code generator gives to fused attention kernels in a plan.
 FUSED_KERNEL = re.compile(rb"_gemm_mha_v2_0x[0-9a-f]+")
@@ -29,67 +29,107 @@ class Engine:
 
     Attributes:
         plan: The serialized engine.
-        version: Of the library that built it, and that it needs.
-        profiles: Sizes of each dynamic axis, one mapping per optimization profile.
-        attention: ``Attention`` layers of the graph.
-        attention_kernels: Different fused attention kernels in the plan; 0 means that every
-            attention runs as several kernels.
+        build: What it is and needs.
+        timing_cache: The times of kernels measured so far, for the next build; empty where the
+            library keeps none.
     """
 
     plan: bytes
-    version: str
-    profiles: tuple[Profile, ...]
-    attention: int
-    attention_kernels: int
+    build: EngineBuild
+    timing_cache: bytes = b""
 
 
 def build_engine(
     bundle: Bundle,
     recipe: EngineRecipe,
     *,
-    on_phase: Callable[[str, int, int], bool] = lambda phase, done, total: True,
+    timing_cache: bytes | None = None,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> Engine:
     """Build the engine of a bundle's graph; the precision is that of the graph.
 
     Args:
         bundle: With an ONNX graph.
         recipe: Library, GPUs, profiles, flags.
-        on_phase: Called with a phase's name, its steps done and their number, from any thread;
-            False stops the build.
+        timing_cache: Of an earlier build on this GPU, empty for a new one; None for none.
+        on_progress: Called with the share done, 0 to 1, never less than before. What it raises
+            stops the build and is raised again.
 
     Raises:
         RecipeError: If the library or the signature cannot do what the recipe asks.
         ExportError: If the library does not take the graph.
         BackendError: If the library is missing, or finds no engine.
     """
-    trt = load_library(recipe.target)
+    refuse_lacking(recipe, timing_cache=timing_cache is not None)
     profiles = resolve_profiles(bundle.manifest.signature, recipe.profiles)
+    trt = load_library(recipe.target)
     with errors_of(trt) as errors:
         builder = trt.Builder(library_log(trt))
         network = builder.create_network(0)
         parser = trt.OnnxParser(network, library_log(trt))
         # From the file, not from memory: weights may lie in a file beside it.
         if not parser.parse_from_file(str(bundle.model)):
-            raise _parser_error(bundle, recipe.target, parser)
+            raise parser_error(bundle, recipe.target, parser)
         attention = decompose_attention(trt, network)
         config = builder.create_builder_config()
         _set_gpus(trt, config, recipe)
+        _set_flags(trt, config, recipe)
         for sizes in profiles:
             profile = builder.create_optimization_profile()
             _fill_profile(profile, bundle.manifest.signature, sizes)
             if config.add_optimization_profile(profile) < 0:
-                raise RecipeError(f"{recipe.target} refuses a profile: {_said(errors)}")
-        monitor = _monitor(trt, on_phase)
+                raise RecipeError(f"{recipe.target} refuses a profile: {first_error(errors)}")
+        if timing_cache is not None:
+            cache = config.create_timing_cache(timing_cache)
+            if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+                raise RecipeError(
+                    f"the timing cache is not of this GPU and library: {first_error(errors)}",
+                    hint="Name another file with --timing-cache.",
+                )
+        monitor = _monitor(trt, on_progress)
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
+        if monitor.raised is not None:
+            raise monitor.raised
         if plan is None:
-            raise BackendError(
-                f"{recipe.target} {trt.__version__} cannot build {bundle.name}: {_said(errors)}",
-                hint=_build_hint(errors),
-            )
+            raise build_error(bundle, recipe.target, errors)
     data = bytes(plan)
-    kernels = set(FUSED_KERNEL.findall(data))
-    return Engine(data, trt.__version__, profiles, attention, len(kernels))
+    here = None if recipe.gpus else describe_device(0)
+    build = EngineBuild(
+        recipe=recipe,
+        version=trt.__version__,
+        gpus=recipe.gpus if here is None else (here.capability,),
+        profiles=profiles,
+        device="" if here is None else here.name,
+        driver="" if here is None else here.driver,
+        attention=attention,
+        fused_kernels=len(set(FUSED_KERNEL.findall(data))),
+    )
+    times = b"" if timing_cache is None else bytes(config.get_timing_cache().serialize())
+    return Engine(data, build, times)
+
+
+def refuse_lacking(recipe: EngineRecipe, *, timing_cache: bool) -> None:
+    """Refuse what a flavour would ignore, or lacks a part of its library for.
+
+    Raises:
+        RecipeError: With everything that it lacks.
+    """
+    problems = []
+    if recipe.target is Target.TENSORRT:
+        hint = "Leave --gpu out, or use --target tensorrt-rtx."
+        if recipe.gpus:
+            problems.append(f"it builds for the GPU of this machine, not {', '.join(recipe.gpus)}")
+    else:
+        hint = "Leave it out, or use --target tensorrt on the GPU itself."
+        if recipe.version_compatible:
+            problems.append("its engines run on the version that built them alone")
+        if recipe.hardware_compatible:
+            problems.append("its engines run on the GPUs they are built for, which can be several")
+        if timing_cache:
+            problems.append("it measures no kernels, so there is no timing cache to keep")
+    if problems:
+        raise RecipeError(listing(f"{recipe.target} cannot build so:", problems), hint=hint)
 
 
 def resolve_profiles(signature: Signature, asked: tuple[Profile, ...]) -> tuple[Profile, ...]:
@@ -156,12 +196,6 @@ def _layers(network: Any) -> Iterator[Any]:
 
 def _set_gpus(trt: ModuleType, config: Any, recipe: EngineRecipe) -> None:
     if recipe.target is Target.TENSORRT:
-        if recipe.gpus:
-            raise RecipeError(
-                f"tensorrt builds for the GPU of this machine only, not for "
-                f"{', '.join(recipe.gpus)}",
-                hint="Leave --gpu out, or use --target tensorrt-rtx.",
-            )
         return
     chosen = [compute_capability(trt, gpu) for gpu in recipe.gpus]
     config.num_compute_capabilities = max(len(chosen), 1)
@@ -170,89 +204,78 @@ def _set_gpus(trt: ModuleType, config: Any, recipe: EngineRecipe) -> None:
             raise RecipeError(f"{recipe.target} refuses {capability.name} as GPU {index}")
 
 
+def _set_flags(trt: ModuleType, config: Any, recipe: EngineRecipe) -> None:
+    flags = trt.BuilderFlag
+    for asked, flag in (
+        (recipe.version_compatible, "VERSION_COMPATIBLE"),
+        (recipe.refit, "REFIT"),
+        (recipe.strip, "STRIP_PLAN"),
+        (recipe.weight_streaming, "WEIGHT_STREAMING"),
+    ):
+        if asked:
+            config.set_flag(getattr(flags, flag))
+    if recipe.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if recipe.workspace_bytes:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_bytes)
+    # Layer names and kernels can then be read from the engine.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+
+
 def _fill_profile(profile: Any, signature: Signature, sizes: Profile) -> None:
     for spec in signature.inputs:
+        if not any(isinstance(axis, str) for axis in spec.shape):
+            continue
         chosen = [
             sizes[axis] if isinstance(axis, str) else ShapeRange(axis, axis, axis)
             for axis in spec.shape
         ]
-        if any(isinstance(axis, str) for axis in spec.shape):
-            profile.set_shape(
-                spec.name,
-                [size.min for size in chosen],
-                [size.opt for size in chosen],
-                [size.max for size in chosen],
-            )
+        profile.set_shape(
+            spec.name,
+            [size.min for size in chosen],
+            [size.opt for size in chosen],
+            [size.max for size in chosen],
+        )
 
 
-def _monitor(trt: ModuleType, on_phase: Callable[[str, int, int], bool]) -> Any:
+def _monitor(trt: ModuleType, on_progress: Callable[[float], None]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        """Phases lie in each other: a phase's running part counts as a part of its next step.
+
+        Nothing may be raised into the library, Ctrl-C included: ``raised`` keeps it.
+        """
+
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.totals: dict[str, int] = {}
+            self.raised: BaseException | None = None
+            self.phases: dict[str, tuple[str | None, int, int]] = {}  # parent, done, total
+            self.share = 0.0
 
         def phase_start(self, phase: str, parent: str | None, total: int) -> None:
-            self.totals[phase] = total
-            on_phase(phase, 0, total)
+            self.phases[phase] = (parent, 0, total)
 
         def phase_finish(self, phase: str) -> None:
-            self.totals.pop(phase, None)
+            self.phases.pop(phase, None)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            return on_phase(phase, step + 1, self.totals.get(phase, 0))
+            try:
+                if phase in self.phases:
+                    parent, _, total = self.phases[phase]
+                    self.phases[phase] = (parent, step + 1, total)
+                share = max(self._share(root) for root, (parent, *_) in self._of(None))
+                if share > self.share:
+                    self.share = share
+                    on_progress(share)
+            except BaseException as error:  # noqa: BLE001  raised again when the build returns
+                self.raised = self.raised or error
+            return self.raised is None
+
+        def _of(self, parent: str | None) -> list[tuple[str, tuple[str | None, int, int]]]:
+            return [item for item in self.phases.items() if item[1][0] == parent]
+
+        def _share(self, phase: str) -> float:
+            _, done, total = self.phases[phase]
+            running = max((self._share(child) for child, _ in self._of(phase)), default=0.0)
+            return min((done + running) / max(total, 1), 1.0)
 
     return Monitor()
-
-
-def _parser_error(bundle: Bundle, target: Target, parser: Any) -> ExportError:
-    onnx = need("onnx")
-    nodes = onnx.load(str(bundle.model), load_external_data=False).graph.node
-    problems, said = [], ""
-    for index in range(parser.num_errors):
-        error = parser.get_error(index)
-        said += error.desc()
-        place = error.node()
-        scope = ""
-        if 0 <= place < len(nodes) and nodes[place].op_type == error.node_operator():
-            scope = next((p.value for p in nodes[place].metadata_props if p.key == SCOPE), "")
-        name = scope or error.node_name() or f"node {place}"
-        problems.append(f"{name}: {error.node_operator()}: {_reason(error.desc())}")
-    return ExportError(
-        listing(f"{target} does not take the graph of {bundle.name}:", dict.fromkeys(problems)),
-        hint=_parser_hint(said),
-    )
-
-
-def _reason(text: str) -> str:
-    """The parser's words without its source places; some checks only say "false"."""
-    if text in ("", "false"):
-        return "the operator is not supported"
-    for line in text.splitlines():
-        if found := re.search(r"API Usage Error \((?:\S+: )?(.*?)\.?(?: In \w+ at |$)", line):
-            return found[1]
-    return text.splitlines()[0].removeprefix("Assertion failed: ")
-
-
-def _parser_hint(said: str) -> str:
-    if "ero zero point" in said or "shiftIsAllZeros" in said:
-        return "Quantize symmetrically: TensorRT takes int8 with zero point 0 alone."
-    if "same input types" in said:
-        return "Make the graph again in one precision: TensorRT casts nothing by itself."
-    return "Replace the PyTorch operators they come from."
-
-
-def _said(errors: list[str]) -> str:
-    """The first error that is not the echo of a missing driver."""
-    telling = [text for text in errors if not text.startswith("[checkMacros.cpp")] or errors
-    return telling[0].strip() if telling else "it does not say why"
-
-
-def _build_hint(errors: list[str]) -> str:
-    text = " ".join(errors)
-    if "CUDA driver" in text:
-        return "Name the GPUs to build for, e.g. --gpu sm89; only for them no GPU is needed here."
-    if "workspace" in text:
-        return "Allow more scratch memory with --workspace."
-    if "Turing" in text:
-        return "Build a float16 bundle for sm75: it has no float32 matrix product there."
-    return "See what is not supported in the message; -vv shows the library's log."

@@ -108,6 +108,19 @@ def session_closed() -> BackendError:
     return BackendError("session is closed", hint="Open another with open_session.")
 
 
+def require_graph(bundle: Bundle, backend: str) -> None:
+    """Refuse a bundle that holds an engine instead of a graph.
+
+    Raises:
+        BackendError: If it does.
+    """
+    if (engine := bundle.manifest.engine) is not None:
+        raise BackendError(
+            f"{backend} runs graphs, and {bundle.path} holds an engine: {engine}",
+            hint="Use backend='tensorrt', or the parent bundle.",
+        )
+
+
 def float_type(bundle: Bundle, options: RunOptions) -> DType:
     """The element type a backend must do float matrix products in.
 

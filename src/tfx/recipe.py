@@ -146,6 +146,20 @@ class Source:
         root = folder.resolve()
         return self._with_paths(lambda path: os.path.normpath(root / path))
 
+    def moved(self, before: Path, after: Path) -> Source:
+        """The source as a bundle in ``after`` records what its parent in ``before`` does.
+
+        Paths that lead from the root stay; the others lead from ``after`` then.
+        """
+        root, other = before.resolve(), after.resolve()
+
+        def lead(path: str) -> str:
+            if Path(path).is_absolute():
+                return path
+            return _relative_to(Path(os.path.normpath(root / path)), other)
+
+        return self if root == other else self._with_paths(lead)
+
     def _with_paths(self, change: Callable[[str], str]) -> Source:
         location, changes = self.location, self.changes
         if self.kind is SourceKind.CHECKPOINT:
@@ -163,7 +177,10 @@ def _relative(path: str, folder: Path) -> str:
         return path
     whole = Path(path).absolute()
     # The folders on the way are followed, for .. to lead back; the last may stay a link.
-    whole = whole.parent.resolve() / whole.name
+    return _relative_to(whole.parent.resolve() / whole.name, folder)
+
+
+def _relative_to(whole: Path, folder: Path) -> str:
     try:
         return Path(os.path.relpath(whole, folder)).as_posix()
     except ValueError:  # on another drive
@@ -262,3 +279,33 @@ class EngineRecipe:
             problems.append(f"workspace_bytes is {self.workspace_bytes}, expected 0 or more")
         if problems:
             raise RecipeError(listing("no engine can be built so:", problems))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineBuild:
+    """What an engine is and what it needs: it is opened with nothing else.
+
+    Attributes:
+        recipe: What was asked for.
+        version: Of the library that built it.
+        gpus: Compute capabilities it runs on.
+        device: Name of the GPU it was built on and for; "" where it was built without one.
+        driver: Version of that GPU's driver.
+        profiles: Sizes of every dynamic axis, one mapping per optimization profile.
+        attention: ``Attention`` layers of its graph.
+        fused_kernels: Different fused attention kernels found in it; 0 where every attention
+            runs as several.
+    """
+
+    recipe: EngineRecipe
+    version: str
+    gpus: tuple[str, ...]
+    profiles: tuple[Mapping[str, ShapeRange], ...]
+    device: str = ""
+    driver: str = ""
+    attention: int = 0
+    fused_kernels: int = 0
+
+    def __str__(self) -> str:
+        where = ", ".join(self.gpus) + (f" ({self.device})" if self.device else "")
+        return f"{self.recipe.target} {self.version} for {where}"
