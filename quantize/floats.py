@@ -11,16 +11,8 @@ from tfx.dtypes import DType
 from tfx.errors import QuantizeError
 from tfx.quantization import KeptNode
 
-from .overflow import (
-    SMALL,
-    Limits,
-    can_be_lower,
-    find_kept,
-    has_floats,
-    is_bound,
-    is_float,
-    mask_values,
-)
+from .forms import can_be_lower, has_floats, is_bound, is_float
+from .overflow import SMALL, Limits, find_kept, mask_values
 
 LOW_TYPES = {DType.FLOAT16: ir.DataType.FLOAT16, DType.BFLOAT16: ir.DataType.BFLOAT16}
 
