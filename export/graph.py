@@ -55,6 +55,26 @@ class Builder:
             old.name = f"{name}_replaced"
             new.name = name
 
+    def size(self, value: ir.Value, axis: int) -> ir.Value:
+        """The size of an axis as ``int64[1]``; of a named one, from the first input that has it.
+
+        So all layers read one size, and what is computed from it is computed once.
+
+        Args:
+            value: Of known rank.
+            axis: From the front.
+        """
+        assert value.shape is not None
+        size = known_size(value.shape[axis])
+        if isinstance(size, int):
+            return self.constant([size])
+        for given in self.graph.inputs if size is not None else ():
+            sizes = [known_size(dim) for dim in given.shape or ()]
+            if size in sizes:
+                value, axis = given, sizes.index(size)
+                break
+        return self("Shape", [value], {"start": axis, "end": axis + 1})
+
     def expanded(self, value: ir.Value, axis: int, like: ir.Value, like_axis: int) -> ir.Value:
         """``value``, of size 1 along ``axis``, repeated to the size of an axis of ``like``.
 
@@ -66,7 +86,7 @@ class Builder:
         """
         assert value.shape is not None
         assert like.shape is not None
-        size = self("Shape", [like], {"start": like_axis, "end": like_axis + 1})
+        size = self.size(like, like_axis)
         # Expand broadcasts both ways: sizes of 1 leave the other axes alone.
         ones = [self.constant([1] * (-axis - 1))] if axis < -1 else []
         target = self("Concat", [size, *ones], {"axis": 0}) if ones else size

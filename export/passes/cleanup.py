@@ -7,6 +7,7 @@ import ast
 import onnx_ir as ir
 
 from ..graph import name_outputs
+from .reshapes import settle_reshapes
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 SCOPE = "scope"
@@ -45,8 +46,8 @@ def clean_metadata(model: ir.Model) -> int:
 def simplify(model: ir.Model) -> None:
     """Merge what rewrites leave side by side, and remove what nothing reads.
 
-    Transposes, reshapes and casts in a row become one; equal nodes one; unused nodes and
-    weights go.
+    Transposes, reshapes and casts in a row become one, and the targets of reshapes constants;
+    equal nodes become one; unused nodes and weights go.
 
     Args:
         model: Changed in place.
@@ -63,6 +64,7 @@ def simplify(model: ir.Model) -> None:
     ]
     names = [str(value.name) for value in model.graph.outputs]
     rewrite(model, pattern_rewrite_rules=in_a_row)
+    settle_reshapes(model)
     common.IdentityEliminationPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
