@@ -8,7 +8,7 @@ import click
 
 from tfx.console import FOLDER, chosen_bundle, console, emit_json, json_option, progress
 from tfx.errors import BackendError, ParityError
-from tfx.runtime.backend import BACKENDS
+from tfx.runtime.backend import BACKENDS, PRECISIONS
 
 from .workload import (
     DEFAULT_BATCHES,
@@ -17,14 +17,23 @@ from .workload import (
     DEFAULT_ROUNDS,
     DEFAULT_SECONDS,
     Plan,
+    Way,
 )
 
 BACKEND = click.Choice(list(BACKENDS))
+PRECISION = click.Choice(list(PRECISIONS))
 
 
 @click.command
 @click.argument("bundles", metavar="[BUNDLE]...", nargs=-1, type=FOLDER)
 @click.option("--backend", "backends", multiple=True, type=BACKEND, help="Only these.")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=PRECISION,
+    help="Each backend in these; default: the bundle's own.",
+)
 @click.option("--batch", "batches", multiple=True, type=int, help="Batch sizes; default: 1, 8.")
 @click.option("--length", "lengths", multiple=True, type=int, help="Lengths; default: 128.")
 @click.option("--rounds", default=DEFAULT_ROUNDS, help="Most rounds of a shape.", show_default=True)
@@ -45,6 +54,7 @@ BACKEND = click.Choice(list(BACKENDS))
 def bench(
     bundles: tuple[Path, ...],
     backends: tuple[str, ...],
+    precisions: tuple[str, ...],
     batches: tuple[int, ...],
     lengths: tuple[int, ...],
     rounds: int,
@@ -80,9 +90,13 @@ def bench(
     chosen = [chosen_bundle(path) for path in dict.fromkeys(bundles)] or family_of(
         chosen_bundle(None)
     )
-    names = tuple(dict.fromkeys(backends)) or tuple(BACKENDS)
+    ways = [
+        Way(backend, precision)
+        for backend in dict.fromkeys(backends or BACKENDS)
+        for precision in dict.fromkeys(precisions or ("",))
+    ]
     with progress() as shown:
-        report = measure(chosen, plan, names, this_machine(), progress=shown)
+        report = measure(chosen, plan, ways, this_machine(), progress=shown)
     if as_json:
         emit_json(report.to_dict())
     else:

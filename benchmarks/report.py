@@ -8,7 +8,7 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
     plan      batches, lengths, rounds, seconds, limit_s, threads, trust, seed: what was asked for
     notes     sentences a reader must know, e.g. of sizes that were clipped
     rows      one per bundle, backend and shape:
-      bundle, digest, random_weights, backend
+      bundle, digest, random_weights, backend, precision (asked for; "" is the bundle's own)
       sizes         axis to size, e.g. {"batch": 8, "sequence": 128}
       status        "measured", "wrong" (outputs beyond the tolerance) or "not run"
       reason        why not run, or how wrong; "" if measured
@@ -45,7 +45,7 @@ from tfx.signature import Feed, Signature
 from .clock import WarmUp
 from .machine import Machine
 from .stats import LEAST_ROUNDS, LEAST_SAMPLES, Comparison, Latency
-from .workload import Plan, Shape
+from .workload import Plan, Shape, Way
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,6 +125,7 @@ class Row:
     digest: str
     random_weights: bool
     backend: str
+    precision: str
     sizes: Mapping[str, int]
     status: Status
     reason: str
@@ -134,9 +135,14 @@ class Row:
     comparison: Comparison | None
 
     @property
+    def way(self) -> Way:
+        """How it runs the bundle."""
+        return Way(self.backend, self.precision)
+
+    @property
     def name(self) -> str:
         """How other rows and messages call it."""
-        return f"{self.bundle} on {self.backend}"
+        return f"{self.bundle} on {self.way}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +221,7 @@ def _show_shape(out: Console, title: str, rows: list[Row]) -> None:
     several = len({row.bundle for row in rows}) > 1
     # A title of one bundle's table names it, so that the table has room for numbers.
     out.print(f"[bold]{title if several else f'{rows[0].bundle}: {title}'}[/]")
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    table = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
     for name in ("bundle", "backend") if several else ("backend",):
         table.add_column(name, overflow="fold")
     measured = [row for row in rows if row.measurement is not None]
@@ -226,7 +232,7 @@ def _show_shape(out: Console, title: str, rows: list[Row]) -> None:
         table.add_column(name, justify="right")
     table.add_column("")
     for row in sorted(measured, key=lambda r: r.measurement.latency.median_ms):  # type: ignore[union-attr]
-        names = (row.bundle, row.backend) if several else (row.backend,)
+        names = (row.bundle, str(row.way)) if several else (str(row.way),)
         table.add_row(*names, *_cells(row, p99))
     if measured:
         out.print(table)

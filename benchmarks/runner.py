@@ -1,4 +1,4 @@
-"""Bundles x backends x shapes to a report, in interleaved rounds."""
+"""Bundles x ways to run them x shapes to a report, in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import numpy as np
 from tfx.bundle import Bundle
 from tfx.console import Progress
 from tfx.errors import BundleError, TfxError
-from tfx.runtime.compare import TOLERANCES
+from tfx.runtime.backend import RunOptions, float_type
+from tfx.runtime.compare import tolerance_of
 
 from .clock import Clock, WarmUp
 from .machine import Machine
 from .report import Agreement, BenchReport, Measurement, Row, Status, agreement_of
 from .stats import LEAST_ROUNDS, compare_speed, latency_of
 from .worker import Loaded, ProcessWorker, Worker
-from .workload import Plan, Shape, shapes_of
+from .workload import Plan, Shape, Way, shapes_of
 
-REFERENCE = "torch"
+REFERENCE = Way("torch")
 
 # A block is this long at least, so that microseconds are not lost between two rows.
 BLOCK_MS = 20.0
@@ -36,7 +37,7 @@ BLOCK_CALLS = (5, 100)
 SETTLE_S = 0.05
 
 # Makes the worker of a row; tests give others.
-Start = Callable[[Path, str, Shape, Plan], Worker]
+Start = Callable[[Path, Way, Shape, Plan], Worker]
 # Reference outputs, or why there are none.
 Reference = dict[str, np.ndarray] | str
 
@@ -46,7 +47,7 @@ class _Run:
     """A row while it is measured."""
 
     bundle: Bundle
-    backend: str
+    way: Way
     worker: Worker
     reason: str = ""
     loaded: Loaded | None = None
@@ -61,7 +62,7 @@ class _Run:
 
     @property
     def name(self) -> str:
-        return f"{self.bundle.name} on {self.backend}"
+        return f"{self.bundle.name} on {self.way}"
 
     @property
     def fair(self) -> bool:
@@ -86,7 +87,7 @@ class _Run:
 def measure(
     bundles: Sequence[Bundle],
     plan: Plan,
-    backends: Sequence[str],
+    ways: Sequence[Way],
     machine: Machine,
     *,
     progress: Progress,
@@ -94,7 +95,7 @@ def measure(
     clock: Clock = time.perf_counter_ns,
     sleep: Callable[[float], None] = time.sleep,
 ) -> BenchReport:
-    """Measure every bundle on every backend.
+    """Measure every bundle in every way.
 
     All rows of a shape are loaded and warmed up, each in its own process; then rounds in which
     every row runs one block of calls, in an order drawn anew each time. What the machine does
@@ -103,7 +104,7 @@ def measure(
     Args:
         bundles: At least one.
         plan: Shapes, budget and seed.
-        backends: Names in ``BACKENDS``.
+        ways: Backends and precisions.
         machine: What this runs on.
         progress: Told of every step.
         start: Makes the worker of a row.
@@ -111,24 +112,25 @@ def measure(
         sleep: Waits, in seconds.
 
     Returns:
-        A row per shape, bundle and backend; one that cannot run says why and takes no other along.
+        A row per shape, bundle and way; one that cannot run says why and takes no other along.
 
     Raises:
         BundleError: If outputs of a bundle's precision cannot be judged.
     """
     for bundle in bundles:
-        tolerance_of(bundle)
+        for way in ways:
+            allowed_error(bundle, way)
     shapes, notes = shapes_of([bundle.manifest.signature for bundle in bundles], plan)
     rows: list[Row] = []
     damaged = {}
     for bundle in bundles:
         progress.step(f"checking {bundle.name}")
         damaged[bundle.path] = _damage(bundle)
-    pairs = _pairs(bundles, backends, damaged)
+    pairs = _pairs(bundles, ways, damaged)
     for shape in shapes:
         runs = [
-            _Run(bundle, backend, start(bundle.path, backend, shape, plan), damaged[bundle.path])
-            for bundle, backend in pairs
+            _Run(bundle, way, start(bundle.path, way, shape, plan), damaged[bundle.path])
+            for bundle, way in pairs
         ]
         try:
             _prepare(runs, shape, plan, progress)
@@ -154,18 +156,18 @@ def _damage(bundle: Bundle) -> str:
 
 
 def _pairs(
-    bundles: Sequence[Bundle], backends: Sequence[str], damaged: Mapping[Path, str]
-) -> list[tuple[Bundle, str]]:
+    bundles: Sequence[Bundle], ways: Sequence[Way], damaged: Mapping[Path, str]
+) -> list[tuple[Bundle, Way]]:
     """What the rows of a shape are: PyTorch runs a source, so once for all bundles made from it."""
-    pairs: list[tuple[Bundle, str]] = []
+    pairs: list[tuple[Bundle, Way]] = []
     for bundle in bundles:
-        for backend in backends:
-            again = backend == REFERENCE and any(
-                other == REFERENCE and not damaged[one.path] and _same_model(one, bundle)
+        for way in ways:
+            again = way.backend == REFERENCE.backend and any(
+                other == way and not damaged[one.path] and _same_model(one, bundle)
                 for one, other in pairs
             )
             if not again:
-                pairs.append((bundle, backend))
+                pairs.append((bundle, way))
     return pairs
 
 
@@ -173,20 +175,22 @@ def _said(error: TfxError) -> str:
     return f"{error} ({error.hint})" if error.hint else str(error)
 
 
-def tolerance_of(bundle: Bundle) -> float:
-    """Largest scaled error of the bundle's precision.
+def is_reference(way: Way) -> bool:
+    """Whether a row's outputs are what the others' are compared with: PyTorch in float32."""
+    return way.backend == REFERENCE.backend and way.precision in ("", "fp32")
+
+
+def allowed_error(bundle: Bundle, way: Way) -> float:
+    """Largest scaled error of the bundle's precision, or of the one it runs in if that is lower.
 
     Raises:
-        BundleError: If there is none for it.
+        BundleError: If there is no tolerance for it.
     """
-    precision = bundle.manifest.precision
-    if precision not in TOLERANCES:
-        raise BundleError(
-            f"{bundle.name} has no tolerance to be judged by: got precision {precision}, expected "
-            f"{' or '.join(TOLERANCES)}",
-            hint="Measure a bundle of another precision.",
-        )
-    return TOLERANCES[precision].scaled_error
+    try:
+        runs_in = float_type(bundle, RunOptions(precision=way.precision))
+        return tolerance_of(bundle.manifest.precision, runs_in)
+    except BundleError as error:
+        raise BundleError(f"{bundle.name}: {error}", hint=error.hint) from error
 
 
 def _prepare(runs: Iterable[_Run], shape: Shape, plan: Plan, progress: Progress) -> None:
@@ -251,7 +255,7 @@ def _judge_outputs(
         signature = run.bundle.manifest.signature
         feed = shape.feed_for(signature, plan.seed)
         run.agreement = agreement_of(
-            signature, feed, reference, run.outputs, tolerance_of(run.bundle)
+            signature, feed, reference, run.outputs, allowed_error(run.bundle, run.way)
         )
         run.wrong = "; ".join(one.wrong for one in run.agreement if one.wrong)
 
@@ -266,7 +270,7 @@ def _reference_of(
 ) -> Reference:
     """Outputs of the PyTorch model a bundle was made from; of a row, if one ran it."""
     for run in runs:
-        if run.backend == REFERENCE and _same_model(run.bundle, bundle):
+        if is_reference(run.way) and _same_model(run.bundle, bundle):
             return run.reason or run.outputs
     progress.step(f"{shape}: outputs of PyTorch")
     worker = start(bundle.path, REFERENCE, shape, plan)
@@ -309,7 +313,8 @@ def _row(run: _Run, runs: Sequence[_Run], shape: Shape, plan: Plan) -> Row:
         bundle=run.bundle.name,
         digest=run.bundle.digest,
         random_weights=run.bundle.manifest.source.random_weights,
-        backend=run.backend,
+        backend=run.way.backend,
+        precision=run.way.precision,
         sizes=shape.sizes,
         status=Status.NOT_RUN if run.reason else Status.WRONG if run.wrong else Status.MEASURED,
         reason=run.reason or run.wrong,
@@ -324,6 +329,6 @@ def _baseline_of(run: _Run, runs: Sequence[_Run]) -> _Run | None:
     """The first PyTorch row of the same model; without one, the fastest row."""
     fair = [other for other in runs if other.fair]
     for other in fair:
-        if other.backend == REFERENCE and _same_model(other.bundle, run.bundle):
+        if is_reference(other.way) and _same_model(other.bundle, run.bundle):
             return other
     return min(fair, key=lambda other: other.median, default=None)

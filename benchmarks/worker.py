@@ -34,7 +34,7 @@ from tfx.runtime.backend import RunFacts
 from tfx.runtime.session import Session, open_session
 
 from .clock import WarmUp, time_calls, warm_up
-from .workload import Plan, Shape
+from .workload import Plan, Shape, Way
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,11 @@ class Worker(Protocol):
 class ProcessWorker:
     """A worker in a child process."""
 
-    def __init__(self, bundle: Path, backend: str, shape: Shape, plan: Plan) -> None:
+    def __init__(self, bundle: Path, way: Way, shape: Shape, plan: Plan) -> None:
         self._job = {
             "bundle": str(bundle),
-            "backend": backend,
+            "backend": way.backend,
+            "precision": way.precision,
             "sizes": dict(shape.sizes),
             "threads": plan.threads,
             "trust": plan.trust,
@@ -249,6 +250,7 @@ class Server:
         self,
         bundle: str,
         backend: str,
+        precision: str,
         sizes: dict[str, int],
         threads: int | None,
         trust: bool,
@@ -258,7 +260,12 @@ class Server:
         self._feed = Shape(sizes).feed_for(signature, seed)
         started = time.perf_counter_ns()
         self._session = open_session(
-            bundle, backend=backend, threads=threads, trust=trust, verify=False
+            bundle,
+            backend=backend,
+            threads=threads,
+            precision=precision,
+            trust=trust,
+            verify=False,
         )
         load_s = (time.perf_counter_ns() - started) / 1e9
         (first_call_ns,) = time_calls(self._call, 1, time.perf_counter_ns)

@@ -69,6 +69,22 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """How a row runs its bundle.
+
+    Attributes:
+        backend: Name in ``BACKENDS``.
+        precision: As in ``RunOptions``; "" for the bundle's own.
+    """
+
+    backend: str
+    precision: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
     """Sizes of every dynamic axis of a feed.
 

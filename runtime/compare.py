@@ -33,11 +33,17 @@ TOLERANCES: dict[DType, Tolerance] = {
         "matrix product, 2e-6 for K = 1024; up to 48 layers of residual additions let it grow to "
         "1e-5..5e-5, while a wrong mask, scale or epsilon shows at 1e-3 and above",
     ),
+    DType.FLOAT16: Tolerance(
+        2.5e-2,
+        "an operand has 11 bits, three more than bfloat16's: an eighth of its tolerance; 5e-3 on "
+        "MiniLM and 2e-2 on a tiny cross-encoder of random weights were seen in PyTorch",
+    ),
     DType.BFLOAT16: Tolerance(
-        1e-1,
-        "an operand has 8 bits, so each product is off by up to 2**-8 and layer norms pass it on: "
-        "2e-2 on MiniLM, up to 5e-2 on tiny models with random weights, whose outputs nearly "
-        "cancel; what is wrong and not rounded shows at the size of the output itself",
+        2e-1,
+        "an operand has 8 bits: PyTorch and OpenVINO give 2e-2 to 3e-2 on MiniLM, and up to 1.7e-1 "
+        "on tiny models of random weights, whose attention makes small errors large; this "
+        "tells what is wrong, at the size of the output itself, from what is rounded, and not "
+        "whether a task bears it",
     ),
 }
 

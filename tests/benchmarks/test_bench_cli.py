@@ -43,6 +43,17 @@ def test_without_a_bundle_the_newest_and_its_family_are_measured(tmp_path, monke
     assert sorted(line.split()[0] for line in table[2:]) == ["child", "tiny"]
 
 
+def test_each_backend_in_each_precision(tmp_path):
+    bundle = write_bundle(tmp_path / "tiny")
+    asked = ("--backend", "onnxruntime", "--precision", "fp32", "--precision", "fp16")
+    found = tfx("bench", bundle.path, *QUICK, *asked, "--json")
+    assert found.exit_code == 0, found.output
+    rows = {(row["backend"], row["precision"]): row for row in json.loads(found.stdout)["rows"]}
+    assert list(rows) == [("onnxruntime", "fp32"), ("onnxruntime", "fp16")]
+    assert rows["onnxruntime", "fp32"]["status"] == "measured"
+    assert "in float32 here, not in float16" in rows["onnxruntime", "fp16"]["reason"]
+
+
 def test_clipped_sizes_are_said(tmp_path):
     bundle = write_bundle(tmp_path / "tiny")
     found = tfx("bench", bundle.path, *QUICK, "--length", "99", "--backend", "onnxruntime")

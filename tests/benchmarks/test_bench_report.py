@@ -44,6 +44,7 @@ def row(**changes):
         digest="0" * 64,
         random_weights=False,
         backend="onnxruntime",
+        precision="",
         sizes={"batch": 8, "sequence": 128},
         status=Status.MEASURED,
         reason="",
@@ -111,12 +112,17 @@ def test_a_table_of_a_shape_with_its_conditions():
 
 
 def test_the_table_fits_100_columns_and_has_no_escapes():
-    long = row(bundle="bert-base-int8", comparison=UNSURE)
+    long = row(bundle="bert-base-int8", precision="bf16", comparison=UNSURE)
     text = shown(long, TORCH, WRONG, row(bundle="bert-base"))
     table = text.split("\n\n")[0]
     assert max(map(len, table.splitlines())) <= 100
     assert "\x1b" not in text
     assert "…" not in text
+
+
+def test_the_precision_asked_for_is_beside_the_backend():
+    lines = shown(row(backend="openvino", precision="bf16"), TORCH).splitlines()
+    assert lines[2].split()[:3] == ["openvino", "bf16", "200"]
 
 
 def test_p99_is_a_column_only_where_a_row_has_it():
@@ -147,7 +153,7 @@ def test_a_wrong_row_is_marked_and_its_speed_not_judged():
     text = shown(TORCH, WRONG)
     (line,) = [line for line in text.splitlines() if line.startswith("minilm-int8")]
     assert line.split()[-1] == "WRONG"
-    assert "x" not in line.removeprefix("minilm-int8  onnxruntime")
+    assert "x" not in line.removeprefix("minilm-int8 onnxruntime")
     assert (
         "note: minilm-int8 on onnxruntime, batch 8, sequence 128 is WRONG: last_hidden_state is "
         "far from PyTorch's; its speed means nothing"

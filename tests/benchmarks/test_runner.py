@@ -10,7 +10,7 @@ from tfx.bench.report import Status
 from tfx.bench.runner import SETTLE_S, measure
 from tfx.bench.stats import LEAST_ROUNDS, Verdict
 from tfx.bench.worker import Loaded
-from tfx.bench.workload import Plan
+from tfx.bench.workload import Plan, Way
 from tfx.console import Progress
 from tfx.dtypes import DType
 from tfx.errors import BackendError, BundleError
@@ -34,9 +34,9 @@ class FakeWorld:
         self.rng = np.random.default_rng(0)
         self.started, self.closed, self.blocks, self.slept_s, self.loaded = [], [], [], [], []
 
-    def start(self, bundle, backend, shape, plan):
-        self.started.append(backend)
-        return FakeWorker(self, backend, shape)
+    def start(self, bundle, way, shape, plan):
+        self.started.append(str(way))
+        return FakeWorker(self, str(way), shape)
 
     def clock(self):
         return self.now_ns
@@ -94,7 +94,7 @@ def run_all(world, bundles, *backends, **plan):
     report = measure(
         bundles,
         Plan(**{"batches": (2,), "lengths": (8,)} | plan),
-        backends or tuple(world.speeds_ms),
+        [Way(*name.split()) for name in backends or world.speeds_ms],
         this_machine(),
         progress=Progress(),
         start=world.start,
@@ -106,7 +106,7 @@ def run_all(world, bundles, *backends, **plan):
 
 def run(world, bundle, *backends, **plan):
     rows = run_all(world, [bundle], *backends, **plan)
-    return {row.backend: row for row in rows}
+    return {str(row.way): row for row in rows}
 
 
 def test_a_planted_slowdown_of_15_percent_is_found(bundle):
@@ -175,11 +175,34 @@ def test_small_errors_are_reported_and_not_wrong(bundle):
 
 def test_a_precision_without_a_tolerance_is_refused_before_anything_runs(tmp_path):
     world = FakeWorld({"torch": 10})
-    bundle = write_bundle(tmp_path / "tiny8", precision=DType.INT8)
-    with pytest.raises(BundleError, match="got precision int8, expected float32") as caught:
+    bundle = write_bundle(tmp_path / "tiny8", precision=DType.FLOAT64)
+    with pytest.raises(BundleError, match="tiny8: there is no tolerance to judge by: got"):
         run(world, bundle)
-    assert caught.value.hint == "Measure a bundle of another precision."
     assert world.started == []
+
+
+def test_a_lower_precision_has_its_own_tolerance(bundle):
+    wrong = {name: lambda v: v + np.float32(1e-2) for name in ("a", "a bf16")}
+    world = FakeWorld({"torch": 10, "a": 5, "a bf16": 4}, wrong=wrong)
+    rows = run(world, bundle)
+    assert [rows[name].status for name in ("a", "a bf16")] == [Status.WRONG, Status.MEASURED]
+    assert rows["a bf16"].agreement[0].tolerance == TOLERANCES[DType.BFLOAT16].scaled_error
+
+
+def test_pytorch_is_the_reference_in_float32_only(bundle):
+    world = FakeWorld(
+        {"torch bf16": 2, "torch": 10, "torch fp32": 9, "a": 5},
+        wrong={"torch bf16": lambda v: v + np.float32(1e-2)},
+    )
+    rows = run(world, bundle, "torch bf16", "a")
+    assert world.started == ["torch bf16", "a", "torch"]  # the last for its outputs alone
+    assert rows["a"].status is Status.MEASURED
+    assert rows["a"].comparison.against == "tiny on torch bf16"  # the fastest row
+    rows = run(world, bundle, "torch bf16", "torch fp32", "a")
+    assert {row.comparison.against for row in rows.values() if row.comparison} == {
+        "tiny on torch fp32"
+    }
+    assert rows["torch bf16"].agreement[0].max_abs == pytest.approx(1e-2, rel=1e-3)
 
 
 def test_errors_at_padded_positions_do_not_count(bundle):
@@ -270,7 +293,7 @@ def test_every_worker_is_closed_when_interrupted(bundle):
         measure(
             [bundle],
             Plan(batches=(1,), lengths=(8,)),
-            ("torch", "a"),
+            (Way("torch"), Way("a")),
             this_machine(),
             progress=Progress(),
             start=world.start,

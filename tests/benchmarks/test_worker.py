@@ -7,7 +7,7 @@ import pytest
 from support.bundles import write_bundle
 
 from tfx.bench.worker import ProcessWorker, Server, memory_mb
-from tfx.bench.workload import Plan, Shape
+from tfx.bench.workload import Plan, Shape, Way
 from tfx.errors import BackendError
 from tfx.runtime.session import open_session
 
@@ -32,7 +32,7 @@ worker.main()
 @pytest.fixture
 def worker(tmp_path):
     bundle = write_bundle(tmp_path / "tiny")
-    worker = ProcessWorker(bundle.path, "onnxruntime", SHAPE, PLAN)
+    worker = ProcessWorker(bundle.path, Way("onnxruntime"), SHAPE, PLAN)
     yield worker
     worker.close()
 
@@ -58,11 +58,19 @@ def test_a_row_is_measured_in_its_own_process(worker, tmp_path):
 
 def test_a_refusal_comes_back_with_its_hint(tmp_path):
     bundle = write_bundle(tmp_path / "tiny")
-    worker = ProcessWorker(bundle.path, "torch", SHAPE, PLAN)
+    worker = ProcessWorker(bundle.path, Way("torch"), SHAPE, PLAN)
     with pytest.raises(BackendError, match="was exported from a module in memory") as caught:
         worker.load()
     assert caught.value.hint.startswith("Export it from")
     worker.close()
+    worker.close()
+
+
+def test_a_row_runs_in_its_precision(tmp_path):
+    bundle = write_bundle(tmp_path / "tiny")
+    worker = ProcessWorker(bundle.path, Way("onnxruntime", "bf16"), SHAPE, PLAN)
+    with pytest.raises(BackendError, match="in float32 here, not in bfloat16"):
+        worker.load()
     worker.close()
 
 
@@ -75,6 +83,7 @@ def test_digests_are_no_part_of_loading(monkeypatch, tmp_path):
             "do": "load",
             "bundle": str(bundle.path),
             "backend": "onnxruntime",
+            "precision": "",
             "sizes": dict(SHAPE.sizes),
             "threads": 1,
             "trust": False,
@@ -119,11 +128,11 @@ def test_a_process_that_hangs_is_killed(worker):
 
 def test_the_limit_is_the_plans_and_warming_up_gets_its_own_time_on_top(tmp_path):
     bundle = write_bundle(tmp_path / "tiny")
-    worker = ProcessWorker(bundle.path, "onnxruntime", SHAPE, Plan(threads=1, limit_s=0.001))
+    worker = ProcessWorker(bundle.path, Way("onnxruntime"), SHAPE, Plan(threads=1, limit_s=0.001))
     with pytest.raises(BackendError, match=r"^no answer to 'load' within 0\.001 s"):
         worker.load()
     worker.close()
-    worker = ProcessWorker(bundle.path, "onnxruntime", SHAPE, PLAN)
+    worker = ProcessWorker(bundle.path, Way("onnxruntime"), SHAPE, PLAN)
     worker.load()
     worker._limit_s = 0.001
     assert worker.warm_up(5).settled

@@ -5,8 +5,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from tfx.dtypes import DType
+from tfx.errors import BundleError
 from tfx.report import OutputError
-from tfx.runtime.compare import TOLERANCES, compare_outputs, merge_errors, scaled_error
+from tfx.runtime.compare import (
+    TOLERANCES,
+    compare_outputs,
+    merge_errors,
+    scaled_error,
+    tolerance_of,
+)
 
 
 def array(*values):
@@ -123,6 +130,16 @@ def test_every_tolerance_has_a_reason(dtype):
 
 def test_tolerance_of_float32():
     assert TOLERANCES[DType.FLOAT32].scaled_error == 1e-4
+
+
+def test_what_went_through_two_precisions_is_judged_by_the_lower():
+    assert tolerance_of(DType.FLOAT32) == 1e-4
+    assert tolerance_of(DType.FLOAT32, DType.BFLOAT16) == tolerance_of(DType.BFLOAT16)
+    assert tolerance_of(DType.FLOAT16, DType.FLOAT32) == tolerance_of(DType.FLOAT16)
+    assert tolerance_of(DType.FLOAT16) * 8 == tolerance_of(DType.BFLOAT16)
+    with pytest.raises(BundleError, match="got precision float64, expected float32 or") as caught:
+        tolerance_of(DType.FLOAT32, DType.FLOAT64)
+    assert caught.value.hint.startswith("Choose a bundle")
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e-5, 1e-3, 1, 100])
