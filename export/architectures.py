@@ -202,22 +202,35 @@ def _plan_decoder(module: torch.nn.Module, config: Any, max_sequence: int) -> In
     """The target so far, and what the encoder made of the example inputs of the whole model."""
     import torch
 
-    from tfx.runtime.parts import part_of
+    from tfx.runtime.parts import part_of, speaks
 
     whole: Any = module.model
-    source = plan_inputs(part_of(whole, ENCODER), config, ENCODER, (), max_sequence)
+    encoder = part_of(whole, ENCODER)
+    source = plan_inputs(encoder, config, ENCODER, (), max_sequence)
     with torch.no_grad():
-        states = whole.get_encoder()(**source.examples).last_hidden_state
+        states = encoder(**source.examples)["last_hidden_state"]
     # A length of its own, so that tracing cannot take it for the encoder's.
     length = EXAMPLE_SEQUENCE - 2
-    ids = torch.arange(EXAMPLE_BATCH * length).reshape(EXAMPLE_BATCH, length)
-    examples = {"input_ids": ids % config.vocab_size, "encoder_hidden_states": states}
+    target, more = "input_ids", {}
+    if speaks(whole):
+        target = "input_values"
+        generator = torch.Generator().manual_seed(0)
+        shape = (EXAMPLE_BATCH, length, config.num_mel_bins)
+        begun = torch.randn(shape, generator=generator)
+        more["speaker_embeddings"] = torch.randn(
+            EXAMPLE_BATCH, config.speaker_embedding_dim, generator=generator
+        )
+    else:
+        begun = torch.arange(EXAMPLE_BATCH * length).reshape(EXAMPLE_BATCH, length)
+        begun = begun % config.vocab_size
+    examples = {target: begun, "encoder_hidden_states": states, **more}
     # Whisper's encoder always gives 1500 frames; others as many as their input is long.
     varies = any(axis not in ("", BATCH) for axes in source.dynamic.values() for axis in axes)
     encoder_axis = f"encoder_{SEQUENCE}" if varies else ""
     axes: dict[str, tuple[str, ...]] = {
-        "input_ids": (BATCH, SEQUENCE),
+        target: (BATCH, SEQUENCE, "")[: begun.ndim],
         "encoder_hidden_states": (BATCH, encoder_axis, ""),
+        **dict.fromkeys(more, (BATCH, "")),
     }
     if "attention_mask" in source.examples:
         examples["encoder_attention_mask"] = source.examples["attention_mask"]
@@ -304,14 +317,43 @@ def _plan_series(module: torch.nn.Module, config: Any) -> InputPlan:
     """A window of several series, ``[batch, time, channels]``."""
     import torch
 
-    if "future_time_features" in forward_names(module):
-        # transformers' exporter takes `future_values` for labels; they are the decoder's input.
-        raise ExportError(
-            f"{type(module).__name__} reads the future so far, which cannot be traced as an input",
-            hint="Write a factory of a module that names it otherwise: file.py:function.",
-        )
+    if "future_so_far" in forward_names(module):
+        return _plan_forecast(config)
     values = torch.zeros(EXAMPLE_BATCH, config.context_length, config.num_input_channels)
     return InputPlan({"past_values": values}, {"past_values": (BATCH, "", "")})
+
+
+def _plan_forecast(config: Any) -> InputPlan:
+    """The past with its lags, the future so far, and what is known about both."""
+    import torch
+
+    past = config.context_length + max(config.lags_sequence)
+    ahead, several = (
+        config.prediction_length,
+        () if config.input_size == 1 else (config.input_size,),
+    )
+    features = config.num_time_features + config.num_dynamic_real_features
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(EXAMPLE_BATCH, *shape, generator=generator)
+
+    observed = torch.ones(EXAMPLE_BATCH, past, *several)
+    observed[1, : past // 3] = 0
+    examples = {
+        "past_values": noise(past, *several),
+        "past_time_features": noise(past, features),
+        "past_observed_mask": observed,
+        "future_so_far": noise(ahead, *several),
+        "future_time_features": noise(ahead, features),
+    }
+    if count := config.num_static_categorical_features:
+        kinds = [torch.arange(EXAMPLE_BATCH) % size for size in config.cardinality[:count]]
+        examples["static_categorical_features"] = torch.stack(kinds, dim=1)
+    if count := config.num_static_real_features:
+        examples["static_real_features"] = noise(count)
+    axes = {name: (BATCH, *[""] * (one.ndim - 1)) for name, one in examples.items()}
+    return InputPlan(examples, axes)
 
 
 def _plan_image_and_text(module: torch.nn.Module, config: Any) -> InputPlan:

@@ -318,6 +318,22 @@ FAMILIES: tuple[Family, ...] = (
         | {"max_text_positions": 40},
     ),
     Family(
+        "SpeechT5",
+        "SpeechT5ForTextToSpeech",
+        "SpeechT5Config",
+        {key: value for key, value in _TRANSLATION.items() if key != "d_model"}
+        | _AUDIO
+        | {
+            "max_text_positions": 64,
+            "max_speech_positions": 80,
+            "num_mel_bins": 20,
+            "speaker_embedding_dim": 16,
+            "speech_decoder_prenet_units": 24,
+            "speech_decoder_postnet_units": 24,
+            "reduction_factor": 2,
+        },
+    ),
+    Family(
         "VideoMAE", "VideoMAEForVideoClassification", "VideoMAEConfig", _VIDEO | {"tubelet_size": 2}
     ),
     Family("TimeSformer", "TimesformerForVideoClassification", "TimesformerConfig", _VIDEO),
@@ -355,6 +371,28 @@ FAMILIES: tuple[Family, ...] = (
             "patch_length": 8,
             "patch_stride": 8,
             "num_input_channels": 3,
+        },
+    ),
+    Family(
+        "Time Series Transformer",
+        "TimeSeriesTransformerForPrediction",
+        "TimeSeriesTransformerConfig",
+        {
+            "d_model": 32,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 37,
+            "decoder_ffn_dim": 37,
+            "context_length": 16,
+            "prediction_length": 6,
+            "lags_sequence": [1, 2, 5],
+            "num_time_features": 2,
+            "num_static_categorical_features": 1,
+            "cardinality": [5],
+            "embedding_dimension": [3],
+            "num_static_real_features": 1,
         },
     ),
     Family(

@@ -15,7 +15,7 @@ from tfx.chatter import quiet
 from tfx.errors import SourceError
 from tfx.extras import install_hint, need
 from tfx.models import KNOWN_MODELS
-from tfx.recipe import PARTS, Changes, ExportRecipe, Source, SourceKind
+from tfx.recipe import DECODER, PARTS, Changes, ExportRecipe, Source, SourceKind
 from tfx.runtime.adapters import read_adapter
 from tfx.runtime.checkpoint import checkpoint_folder, config_of, hub_commit
 from tfx.runtime.modules import (
@@ -25,6 +25,7 @@ from tfx.runtime.modules import (
     named_weights,
     weights_digest,
 )
+from tfx.runtime.parts import AVERAGED
 from tfx.runtime.trimming import trim_config
 
 from .changes import describe_changes, task_of_adapter
@@ -162,6 +163,8 @@ def load(model: str | torch.nn.Module, recipe: ExportRecipe, examples: Any = Non
         module = load_module(source)
         folder = None if source.kind is SourceKind.CONFIG else checkpoint_folder(source)
     notes = describe_changes(source.changes, config)
+    if part == DECODER and class_name in AVERAGED:
+        notes = (*notes, AVERAGED[class_name])
     if source.changes.layers:
         trim_config(config, source.changes.layers)
     return _loaded(name_of(model), source, task, module, config=config, folder=folder, notes=notes)
@@ -190,7 +193,10 @@ def is_encoder_decoder(config: Any, class_name: str) -> bool:
     return (
         cls is not None
         and bool(getattr(config, "is_encoder_decoder", False))
-        and "decoder_input_ids" in inspect.signature(cls.forward).parameters
+        and bool(
+            {"decoder_input_ids", "decoder_input_values"}
+            & inspect.signature(cls.forward).parameters.keys()
+        )
     )
 
 

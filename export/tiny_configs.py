@@ -110,10 +110,12 @@ REQUIRED = frozenset({"head_dim", "num_experts_per_tok", "num_key_value_heads", 
 # Fields that hold a number per stage: their lengths stay.
 STAGES: Mapping[str, int] = {"depths": 1, "conv_dim": 32, "num_conv_layers": 1}
 
+_SERIES = {"context_length": 16, "prediction_length": 6, "num_time_features": 2}
 _WINDOWS = {"image_size": 128, "window_size": 4, "embed_dim": 24}
 
 # What one type needs that the table cannot know.
 SPECIAL: Mapping[str, Mapping[str, Any]] = {
+    "autoformer": _SERIES,
     "bit": {"num_groups": 8},
     "cohere_compass_text": {
         "rope_parameters": {
@@ -126,6 +128,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "esmc": {"num_key_value_heads": HEADS},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "informer": _SERIES,
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "luke": {"entity_vocab_size": 50, "entity_emb_size": 24},
     "mobilevitv2": {"image_size": 128, "patch_size": 2},
@@ -140,6 +143,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "swinv2": _WINDOWS,
     "donut-swin": _WINDOWS,
     "maskformer-swin": _WINDOWS,
+    "time_series_transformer": _SERIES,
     "zamba": {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
         "num_hidden_layers": 4,

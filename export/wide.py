@@ -22,7 +22,7 @@ from tfx.errors import ExportError, TfxError
 from tfx.extras import need
 from tfx.recipe import PARTS, ExportRecipe
 from tfx.runtime.modules import named_outputs, without_cache
-from tfx.runtime.parts import part_of
+from tfx.runtime.parts import part_of, whole_of
 
 from .architectures import plan_inputs
 from .loader import is_encoder_decoder
@@ -151,7 +151,7 @@ def attempt(row: Row, folder: Path, on_step: Callable[[str], None] = lambda _: N
             module = _build(row)
             for part in _parts(module):
                 begin("planning")
-                piece = part_of(module, part) if part else module
+                piece = part_of(module, part) if part else whole_of(module)
                 plan = plan_inputs(piece, module.config, part)
                 begin("running PyTorch")
                 _run(piece, plan.examples)

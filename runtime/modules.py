@@ -50,10 +50,9 @@ def load_module(source: Source) -> torch.nn.Module:
 
             with quiet():
                 module = change_module(module, source.changes)
-        if source.part:
-            from .parts import part_of
+        from .parts import part_of, whole_of
 
-            module = part_of(module, source.part)
+        module = part_of(module, source.part) if source.part else whole_of(module)
     return module.eval()
 
 

@@ -1,7 +1,8 @@
-"""The parts of an encoder-decoder, each a module of its own, so that each is a graph of its own."""
+"""Modules around models of transformers, so that what they compute is one graph, or two."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tfx.errors import SourceError
@@ -10,6 +11,30 @@ from tfx.recipe import ENCODER, PARTS
 
 if TYPE_CHECKING:
     import torch
+
+# Class -> what it draws at random at inference and is averaged here. SpeechT5's prenet does so
+# by design (modeling_speecht5.py, SpeechT5SpeechDecoderPrenet._consistent_dropout); no two runs
+# of PyTorch would agree, and so no proof could hold.
+AVERAGED: Mapping[str, str] = dict.fromkeys(
+    ("SpeechT5ForTextToSpeech", "SpeechT5ForSpeechToSpeech"),
+    "the dropout that the decoder's prenet applies at inference too is its average here, so "
+    "that the same input gives the same output; PyTorch is compared with it averaged as well",
+)
+
+
+def whole_of(model: Any) -> torch.nn.Module:
+    """A model of one graph: itself, or a module around it where its inputs are no graph's.
+
+    Forecasters that read the future so far (Time Series Transformer, Informer, Autoformer) take
+    it as ``future_values``, which exporters drop as a label. Around them it is ``future_so_far``;
+    outputs are ``loc`` and ``scale`` of each series and, with a head, the parameters of the
+    distribution (``params.df``, ...) for every step ahead, else ``last_hidden_state``.
+    """
+    base = getattr(model, "model", model)
+    if not hasattr(base, "create_network_inputs"):
+        itself: torch.nn.Module = model
+        return itself
+    return _forecaster(model, base).eval()
 
 
 def part_of(model: Any, part: str) -> torch.nn.Module:
@@ -23,12 +48,24 @@ def part_of(model: Any, part: str) -> torch.nn.Module:
 
     and returns what the model returns: ``logits``, or ``last_hidden_state`` without a head.
 
+    A decoder that speaks takes instead of ``input_ids`` the frames so far, ``input_values``,
+    ``float32[batch, frames, mel bins]``, and ``speaker_embeddings``, ``float32[batch, size]``; it
+    returns ``spectrogram``, ``frames`` (the same before the postnet, to go on from) and
+    ``stop_logits``. What upstream draws at random there (``AVERAGED``) is its average.
+
     Raises:
         SourceError: If there is no such part.
     """
     if part not in PARTS:
         raise SourceError(f"no part called {part!r}", hint=f"Use one of: {', '.join(PARTS)}.")
-    return (_encoder(model) if part == ENCODER else _decoder(model)).eval()
+    if part == ENCODER:
+        return _encoder(model).eval()
+    return (_speaker(model) if speaks(model) else _decoder(model)).eval()
+
+
+def speaks(model: Any) -> bool:
+    """Whether the decoder of a model gives a spectrogram and not tokens."""
+    return hasattr(model, "speech_decoder_postnet")
 
 
 def _encoder(model: Any) -> torch.nn.Module:
@@ -37,12 +74,31 @@ def _encoder(model: Any) -> torch.nn.Module:
     class Encoder(torch.nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
-            self.encoder = model.get_encoder()
+            self.encoder = _reader(model.get_encoder())
 
         def forward(self, **inputs: Any) -> dict[str, Any]:
             return {"last_hidden_state": self.encoder(**inputs, return_dict=True).last_hidden_state}
 
     return Encoder()
+
+
+def _reader(encoder: Any) -> Any:
+    """The encoder; one of text that calls its tokens ``input_values`` with their usual name."""
+    if not hasattr(getattr(encoder, "prenet", None), "embed_tokens"):
+        return encoder
+    torch = need("torch")
+
+    class TextEncoder(torch.nn.Module):  # type: ignore[misc, name-defined]
+        main_input_name = "input_ids"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Any:
+            return self.encoder(input_values=input_ids, attention_mask=attention_mask, **options)
+
+    return TextEncoder()
 
 
 def _decoder(model: Any) -> torch.nn.Module:
@@ -72,3 +128,82 @@ def _decoder(model: Any) -> torch.nn.Module:
             return {name: outputs[name]}
 
     return Decoder()
+
+
+def _speaker(model: Any) -> torch.nn.Module:
+    torch = need("torch")
+    outputs_of_encoder = need("transformers.modeling_outputs").BaseModelOutput
+
+    def average(inputs: Any, p: float) -> Any:
+        # Upstream keeps a value with probability p and divides by 1 - p.
+        return inputs * (p / (1 - p))
+
+    (base,) = (child for child in model.children() if hasattr(child, "decoder"))
+    base.decoder.prenet._consistent_dropout = average
+
+    class Speaker(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(
+            self,
+            input_values: Any,
+            encoder_hidden_states: Any,
+            speaker_embeddings: Any,
+            encoder_attention_mask: Any = None,
+        ) -> dict[str, Any]:
+            states = getattr(self.model, self.model.base_model_prefix)(
+                decoder_input_values=input_values,
+                encoder_outputs=outputs_of_encoder(last_hidden_state=encoder_hidden_states),
+                attention_mask=encoder_attention_mask,
+                speaker_embeddings=speaker_embeddings,
+                use_cache=False,
+                return_dict=True,
+            ).last_hidden_state
+            before, after, stop = self.model.speech_decoder_postnet(states)
+            return {"spectrogram": after, "frames": before, "stop_logits": stop}
+
+    return Speaker()
+
+
+def _forecaster(model: Any, base: Any) -> torch.nn.Module:
+    torch = need("torch")
+    head = getattr(model, "parameter_projection", None)
+
+    class Forecaster(torch.nn.Module):  # type: ignore[misc, name-defined]
+        main_input_name = "past_values"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(
+            self,
+            past_values: Any,
+            past_time_features: Any,
+            past_observed_mask: Any,
+            future_so_far: Any,
+            future_time_features: Any,
+            static_categorical_features: Any = None,
+            static_real_features: Any = None,
+        ) -> dict[str, Any]:
+            outputs = base(
+                past_values=past_values,
+                past_time_features=past_time_features,
+                past_observed_mask=past_observed_mask,
+                future_values=future_so_far,
+                future_time_features=future_time_features,
+                static_categorical_features=static_categorical_features,
+                static_real_features=static_real_features,
+                use_cache=False,
+                return_dict=True,
+            )
+            given: dict[str, Any] = {"last_hidden_state": outputs.last_hidden_state}
+            if head is not None:
+                names = model.distribution_output.args_dim
+                values = head(outputs.last_hidden_state)
+                given = {"params": dict(zip(names, values, strict=True))}
+            return given | {"loc": outputs.loc, "scale": outputs.scale}
+
+    return Forecaster()

@@ -12,13 +12,15 @@ from tfx.chatter import quiet
 from tfx.export.families import FAMILIES, build
 from tfx.export.pipeline import export_bundles
 from tfx.recipe import ExportRecipe
+from tfx.runtime.parts import part_of, speaks
 
 TEXT = {"batch", "sequence"}
 IMAGE = {"batch"}
 DECODER = {"batch", "sequence", "encoder_sequence"}
 
-# Axes of the graph, or of each of the two; by model type. Others are texts.
+# Axes of the graph, or of each of the two; by model type or class. Others are texts.
 AXES = {
+    "SpeechT5ForTextToSpeech": [TEXT, DECODER],
     "beit": [IMAGE],
     "clip": [{"texts", "images", "sequence"}],
     "clip_vision_model": [IMAGE],
@@ -30,6 +32,7 @@ AXES = {
     "speecht5": [{"batch", "samples"}, DECODER],
     "swin": [IMAGE],
     "swinv2": [IMAGE],
+    "time_series_transformer": [IMAGE],
     "timesformer": [IMAGE],
     "videomae": [IMAGE],
     "vit": [IMAGE],
@@ -76,7 +79,8 @@ def test_family(family, tmp_path):
         ["encoder", "decoder"] if model.config.is_encoder_decoder and len(bundles) == 2 else [""]
     )
     assert [bundle.manifest.source.part for bundle in bundles] == halves
-    expected = AXES.get(kind, [TEXT, DECODER] if len(bundles) == 2 else [TEXT])
+    texts = [TEXT, DECODER] if len(bundles) == 2 else [TEXT]
+    expected = AXES.get(family.class_name, AXES.get(kind, texts))
     if family.max_sequence:  # one length
         expected = [{"batch"}]
     assert [axes_of(bundle.manifest.signature) for bundle in bundles] == expected
@@ -125,26 +129,31 @@ def assert_chain(bundles, model):
     with encoder, decoder:
         feed = source(bundles[0].manifest.signature, model.config)
         rng = np.random.default_rng(1)
-        target = rng.integers(3, model.config.vocab_size, size=(2, 6))
         states = encoder.predict(feed)["last_hidden_state"]
-        given = {"input_ids": target, "encoder_hidden_states": states}
+        if speaks(model):
+            part_of(model, "decoder")  # averages what it draws
+            kind, shape = "input_values", (2, 6, model.config.num_mel_bins)
+            target = {kind: rng.normal(size=shape).astype(np.float32)}
+            more = {"speaker_embeddings": rng.normal(size=(2, 16)).astype(np.float32)}
+        else:
+            kind, more = "input_ids", {}
+            target = {kind: rng.integers(3, model.config.vocab_size, size=(2, 6))}
+        given = {"encoder_hidden_states": states, **target, **more}
         if "attention_mask" in feed:
             given["encoder_attention_mask"] = feed["attention_mask"]
         found = decoder.predict(given)
-    tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
+    output = "spectrogram" if speaks(model) else "logits"
+    tensors = {name: torch.from_numpy(array) for name, array in (feed | more).items()}
+    tensors[f"decoder_{kind}"] = torch.from_numpy(target[kind])
     with torch.no_grad():
-        whole = model(**tensors, decoder_input_ids=torch.from_numpy(target))
-    np.testing.assert_allclose(found["logits"], whole.logits.numpy(), rtol=1e-4, atol=1e-4)
+        whole = model(**tensors)[output]
+    np.testing.assert_allclose(found[output], whole.numpy(), rtol=1e-4, atol=1e-4)
     if "attention_mask" in feed:
-        assert_padding_is_seen(model, tensors, target, whole.logits)
-
-
-def assert_padding_is_seen(model, tensors, target, logits):
-    """The comparison above could fail: without the mask, the second row is another."""
-    unmasked = tensors | {"attention_mask": torch.ones_like(tensors["attention_mask"])}
-    with torch.no_grad():
-        other = model(**unmasked, decoder_input_ids=torch.from_numpy(target))
-    assert (other.logits - logits)[1].abs().max() > 1e-3
+        # The comparison above could fail: without the mask, the second row is another.
+        unmasked = tensors | {"attention_mask": torch.ones_like(tensors["attention_mask"])}
+        with torch.no_grad():
+            other = model(**unmasked)[output]
+        assert (other - whole)[1].abs().max() > 1e-3
 
 
 def source(signature, config):

@@ -1,11 +1,10 @@
 import pytest
 import transformers
 
-from tfx.errors import ExportError
 from tfx.export.architectures import plan_inputs
 from tfx.export.tiny_configs import build_tiny, tiny_config
 from tfx.runtime.modules import without_cache
-from tfx.runtime.parts import part_of
+from tfx.runtime.parts import part_of, whole_of
 
 
 def test_mpt_has_positions_by_another_name():
@@ -41,12 +40,30 @@ def test_canine_reads_code_points():
     assert plan_inputs(model, config).examples["input_ids"].max() < 128
 
 
-def test_a_decoder_of_time_series_is_refused_with_a_way_out():
-    config = tiny_config(transformers.TimeSeriesTransformerConfig, prediction_length=4)
+def test_a_forecast_reads_the_past_with_its_lags_and_the_future_so_far():
+    config = tiny_config(
+        transformers.TimeSeriesTransformerConfig,
+        lags_sequence=[1, 5],
+        num_static_categorical_features=2,
+        cardinality=[3, 4],
+        embedding_dimension=[2, 2],
+        num_static_real_features=1,
+        input_size=2,
+    )
     model = build_tiny(transformers.TimeSeriesTransformerModel, config)
-    with pytest.raises(ExportError, match="reads the future so far") as caught:
-        plan_inputs(model, config)
-    assert "factory" in caught.value.hint
+    plan = plan_inputs(whole_of(model), config)
+    sizes = {name: tuple(example.shape[1:]) for name, example in plan.examples.items()}
+    assert sizes == {
+        "past_values": (16 + 5, 2),
+        "past_time_features": (16 + 5, 2),
+        "past_observed_mask": (16 + 5, 2),
+        "future_so_far": (6, 2),
+        "future_time_features": (6, 2),
+        "static_categorical_features": (2,),
+        "static_real_features": (1,),
+    }
+    assert all(axes[0] == "batch" and not any(axes[1:]) for axes in plan.dynamic.values())
+    assert set(plan.examples["past_observed_mask"].unique().tolist()) == {0, 1}
 
 
 def test_caches_are_off_inside_too():
