@@ -122,6 +122,10 @@ def settings_of(threads: int, floats: DType) -> dict[str, Any]:
         # Pinned, its threads wait for whatever else runs on their CPU, another session's above
         # all: MiniLM 1x128 took 61 ms instead of 40 ms beside one busy process on 2 cores.
         "ENABLE_CPU_PINNING": False,
+        # The kernels it makes of several operators at run time give wrong attention when the
+        # length grows from one run to the next (2026.4.1). Without them MiniLM is as fast,
+        # within what other work on the machine makes of it.
+        "SNIPPETS_MODE": "DISABLE",
     }
 
 

@@ -16,10 +16,11 @@ from tfx.signature import Signature, TensorSpec
 
 SIZE = 8  # of a head
 NAMES = ("q", "k", "v")
+AXES = {"q": "sequence", "k": "keys", "v": "keys"}
 
 
 def signature(heads):
-    shapes = [("batch", "sequence", count * SIZE) for count in heads]
+    shapes = [("batch", AXES[name], count * SIZE) for name, count in zip(NAMES, heads, strict=True)]
     return Signature(
         tuple(TensorSpec(*one) for one in zip(NAMES, [DType.FLOAT32] * 3, shapes, strict=True)),
         (TensorSpec("y", DType.FLOAT32, ("batch", heads[0], "sequence", SIZE)),),
@@ -30,7 +31,7 @@ def attention_graph(heads) -> onnx.ModelProto:
     """Attention on inputs cut into heads by a reshape to -1, which hides how many there are."""
     nodes, inputs = [], []
     for name, count in zip(NAMES, heads, strict=True):
-        shape = ["batch", "sequence", count * SIZE]
+        shape = ["batch", AXES[name], count * SIZE]
         inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         nodes.append(helper.make_node("Shape", [name], [f"{name}.tokens"], end=2))
         nodes.append(
@@ -47,10 +48,10 @@ def attention_graph(heads) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
 
 
-def feed_of(heads, rng):
+def feed_of(heads, rng, batch=2, lengths=(5, 5, 5)):
     return {
-        name: rng.normal(size=(2, 5, count * SIZE)).astype(np.float32)
-        for name, count in zip(NAMES, heads, strict=True)
+        name: rng.normal(size=(batch, length, count * SIZE)).astype(np.float32)
+        for name, count, length in zip(NAMES, heads, lengths, strict=True)
     }
 
 
@@ -62,6 +63,19 @@ def test_grouped_queries_give_what_onnxruntime_gives(tmp_path, rng, heads, threa
     for name in ("onnxruntime", "openvino"):
         found[name] = get_backend(name).load(bundle, RunOptions(threads=threads)).run(feed)["y"]
     np.testing.assert_allclose(found["openvino"], found["onnxruntime"], rtol=1e-5, atol=1e-6)
+
+
+def test_sizes_that_change_from_run_to_run(tmp_path, rng):
+    """OpenVINO's generated kernels, left on, remember the sizes of an earlier run."""
+    heads = (4, 4, 4)
+    bundle = write_bundle(tmp_path / "b", attention_graph(heads), signature=signature(heads))
+    one, other = (
+        get_backend(name).load(bundle, RunOptions(threads=2))
+        for name in ("onnxruntime", "openvino")
+    )
+    for batch, queries, keys in ((3, 1, 1), (1, 11, 13), (1, 14, 16), (1, 23, 27), (3, 23, 27)):
+        feed = feed_of(heads, rng, batch, (queries, keys, keys))
+        np.testing.assert_allclose(other.run(feed)["y"], one.run(feed)["y"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("heads", "changed"), [((4, 2, 2), 1), ((4, 4, 4), 0)], ids=str)
