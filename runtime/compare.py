@@ -38,12 +38,30 @@ TOLERANCES: dict[DType, Tolerance] = {
         "an operand has 11 bits, three more than bfloat16's: an eighth of its tolerance; 5e-3 on "
         "MiniLM and 2e-2 on a tiny cross-encoder of random weights were seen in PyTorch",
     ),
+    DType.FLOAT16: Tolerance(
+        2e-2,
+        "an operand has 11 bits, 8 times as fine as bfloat16, and errors come out in proportion: "
+        "2e-3 on MiniLM, up to 7e-3 on tiny models with random weights",
+    ),
     DType.BFLOAT16: Tolerance(
         2e-1,
         "an operand has 8 bits: PyTorch and OpenVINO give 2e-2 to 3e-2 on MiniLM, and up to 1.7e-1 "
         "on tiny models of random weights, whose attention makes small errors large; this "
         "tells what is wrong, at the size of the output itself, from what is rounded, and not "
         "whether a task bears it",
+    ),
+    DType.INT8: Tolerance(
+        5e-1,
+        "a step is 1/127 of the range, and the feeds of a proof are random tokens, on which "
+        "activations leave the range that real text set: 0.1 to 0.3 of the largest output; what "
+        "a wrong scale, mask or weight gives is of the size of the output. What it costs on "
+        "real data is measured, and stands in the manifest as accuracy",
+    ),
+    DType.FLOAT8_E4M3: Tolerance(
+        5e-1, "3 bits of mantissa: the relative step of an 8-bit float is 1/16; see int8"
+    ),
+    DType.INT4: Tolerance(
+        5e-1, "weights alone are rounded, to 15 levels a block; see int8 for what is left to catch"
     ),
 }
 

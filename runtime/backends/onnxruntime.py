@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfx.bundle import Bundle
+from tfx.dtypes import DType
 from tfx.errors import BackendError
 from tfx.extras import install_hint, need, version_of
 from tfx.signature import Feed
@@ -56,12 +57,12 @@ class OnnxRuntime:
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = options.threads
         settings.log_severity_level = 4  # fatal only: errors are raised, and would be printed too
+        variant = bundle.manifest.variants.get(f"onnxruntime-{kind}")
+        graph = bundle.path / variant if variant else bundle.model
         try:
-            session = ort.InferenceSession(
-                str(bundle.model), sess_options=settings, providers=[provider]
-            )
+            session = ort.InferenceSession(str(graph), sess_options=settings, providers=[provider])
         except Exception as error:  # its pybind exceptions share no public base
-            raise BackendError(f"onnxruntime cannot load {bundle.model}: {error}") from error
+            raise BackendError(f"onnxruntime cannot load {graph}: {error}") from error
         if session.get_providers()[0] != provider:  # it falls back to CPU without an error
             raise BackendError(f"onnxruntime gave {session.get_providers()[0]}, not {provider}")
         facts = RunFacts(
@@ -69,8 +70,12 @@ class OnnxRuntime:
             version=version_of("onnxruntime") or ort.__version__,
             engine=provider,
             device=options.device,
-            precision=bundle.manifest.precision,
+            # The form of a half-precision graph for a CPU casts its weights when it loads them.
+            precision=DType.FLOAT32
+            if variant and own is not DType.FLOAT32
+            else bundle.manifest.precision,
             threads=options.threads,
+            notes=(f"runs {variant}, the form of the graph made for it",) if variant else (),
         )
         return OnnxExecutable(session, facts)
 

@@ -17,6 +17,7 @@ from .errors import TfxError
 COMMANDS = {
     "export": "tfx.export.cli:export",
     "build": "tfx.export.cli:build",
+    "quantize": "tfx.quantize.cli:quantize",
     "predict": "tfx.runtime.cli:predict",
     "bench": "tfx.bench.cli:bench",
     "inspect": "tfx.runtime.cli:inspect",
@@ -28,6 +29,7 @@ COMMANDS = {
 SUMMARIES = {
     "export": "Export a PyTorch Transformer to a portable, fused ONNX bundle.",
     "build": "Build a TensorRT engine from a bundle, for the GPUs it shall run on.",
+    "quantize": "Write a bundle of lower precision, with calibration and proof.",
     "predict": "Run a bundle on text, JSONL or npz.",
     "bench": "Measure a family of bundles on every backend that works here.",
     "inspect": "Show a bundle: signature, graph, proof, files.",

@@ -17,6 +17,9 @@ PRECISIONS: dict[DType, str] = {
     DType.INT4: "int4",
 }
 
+# The key of ``Manifest.variants`` for ONNX Runtime's CPU execution provider.
+ORT_CPU = "onnxruntime-cpu"
+
 
 class RangeMethod(StrEnum):
     """How the range of an activation is chosen from what calibration saw."""

@@ -1,0 +1,193 @@
+"""Static and dynamic 8-bit: calibrate once, then lower any choice of groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from tfx.dtypes import DType
+from tfx.errors import RecipeError, listing
+from tfx.quantization import KeptNode, QuantizeRecipe
+
+from .calibration import CalibrationData, see_extremes, see_histograms
+from .linear import array_of, find_lookups, find_products, groups_of, shared_data, split_gemms
+from .qdq import quantize_activations, quantize_tables, quantize_weights
+from .smooth import ALPHAS, SMOOTHED, WORTH, Smoothing, apply_smoothing, can_fold, choose_smoothing
+from .statistics import ActivationStatistics
+
+# Relative squared error of the products below which smoothing is not tried where it would cost
+# a multiplication per element: it is lost in the error of the others.
+SMALL_ERROR = 1e-3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A float graph ready to be lowered, as often as wanted.
+
+    Attributes:
+        model: The graph, smoothed; ``lower`` works on a copy.
+        statistics: Name of each activation to what calibration found; empty for dynamic ranges.
+        smoothings: Name of each smoothed activation to how.
+        groups: What can be kept apart, in the graph's order.
+    """
+
+    model: ir.Model
+    statistics: Mapping[str, ActivationStatistics] = field(default_factory=dict)
+    smoothings: Mapping[str, Smoothing] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of what can be kept in higher precision."""
+        return groups_of(find_products(self.model), find_lookups(self.model))
+
+    @property
+    def alpha(self) -> float:
+        """Median alpha of the smoothed activations; 0 for none."""
+        alphas = [one.alpha for one in self.smoothings.values()]
+        return float(np.median(alphas)) if alphas else 0.0
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph in lower precision.
+
+    Attributes:
+        model: The graph.
+        quantized: Nodes in it that compute or read in the lower precision.
+        kept: Nodes that could, and do not.
+    """
+
+    model: ir.Model
+    quantized: int
+    kept: tuple[KeptNode, ...]
+
+
+def prepare(
+    model: ir.Model,
+    recipe: QuantizeRecipe,
+    data: CalibrationData | None,
+    on_pass: Callable[[str, int, int], None] = lambda *_: None,
+) -> Prepared:
+    """Find ranges, and smooth where it pays.
+
+    Args:
+        model: The float graph; changed in place.
+        recipe: Method, smoothing.
+        data: Feeds; None for dynamic ranges.
+        on_pass: Called with what is done, and how many batches of how many.
+
+    Raises:
+        QuantizeError: If activations are NaN, or nothing can be quantized.
+    """
+    split_gemms(model)
+    if data is None or recipe.dynamic:
+        return Prepared(model)
+    smoothings: dict[str, Smoothing] = {}
+    values = {product.data: -1 for product in find_products(model)}
+
+    def looking(what: str) -> Callable[[int], None]:
+        return lambda done: on_pass(what, done, len(data))
+
+    extremes = see_extremes(
+        model, values, data, seed=recipe.seed, on_batch=looking("activation ranges")
+    )
+    if recipe.precision is DType.INT8 and recipe.smooth != 0:
+        for value, products in list(shared_data(find_products(model))):
+            one = extremes[str(value.name)]
+            if one.rows is None or one.channels is None or not one.amax:
+                continue
+            smoothing = choose_smoothing(
+                one.rows,
+                one.channels,
+                [array_of(product.weight) for product in products],
+                ALPHAS if recipe.smooth is None else (recipe.smooth,),
+                worth=WORTH if recipe.smooth is None else 1.0,
+            )
+            free = can_fold(value, products)
+            asked = recipe.smooth is not None
+            if smoothing.alpha and (free or asked or smoothing.plain > SMALL_ERROR):
+                smoothed = apply_smoothing(model.graph, value, products, smoothing.scale)
+                smoothings[str(smoothed.name)] = smoothing
+        values = {product.data: -1 for product in find_products(model)}
+        extremes = see_extremes(
+            model, values, data, seed=recipe.seed, on_batch=looking("smoothed ranges")
+        )
+    histograms = see_histograms(
+        model,
+        {value: extremes[str(value.name)].amax for value in values},
+        data,
+        on_batch=looking("histograms"),
+    )
+    statistics = {}
+    for name, histogram in histograms.items():
+        scale = smoothings[name].scale if name in smoothings else None
+        statistics[name] = ActivationStatistics.of(extremes[name], histogram, scale)
+    return Prepared(model, statistics, smoothings)
+
+
+def prepare_again(model: ir.Model, statistics: Mapping[str, ActivationStatistics]) -> Prepared:
+    """Prepare a graph with what an earlier calibration of it found.
+
+    Args:
+        model: The same float graph; changed in place.
+        statistics: As ``load_statistics`` gave them.
+
+    Raises:
+        RecipeError: If they are of another graph.
+    """
+    split_gemms(model)
+    for value, products in list(shared_data(find_products(model))):
+        for name in (str(value.name), f"{value.name}{SMOOTHED}"):
+            known = statistics.get(name)
+            if known is not None and len(known.smoothing):
+                apply_smoothing(model.graph, value, products, known.smoothing)
+    names = {str(product.data.name) for product in find_products(model)}
+    if missing := sorted(names - statistics.keys()):
+        raise RecipeError(
+            listing("calibration is of another graph, it lacks:", missing[:10]),
+            hint="Calibrate with a file.",
+        )
+    return Prepared(model, statistics)
+
+
+def lower(prepared: Prepared, recipe: QuantizeRecipe, keep: Collection[str] = ()) -> Lowered:
+    """Lower all groups but those kept.
+
+    Args:
+        prepared: Not changed.
+        recipe: Precision, method; its ``keep`` is added to ``keep``.
+        keep: Groups to leave in floats.
+
+    Raises:
+        RecipeError: If a group is not one of the graph's.
+    """
+    model = prepared.model.clone()
+    products, lookups = find_products(model), find_lookups(model)
+    kept_groups = {*keep, *recipe.keep}
+    known = groups_of(products, lookups)
+    if unknown := sorted(kept_groups - set(known)):
+        raise RecipeError(
+            listing("there is no such group to keep:", unknown),
+            hint="See the groups with: tfx quantize --list-groups",
+        )
+    chosen = [one for one in products if one.group not in kept_groups]
+    # No engine reads rows of 8-bit floats.
+    is_int8 = recipe.precision is DType.INT8
+    tables = [one for one in lookups if one.group not in kept_groups] if is_int8 else []
+    quantize_weights(model.graph, chosen, recipe.precision)
+    if not recipe.dynamic:
+        amax = {
+            name: one.amax(recipe.method, recipe.percentile)
+            for name, one in prepared.statistics.items()
+        }
+        quantize_activations(model.graph, chosen, amax, recipe.precision)
+    quantize_tables(model.graph, tables, recipe.precision)
+    reason = "kept as asked" if not keep else "kept for accuracy"
+    nodes = [(one.node, one.group) for one in lookups] + [(one.node, one.group) for one in products]
+    kept = tuple(
+        KeptNode(str(node.name), group, reason) for node, group in nodes if group in kept_groups
+    )
+    return Lowered(model, len(chosen) + len(tables), kept)

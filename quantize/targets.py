@@ -1,0 +1,168 @@
+"""Forms of a quantized graph for one engine: the same numbers, in operators it runs faster.
+
+The portable graph is what a bundle is; a form for one engine stands beside it, in a file of
+its own that reads the same weights. docs/decisions/0007 has what each of them gains.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from .linear import add_constant, is_constant
+
+MICROSOFT = "com.microsoft"
+
+# int8 with zero point 0 as uint8: x86 multiplies unsigned by signed, and packs anything else.
+SHIFT = 128
+
+
+def lower_for_ort_cpu(model: ir.Model) -> int:
+    """Rewrite QDQ products and lookups to what ONNX Runtime's CPU kernels take.
+
+    ``MatMul(DQ(Q(x)), DQ(W)) + b`` becomes ``MatMulIntegerToFloat(Q'(x), W, b)``: the integers
+    are multiplied, and scale and bias applied as each result leaves the registers. ONNX Runtime
+    does that by itself for unsigned activations only, and never with the bias. ``MatMul(x,
+    DQ(W))`` becomes the same with the range of x taken at run time. ``Gather(DQ(T), i)``
+    becomes ``Gather(T, i)`` scaled after, so that a table is not dequantized to read 128 rows.
+
+    Args:
+        model: Changed in place.
+
+    Returns:
+        Nodes rewritten; 0 says that this form is not needed.
+    """
+    model.graph.opset_imports.setdefault(MICROSOFT, 1)
+    unsigned: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+    count = 0
+    for node in list(model.graph):
+        if node.op_type == "MatMul":
+            count += _lower_product(model.graph, node, unsigned)
+        elif node.op_type == "Gather":
+            count += _lower_lookup(model.graph, node)
+    _drop_dead(model.graph)
+    return count
+
+
+def _lower_product(
+    graph: ir.Graph,
+    node: ir.Node,
+    unsigned: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]],
+) -> int:
+    data, weight = node.inputs
+    assert data is not None
+    assert weight is not None
+    known = _constant_dequantized(weight)
+    if known is None or known[0].dtype != ir.DataType.INT8:
+        return 0
+    values, scale = known
+    if data not in unsigned:
+        unsigned[data] = _unsigned(graph, node, data)
+    quantized, step, zero = unsigned[data]
+    inputs: list[ir.Value | None] = [quantized, values, step, scale, zero, None]
+    output, replaced = node.outputs[0], [node]
+    if (addition := _bias_of(node, scale)) is not None:
+        add, bias = addition
+        inputs.append(bias)
+        output = add.outputs[0]
+        replaced = [add, node]
+    fused = ir.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT)
+    fused.metadata_props.update(node.metadata_props)
+    fused.outputs[0].type, fused.outputs[0].shape = output.type, output.shape
+    graph.insert_before(node, fused)
+    _take_over(output, fused.outputs[0])
+    graph.remove(replaced, safe=True)
+    return 1
+
+
+def _lower_lookup(graph: ir.Graph, node: ir.Node) -> int:
+    table, indices = node.inputs
+    assert table is not None
+    assert indices is not None
+    known = _constant_dequantized(table)
+    if known is None or known[0].dtype != ir.DataType.INT8:
+        return 0
+    values, scale = known
+    last = graph.initializers.get("last_axis") or add_constant(
+        graph, "last_axis", np.array([-1], np.int64)
+    )
+    rows = ir.node("Gather", [values, indices], {"axis": 0})
+    floats = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT})
+    steps = ir.node("Gather", [scale, indices], {"axis": 0})
+    column = ir.node("Unsqueeze", [steps.outputs[0], last])
+    scaled = ir.node("Mul", [floats.outputs[0], column.outputs[0]])
+    for one in (rows, floats, steps, column, scaled):
+        one.metadata_props.update(node.metadata_props)
+    scaled.outputs[0].type, scaled.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    graph.insert_before(node, [rows, floats, steps, column, scaled])
+    _take_over(node.outputs[0], scaled.outputs[0])
+    graph.remove(node, safe=True)
+    return 1
+
+
+def _unsigned(
+    graph: ir.Graph, before: ir.Node, data: ir.Value
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """An activation as uint8, its scale and its zero point."""
+    dequantize = data.producer()
+    quantize = None
+    if dequantize is not None and dequantize.op_type == "DequantizeLinear":
+        source = dequantize.inputs[0]
+        quantize = source.producer() if source is not None else None
+    if quantize is None or quantize.op_type != "QuantizeLinear":
+        dynamic = ir.node("DynamicQuantizeLinear", [data], num_outputs=3)
+        dynamic.metadata_props.update(before.metadata_props)
+        graph.insert_before(before, dynamic)
+        values, step, zero = dynamic.outputs
+        return values, step, zero
+    float_data, scale = quantize.inputs[0], quantize.inputs[1]
+    assert scale is not None
+    shift = graph.initializers.get("zero_point_uint8") or add_constant(
+        graph, "zero_point_uint8", np.array(SHIFT, np.uint8)
+    )
+    node = ir.node("QuantizeLinear", [float_data, scale, shift])
+    node.metadata_props.update(quantize.metadata_props)
+    graph.insert_before(quantize, node)
+    return node.outputs[0], scale, shift
+
+
+def _constant_dequantized(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """Integers and scales of a weight that is dequantized in the graph; None if it is none."""
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or len(node.inputs) > 2:
+        return None
+    values, scale = node.inputs[0], node.inputs[1]
+    if values is None or scale is None or not is_constant(values) or not is_constant(scale):
+        return None
+    if scale.shape is None or len(scale.shape) != 1:
+        return None
+    return values, scale
+
+
+def _bias_of(node: ir.Node, scale: ir.Value) -> tuple[ir.Node, ir.Value] | None:
+    output = node.outputs[0]
+    users = output.uses()
+    if len(users) != 1 or output.is_graph_output() or users[0].node.op_type != "Add":
+        return None
+    bias = users[0].node.inputs[1 - users[0].idx]
+    if bias is None or not is_constant(bias) or bias.shape != scale.shape:
+        return None
+    return users[0].node, bias
+
+
+def _take_over(old: ir.Value, new: ir.Value) -> None:
+    name = old.name
+    is_output = old.is_graph_output()
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    if is_output:
+        old.name = f"{name}_replaced"
+        new.name = name
+
+
+def _drop_dead(graph: ir.Graph) -> None:
+    for node in reversed(list(graph)):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
+    for value in list(graph.initializers.values()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[str(value.name)]
