@@ -15,7 +15,7 @@ from tfx.chatter import quiet
 from tfx.errors import SourceError
 from tfx.extras import install_hint, need
 from tfx.models import KNOWN_MODELS
-from tfx.recipe import DECODER, PARTS, Changes, ExportRecipe, Source, SourceKind
+from tfx.recipe import PARTS, Changes, ExportRecipe, Source, SourceKind
 from tfx.runtime.adapters import read_adapter
 from tfx.runtime.checkpoint import checkpoint_folder, config_of, hub_commit
 from tfx.runtime.modules import (
@@ -25,7 +25,7 @@ from tfx.runtime.modules import (
     named_weights,
     weights_digest,
 )
-from tfx.runtime.parts import AVERAGED
+from tfx.runtime.parts import notes_of
 from tfx.runtime.trimming import trim_config
 
 from .changes import describe_changes, task_of_adapter
@@ -44,6 +44,9 @@ TASK_OF_ENDING = {
     "ForPrediction": "time-series-forecasting",
     "WithProjection": "feature-extraction",
 }
+
+# Heads whose decoder reads the input again, shifted by one: one pass, no target of its own.
+ONE_PASS = ("ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +166,7 @@ def load(model: str | torch.nn.Module, recipe: ExportRecipe, examples: Any = Non
         module = load_module(source)
         folder = None if source.kind is SourceKind.CONFIG else checkpoint_folder(source)
     notes = describe_changes(source.changes, config)
-    if part == DECODER and class_name in AVERAGED:
-        notes = (*notes, AVERAGED[class_name])
+    notes = (*notes, *notes_of(class_name, config, part))
     if source.changes.layers:
         trim_config(config, source.changes.layers)
     return _loaded(name_of(model), source, task, module, config=config, folder=folder, notes=notes)
@@ -189,6 +191,8 @@ def parts_of(model: str, recipe: ExportRecipe) -> tuple[str, ...]:
 def is_encoder_decoder(config: Any, class_name: str) -> bool:
     """Whether a class reads a target beside its input, and so becomes two graphs."""
     cls = getattr(need("transformers"), class_name, None)
+    if class_name.endswith(ONE_PASS):
+        return False
     # DETR calls itself an encoder-decoder too; its queries are weights, not an input.
     return (
         cls is not None

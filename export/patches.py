@@ -43,6 +43,17 @@ def _shared_heads(attention: Any) -> Any:
     return attend
 
 
+def _first_is_last(_: Any) -> Any:
+    def shift(input_ids: Any, pad_token_id: int) -> Any:
+        import torch
+
+        ids = input_ids.masked_fill(input_ids == -100, pad_token_id)
+        last = ids.ne(pad_token_id).sum(dim=1, keepdim=True) - 1
+        return torch.cat([ids.gather(1, last), ids[:, :-1]], dim=1)
+
+    return shift
+
+
 # Whether the Longformer being traced has tokens with global attention.
 _HAS_GLOBAL = contextvars.ContextVar("_HAS_GLOBAL", default=True)
 
@@ -123,6 +134,16 @@ PATCHES: tuple[Patch, ...] = (
         _shared_heads,
         "One head of keys for all heads of queries (Falcon) is broadcast without being said, "
         "which PyTorch's translation to ONNX refuses. Until it broadcasts too.",
+    ),
+    *(
+        Patch(
+            f"transformers.models.{name}.modeling_{name}:shift_tokens_right",
+            _first_is_last,
+            "Squeezes the last tokens of the batch over all axes, so that a batch of 1 becomes a "
+            "number (modeling_mbart.py, shift_tokens_right), which a graph for any batch cannot. "
+            "Until transformers names the axis.",
+        )
+        for name in ("mbart", "plbart")
     ),
     *(
         Patch(

@@ -143,7 +143,9 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "swinv2": _WINDOWS,
     "donut-swin": _WINDOWS,
     "maskformer-swin": _WINDOWS,
+    "t5": {"decoder_start_token_id": 0},
     "time_series_transformer": _SERIES,
+    "xmod": {"default_language": "en_XX"},
     "zamba": {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
         "num_hidden_layers": 4,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.errors import SourceError
 from tfx.extras import need
-from tfx.recipe import ENCODER, PARTS
+from tfx.recipe import DECODER, ENCODER, PARTS
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +22,24 @@ AVERAGED: Mapping[str, str] = dict.fromkeys(
 )
 
 
+def notes_of(class_name: str, config: Any, part: str) -> tuple[str, ...]:
+    """What ``whole_of`` and ``part_of`` change in a class of transformers, a sentence each."""
+    if part == DECODER and class_name in AVERAGED:
+        return (AVERAGED[class_name],)
+    if _by_end_token(class_name, config):
+        return (
+            f"a text is classified at its last end token (id {config.eos_token_id}); one without "
+            "is by its first token, where PyTorch refuses it",
+        )
+    return ()
+
+
 def whole_of(model: Any) -> torch.nn.Module:
-    """A model of one graph: itself, or a module around it where its inputs are no graph's.
+    """A model of one graph: itself, or a module around it where its code is no graph's.
+
+    Encoder-decoders that classify texts (BART, T5) pick the last end token of each by a mask,
+    and refuse texts with more or fewer of them than others: sizes that depend on data. Around
+    them its place is looked up; a text without one is classified by its first token.
 
     Forecasters that read the future so far (Time Series Transformer, Informer, Autoformer) take
     it as ``future_values``, which exporters drop as a label. Around them it is ``future_so_far``;
@@ -31,10 +47,21 @@ def whole_of(model: Any) -> torch.nn.Module:
     distribution (``params.df``, ...) for every step ahead, else ``last_hidden_state``.
     """
     base = getattr(model, "model", model)
-    if not hasattr(base, "create_network_inputs"):
-        itself: torch.nn.Module = model
-        return itself
-    return _forecaster(model, base).eval()
+    if hasattr(base, "create_network_inputs"):
+        return _forecaster(model, base).eval()
+    if _by_end_token(type(model).__name__, model.config):
+        return _classifier(model).eval()
+    itself: torch.nn.Module = model
+    return itself
+
+
+def _by_end_token(class_name: str, config: Any) -> bool:
+    return (
+        class_name.endswith("ForSequenceClassification")
+        and bool(getattr(config, "is_encoder_decoder", False))
+        # T5Gemma looks up the last token that is no padding, which is a graph's.
+        and not config.model_type.startswith("t5gemma")
+    )
 
 
 def part_of(model: Any, part: str) -> torch.nn.Module:
@@ -165,6 +192,32 @@ def _speaker(model: Any) -> torch.nn.Module:
             return {"spectrogram": after, "frames": before, "stop_logits": stop}
 
     return Speaker()
+
+
+def _classifier(model: Any) -> torch.nn.Module:
+    torch = need("torch")
+
+    class Classifier(torch.nn.Module):  # type: ignore[misc, name-defined]
+        main_input_name = "input_ids"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any = None) -> dict[str, Any]:
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+            # T5's class shifts; the others' base model does it by itself.
+            if hasattr(self.model, "_shift_right"):
+                inputs["decoder_input_ids"] = self.model._shift_right(input_ids)
+            base = getattr(self.model, self.model.base_model_prefix)
+            states = base(**inputs, use_cache=False, return_dict=True).last_hidden_state
+            is_end = input_ids == self.model.config.eos_token_id
+            places = torch.arange(input_ids.shape[1], device=input_ids.device)
+            last = torch.where(is_end, places, 0).amax(1)
+            picked = states.gather(1, last[:, None, None].expand(-1, 1, states.shape[-1]))
+            return {"logits": self.model.classification_head(picked[:, 0])}
+
+    return Classifier()
 
 
 def _forecaster(model: Any, base: Any) -> torch.nn.Module:

@@ -87,3 +87,14 @@ def test_one_head_of_keys_serves_all_queries(shared):
     with patched():
         found = nn.functional.scaled_dot_product_attention(query, key, value)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mbart", "plbart"])
+def test_the_last_token_comes_first_in_a_batch_of_any_size(name):
+    module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    ids = torch.tensor([[5, 6, 7, 2], [8, 2, 1, 1], [-100, -100, 9, 3]])
+    for rows in (ids, ids[1:2]):
+        expected = module.shift_tokens_right(rows.clone(), 1)
+        with patched():
+            found = module.shift_tokens_right(rows, 1)
+        assert torch.equal(found, expected)

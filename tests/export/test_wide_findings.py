@@ -1,11 +1,13 @@
 """What the wide net found once, in one place."""
 
 import numpy as np
+import pytest
 import torch
 import transformers
 
 from tfx.dtypes import DType
 from tfx.export.architectures import plan_inputs
+from tfx.export.loader import is_encoder_decoder
 from tfx.export.processing import read_processing
 from tfx.export.proof import text_cases
 from tfx.export.tiny_configs import build_tiny, tiny_config
@@ -59,3 +61,16 @@ def test_rows_that_mask_every_key_are_averages(tmp_path):
     (row,) = candidates(["text-classification"], ["gemma2"])
     found = attempt(row, tmp_path)
     assert (found.status, found.reason, found.softmax) == (OK, "", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "two"),
+    [
+        ("BartForSequenceClassification", False),
+        ("BartForQuestionAnswering", False),
+        ("BartForConditionalGeneration", True),
+        ("BartModel", True),
+    ],
+)
+def test_a_head_that_reads_its_input_twice_is_one_graph(name, two):
+    assert is_encoder_decoder(transformers.BartConfig(), name) == two

@@ -6,8 +6,9 @@ import transformers
 
 from tfx.export.families import FAMILIES, build
 from tfx.export.loader import load
+from tfx.export.tiny_configs import build_tiny, tiny_config
 from tfx.recipe import ExportRecipe
-from tfx.runtime.parts import AVERAGED, part_of, whole_of
+from tfx.runtime.parts import AVERAGED, notes_of, part_of, whole_of
 
 BY_CLASS = {family.class_name: family for family in FAMILIES}
 
@@ -125,6 +126,33 @@ def test_a_step_of_a_forecast_does_not_see_its_own_future(forecaster):
 def test_a_forecaster_without_a_head_gives_its_states(forecaster):
     found = whole_of(forecaster.model)(**future(forecaster))
     assert found.keys() == {"last_hidden_state", "loc", "scale"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["Bart", "MBart", "T5"])
+def test_a_text_is_classified_at_its_last_end_token(name):
+    config = tiny_config(getattr(transformers, f"{name}Config"))
+    model = build_tiny(getattr(transformers, f"{name}ForSequenceClassification"), config)
+    ids = torch.arange(3, 27).reshape(3, 8)
+    ids[:, 2] = ids[0, 7] = ids[1, 5] = ids[2, 3] = config.eos_token_id
+    ids[1, 6:] = ids[2, 4:] = config.pad_token_id
+    given = {"input_ids": ids, "attention_mask": (ids != config.pad_token_id).long()}
+    found = whole_of(model)(**given)
+    assert found.keys() == {"logits"}
+    torch.testing.assert_close(found["logits"], model(**given).logits)
+    # One end token more or fewer: PyTorch refuses, here it is the last, or the first token.
+    ids[0, 2] = 3
+    with pytest.raises(ValueError, match="same number of <eos>"):
+        model(**given)
+    torch.testing.assert_close(whole_of(model)(**given)["logits"][1:], found["logits"][1:])
+
+
+def test_the_note_says_where_a_text_is_classified():
+    config = transformers.BartConfig()
+    (note,) = notes_of("BartForSequenceClassification", config, "")
+    assert "(id 2)" in note
+    assert notes_of("BartForQuestionAnswering", config, "") == ()
+    assert notes_of("BertForSequenceClassification", transformers.BertConfig(), "") == ()
 
 
 def test_other_models_are_left_alone():
