@@ -14,7 +14,7 @@ from tfx.errors import BundleError
 from tfx.extras import version_of
 from tfx.manifest import Manifest, Step
 from tfx.recipe import EngineBuild, EngineRecipe, Target
-from tfx.runtime.engines import MODULES, load_library
+from tfx.runtime.engines import MODULES, load_library, remember_engine
 from tfx.signature import ShapeRange
 
 from .engine import refuse_lacking, resolve_profiles
@@ -82,7 +82,9 @@ def build_bundle(
         on_step("writing the bundle")
         _copy_files(bundle, staging.path)
         staging.finish(_manifest(bundle, build, staging.path))
-    return open_bundle(target, verify=False)
+    built = open_bundle(target, verify=False)
+    remember_engine(built)
+    return built
 
 
 def name_of(bundle: Bundle, recipe: EngineRecipe) -> str:

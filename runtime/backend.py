@@ -25,7 +25,8 @@ class RunOptions:
     Attributes:
         device: "cpu" or "cuda:0".
         threads: CPU threads of one run.
-        trust: Whether Python code that the bundle names may run: a factory's file.
+        trust: Whether code that the bundle brings may run: a factory's file, an engine that was
+            not built here.
         precision: Type of float matrix products, a name in ``PRECISIONS``; "" for that of the
             bundle's manifest. Integer products of a quantized graph stay as they are.
     """
@@ -148,6 +149,7 @@ BACKENDS: dict[str, str] = {
     "torch": "tfx.runtime.backends.torch_eager:TorchEager",
     "onnxruntime": "tfx.runtime.backends.onnxruntime:OnnxRuntime",
     "openvino": "tfx.runtime.backends.openvino:OpenVino",
+    "tensorrt": "tfx.runtime.backends.tensorrt:TensorRt",
 }
 
 

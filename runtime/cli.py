@@ -1,4 +1,4 @@
-"""``tfx predict``, ``inspect``, ``check``, ``doctor``: arguments in, one call, its report out."""
+"""``tfx predict``, ``evaluate``, ``inspect``, ``check``, ``doctor``: arguments in, one call, its report out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any, BinaryIO
 
 import click
 
+from tfx.bundle import Bundle
 from tfx.codec import encode
 from tfx.console import (
+    FILE,
     FOLDER,
     Progress,
     chosen_bundle,
@@ -58,7 +60,7 @@ STDIO = Path("-")
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @PRECISION
 @click.option("--batch", type=click.IntRange(1), help="Most texts or rows in one run of the model.")
-@click.option("--trust", is_flag=True, help="Let the factory's Python file run.")
+@click.option("--trust", is_flag=True, help="Let the factory's file or a foreign engine run.")
 def predict(
     bundle: Path | None,
     texts: tuple[str, ...],
@@ -149,6 +151,91 @@ def predict(
 
 @click.command
 @click.argument("bundle", required=False, type=FOLDER)
+@click.option("--eval", "data", type=FILE, required=True, help="Samples, with labels or without.")
+@click.option("--metric", default="auto", show_default=True, help="What to measure.")
+@click.option("--reference", type=FOLDER, help="A bundle to compare with, e.g. the parent.")
+@click.option("--samples", type=click.IntRange(1), help="Most samples, drawn by --seed.")
+@click.option("--seed", default=0, help="Of which samples are taken, and of the interval.")
+@click.option("--backend", default="auto", help="What to run it on; default: the first there is.")
+@click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
+@PRECISION
+@click.option("--batch", type=click.IntRange(1), help="Most samples in one run of the model.")
+@click.option("--trust", is_flag=True, help="Let the factory's file or a foreign engine run.")
+@json_option
+def evaluate(
+    bundle: Path | None,
+    data: Path,
+    metric: str,
+    reference: Path | None,
+    samples: int | None,
+    seed: int,
+    backend: str,
+    threads: int | None,
+    precision: str | None,
+    batch: int | None,
+    trust: bool,
+    as_json: bool,
+) -> None:
+    """Measure a bundle's accuracy on labelled data, or beside another.
+
+    Reads TSV or CSV with a header (sentence, or sentence1 and sentence2; label or score), JSONL
+    with such fields, text, CoNLL (.conll), SQuAD 1.1 (.json), or npz with arrays named as the
+    model's inputs, and labels. With --reference the difference is measured on the same samples;
+    without labels, how far the outputs agree. Without BUNDLE: the newest of the current folder.
+    """
+    import numpy as np
+
+    from .datasets import read_dataset
+    from .evaluation import compare_evaluations, show_evaluation
+    from .evaluation import evaluate as measured
+    from .session import Session, open_session
+
+    dataset = read_dataset(data, limit=samples, seed=seed)
+    opened = chosen_bundle(bundle, verify=True)
+    with contextlib.ExitStack() as stack:
+
+        def session_of(source: Bundle | Path) -> Session:
+            return stack.enter_context(
+                open_session(
+                    source,
+                    backend=backend,
+                    threads=threads,
+                    precision=precision or "",
+                    trust=trust,
+                )
+            )
+
+        session = session_of(opened)
+        other = session_of(reference) if reference else None
+        shown = stack.enter_context(progress())
+        shown.step(f"evaluating with {session.report.facts}", len(dataset))
+        found = measured(
+            session,
+            dataset,
+            metric,
+            reference=other,
+            max_rows=batch,
+            seed=seed,
+            on_progress=shown.advance,
+        )
+        theirs = difference = None
+        if other is not None and not found.reference:
+            shown.step("evaluating the reference", len(dataset))
+            theirs = measured(
+                other, dataset, found.metric, max_rows=batch, seed=seed, on_progress=shown.advance
+            )
+            difference = compare_evaluations(theirs, found, np.random.default_rng(seed))
+    if as_json:
+        document = {"bundle": str(opened.path), "evaluation": found.to_dict()}
+        if theirs is not None and difference is not None:
+            document |= {"reference": theirs.to_dict(), "difference": encode(difference)}
+        emit_json(document)
+    else:
+        show_evaluation(console(), found, theirs, difference)
+
+
+@click.command
+@click.argument("bundle", required=False, type=FOLDER)
 @click.option("--graph/--no-graph", default=True, help="Also read the graph.  [default: yes]")
 @click.option("--fusion", is_flag=True, help="List each attention alone: fused, or why not.")
 @json_option
@@ -187,7 +274,7 @@ def inspect(bundle: Path | None, graph: bool, fusion: bool, as_json: bool) -> No
 @click.option("--backend", default="auto", help="What to run it on; default: the first there is.")
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @PRECISION
-@click.option("--trust", is_flag=True, help="Let the factory's Python file run.")
+@click.option("--trust", is_flag=True, help="Let the factory's file or a foreign engine run.")
 @json_option
 def check(
     bundle: Path | None,

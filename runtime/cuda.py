@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from tfx.errors import BackendError
 from tfx.extras import need
@@ -79,3 +82,61 @@ def describe_device(index: int) -> Device:
         f"sm{properties.major}{properties.minor}",
         f"{version // 1000}.{version % 1000 // 10}",
     )
+
+
+class Buffer:
+    """Memory on the GPU, and as much of the host's that the GPU reads and writes by itself.
+
+    It grows to what is asked for and never shrinks: shapes come back, and each allocation waits
+    for the whole device.
+
+    Attributes:
+        device: Address on the GPU; 0 before the first ``reserve``.
+        host: Address of the pinned memory.
+        size_bytes: Of each.
+    """
+
+    def __init__(self, cuda: ModuleType) -> None:
+        self._cuda = cuda
+        self.device = 0
+        self.host = 0
+        self.size_bytes = 0
+
+    def reserve(self, size_bytes: int) -> bool:
+        """Make room; whether the addresses are new.
+
+        Raises:
+            BackendError: If there is not so much memory.
+        """
+        if size_bytes <= self.size_bytes:
+            return False
+        self.free()
+        self.device = int(call(self._cuda.cudaMalloc, size_bytes))
+        self.host = int(call(self._cuda.cudaMallocHost, size_bytes))
+        self.size_bytes = size_bytes
+        return True
+
+    def array(self, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+        """The pinned memory as an array; valid until the next ``reserve`` or ``free``."""
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        assert size <= self.size_bytes
+        memory = (ctypes.c_uint8 * size).from_address(self.host)
+        return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
+
+    def upload(self, size_bytes: int, stream: Any) -> None:
+        """Begin to copy the first bytes from the host to the GPU."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        call(self._cuda.cudaMemcpyAsync, self.device, self.host, size_bytes, kind, stream)
+
+    def download(self, size_bytes: int, stream: Any) -> None:
+        """Begin to copy the first bytes from the GPU to the host."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        call(self._cuda.cudaMemcpyAsync, self.host, self.device, size_bytes, kind, stream)
+
+    def free(self) -> None:
+        """Give the memory back; may be called twice."""
+        if self.device:
+            call(self._cuda.cudaFree, self.device)
+        if self.host:
+            call(self._cuda.cudaFreeHost, self.host)
+        self.device = self.host = self.size_bytes = 0

@@ -37,10 +37,14 @@ DISTRIBUTIONS = (
     "openvino",
     "tensorrt",
     "tensorrt-rtx-cu12-bindings",
+    "cuda-bindings",
 )
 
 # Distribution of a backend's library, where it is not called like the backend.
-LIBRARY = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+LIBRARY = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "tensorrt": ("tensorrt", "tensorrt-rtx-cu12-bindings"),
+}
 
 
 @dataclass(frozen=True, slots=True)

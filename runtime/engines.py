@@ -6,12 +6,16 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tfx.bundle import Bundle
 from tfx.errors import BackendError
 from tfx.extras import need
 from tfx.recipe import Target
+
+from .cache import cache_folder, limit_mb
 
 # Both flavours have one API; the module is all that differs by name.
 MODULES = {Target.TENSORRT: "tensorrt", Target.TENSORRT_RTX: "tensorrt_rtx_bindings"}
@@ -40,11 +44,11 @@ def library_log(trt: ModuleType) -> Any:
     class Log(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.listeners: list[list[str]] = []
+            self.listeners: dict[int, list[str]] = {}
 
         def log(self, severity: Any, message: str) -> None:  # from any thread
             if severity in severe:
-                for heard in tuple(self.listeners):
+                for heard in tuple(self.listeners.values()):
                     heard.append(message)
             if severity != trt.ILogger.VERBOSE:
                 _log.info("%s", message)
@@ -57,12 +61,35 @@ def errors_of(trt: ModuleType) -> Iterator[list[str]]:
     """What the library says of errors while the block runs, oldest first, in any thread."""
     listeners = library_log(trt).listeners
     heard: list[str] = []
-    listeners.append(heard)
+    listeners[id(heard)] = heard
     try:
         yield heard
     finally:
-        # By identity: two empty lists are equal.
-        listeners[:] = [other for other in listeners if other is not heard]
+        del listeners[id(heard)]
+
+
+def remember_engine(bundle: Bundle) -> None:
+    """Note that this user built an engine here; without it, opening one takes trust.
+
+    That it could not be noted is no error: the cache may be off, or read only.
+    """
+    if not limit_mb():
+        return
+    mark = _mark(bundle)
+    try:
+        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mark.touch()
+    except OSError as error:
+        _log.warning("%s will need --trust to run: %s", bundle.path, error)
+
+
+def is_known_engine(bundle: Bundle) -> bool:
+    """Whether this user built this very bundle here."""
+    return _mark(bundle).is_file()
+
+
+def _mark(bundle: Bundle) -> Path:
+    return cache_folder() / "engines-built-here" / bundle.digest
 
 
 def compute_capability(trt: ModuleType, gpu: str) -> Any:

@@ -205,7 +205,7 @@ def open_session(
     bundle: str | os.PathLike[str] | Bundle,
     *,
     backend: str = "auto",
-    device: str = "cpu",
+    device: str = "",
     threads: int | None = None,
     precision: str = "",
     verify: bool = True,
@@ -215,13 +215,16 @@ def open_session(
 
     Args:
         bundle: A bundle's folder, or an opened one.
-        backend: A name in ``BACKENDS``; "auto" takes the first of ``AUTO`` that this machine has.
-        device: "cpu".
+        backend: A name in ``BACKENDS``; "auto" takes "tensorrt" for an engine, else the first of
+            ``AUTO`` that this machine has.
+        device: "cpu" or "cuda:0"; "" for the one the bundle is for: the first GPU for an engine,
+            else the CPU.
         threads: CPU threads of one run; None for all this process may use.
         precision: Type of float matrix products: "fp32", "bf16" or "fp16"; "" for what the
             bundle's manifest says.
         verify: Compare the sha256 of every file with the manifest first.
-        trust: Let Python code that the bundle names run (a factory's file, as torch reference).
+        trust: Let code that the bundle brings run: a factory's file, as torch reference, or an
+            engine that was not built here.
 
     Returns:
         A session, ready to predict.
@@ -235,8 +238,12 @@ def open_session(
     if threads is not None and threads < 1:
         raise BackendError(f"threads is {threads}, expected 1 or more")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
-    name = _first_available() if backend == "auto" else backend
-    options = RunOptions(device, threads or usable_cpus(), trust, precision)
+    is_engine = opened.manifest.engine is not None
+    name = backend
+    if name == "auto":
+        name = "tensorrt" if is_engine else _first_available()
+    where = device or ("cuda:0" if is_engine and name == "tensorrt" else "cpu")
+    options = RunOptions(where, threads or usable_cpus(), trust, precision)
     executable = get_backend(name).load(opened, options)
     return Session(opened, executable, time.perf_counter() - started)
 

@@ -1,7 +1,13 @@
-"""A stand-in for TensorRT's module: records what a build asks of it, and builds nothing real."""
+"""A stand-in for TensorRT's module: records what a build asks of it, runs NumPy for an engine."""
 
+import ctypes
 import enum
 from types import ModuleType, SimpleNamespace
+
+import numpy as np
+
+from tfx.dtypes import DType
+from tfx.runtime.backends.tensorrt import TYPES
 
 PLAN = b"a plan with _gemm_mha_v2_0x12ab and _gemm_mha_v2_0x12ab in it"
 
@@ -14,6 +20,11 @@ ComputeCapability = enum.IntEnum("ComputeCapability", "CURRENT SM80 SM89", start
 HardwareCompatibilityLevel = enum.IntEnum("HardwareCompatibilityLevel", "NONE AMPERE_PLUS", start=0)
 MemoryPoolType = enum.IntEnum("MemoryPoolType", "WORKSPACE TACTIC_DRAM", start=0)
 ProfilingVerbosity = enum.IntEnum("ProfilingVerbosity", "LAYER_NAMES_ONLY NONE DETAILED", start=0)
+
+
+TensorIOMode = enum.IntEnum("TensorIOMode", "NONE INPUT OUTPUT", start=0)
+TensorLocation = enum.IntEnum("TensorLocation", "DEVICE HOST", start=0)
+CudaGraphStrategy = enum.IntEnum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE", start=0)
 
 
 class Config:
@@ -136,3 +147,185 @@ def fake_library():
         ProfilingVerbosity=ProfilingVerbosity,
     )
     return module
+
+
+class FakeRuntime:
+    """What running an engine takes: ``function`` stands for the plan.
+
+    Attributes:
+        refitted: Path of the graph whose weights were put in, once they were.
+        profiles: Profile of each run.
+        contexts: How many there are.
+        strategies: CUDA graph strategy of each context, where one was given.
+        fails: What the next run says instead of running.
+        later: Outputs whose shape is known only after a run.
+    """
+
+    def __init__(self, cuda, signature, function, *, plan=PLAN, version="1.7.1.116"):
+        self.cuda, self.signature, self.function, self.plan = cuda, signature, function, plan
+        self.version = version
+        self.refitted, self.profiles, self.contexts, self.strategies = "", [], 0, []
+        self.fails, self.later, self.on_host = "", set(), set()
+        self.log = None
+        self.budget = None
+
+    def module(self) -> ModuleType:
+        """The library."""
+        module = fake_library()
+        outer = self
+
+        class IOutputAllocator:
+            pass
+
+        class Runtime:
+            def __init__(self, log):
+                outer.log = log
+
+            def deserialize_cuda_engine(self, plan):
+                if plan != outer.plan:
+                    outer.log.log(module.ILogger.ERROR, "bad magic")
+                    return None
+                return FakeEngine(outer)
+
+        class Refitter:
+            def __init__(self, engine, log):
+                pass
+
+            def refit_cuda_engine(self):
+                return bool(outer.refitted)
+
+        class OnnxParserRefitter:
+            def __init__(self, refitter, log):
+                pass
+
+            def refit_from_file(self, path):
+                outer.refitted = path
+                return True
+
+        vars(module).update(
+            __version__=self.version,
+            IOutputAllocator=IOutputAllocator,
+            Runtime=Runtime,
+            Refitter=Refitter,
+            OnnxParserRefitter=OnnxParserRefitter,
+            TensorIOMode=TensorIOMode,
+            TensorLocation=TensorLocation,
+            CudaGraphStrategy=CudaGraphStrategy,
+        )
+        return module
+
+
+class FakeEngine:
+    """``ICudaEngine`` of a signature."""
+
+    def __init__(self, runtime):
+        self.runtime = runtime
+        signature = runtime.signature
+        self.modes = dict.fromkeys((s.name for s in signature.inputs), TensorIOMode.INPUT)
+        self.modes |= dict.fromkeys((s.name for s in signature.outputs), TensorIOMode.OUTPUT)
+        self.specs = {s.name: s for s in (*signature.inputs, *signature.outputs)}
+        self.num_io_tensors = len(self.modes)
+
+    def get_tensor_name(self, index):
+        return list(self.modes)[index]
+
+    def get_tensor_mode(self, name):
+        return self.modes[name]
+
+    def get_tensor_dtype(self, name):
+        return SimpleNamespace(name=TYPES[self.specs[name].dtype])
+
+    def get_tensor_location(self, name):
+        return TensorLocation.HOST if name in self.runtime.on_host else TensorLocation.DEVICE
+
+    def get_weight_streaming_automatic_budget(self):
+        return 4096
+
+    @property
+    def weight_streaming_budget_v2(self):
+        return self.runtime.budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, budget):
+        self.runtime.budget = budget
+
+    def create_runtime_config(self):
+        return SimpleNamespace(cuda_graph_strategy=CudaGraphStrategy.DISABLED)
+
+    def create_execution_context(self, config=None):
+        self.runtime.contexts += 1
+        if config is not None:
+            self.runtime.strategies.append(config.cuda_graph_strategy)
+        return FakeContext(self)
+
+
+class FakeContext:
+    """``IExecutionContext``: shapes and addresses in, work into a stream."""
+
+    def __init__(self, engine):
+        self.engine, self.runtime = engine, engine.runtime
+        self.shapes, self.addresses, self.allocators, self.profile = {}, {}, {}, 0
+
+    def set_optimization_profile_async(self, index, stream):
+        self.profile = index
+        return True
+
+    def set_input_shape(self, name, shape):
+        self.shapes[name] = tuple(shape)
+        return True
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+        return True
+
+    def set_output_allocator(self, name, allocator):
+        self.allocators[name] = allocator
+        return True
+
+    def infer_shapes(self):
+        return [s.name for s in self.runtime.signature.inputs if s.name not in self.shapes]
+
+    def get_tensor_shape(self, name):
+        if name in self.shapes:
+            return self.shapes[name]
+        if name in self.runtime.later:
+            return (-1,)
+        sizes = {
+            axis: size
+            for spec in self.runtime.signature.inputs
+            for axis, size in zip(spec.shape, self.shapes[spec.name], strict=True)
+        }
+        return tuple(sizes.get(axis, axis) for axis in self.engine.specs[name].shape)
+
+    def execute_async_v3(self, stream):
+        runtime, cuda = self.runtime, self.runtime.cuda
+        if runtime.fails or (stream in cuda.capturing and not cuda.capturable):
+            runtime.log.log(Severity.ERROR, runtime.fails or "cannot be captured")
+            return False
+        runtime.profiles.append(self.profile)
+        signature, shapes, addresses = runtime.signature, dict(self.shapes), dict(self.addresses)
+
+        def compute():
+            feed = {s.name: _array(addresses[s.name], s, shapes[s.name]) for s in signature.inputs}
+            for name, value in runtime.function(feed).items():
+                spec = self.engine.specs[name]
+                value = np.ascontiguousarray(value, spec.dtype.numpy)
+                if name in self.allocators:
+                    allocator = self.allocators[name]
+                    addresses[name] = allocator.reallocate_output_async(
+                        name, 0, value.nbytes, 256, stream
+                    )
+                    allocator.notify_shape(name, value.shape)
+                _array(addresses[name], spec, value.shape)[...] = value
+
+        cuda.enqueue(stream, compute)
+        if self.allocators:
+            cuda.cudaStreamSynchronize(stream)
+        return True
+
+
+def _array(address, spec, shape):
+    dtype = DType(spec.dtype).numpy
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = (ctypes.c_uint8 * size).from_address(address)
+    return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
