@@ -1,4 +1,4 @@
-"""``tfx predict``, ``evaluate``, ``inspect``, ``check``, ``doctor``: arguments in, one call, its report out."""
+"""Commands that run a bundle or look at it: arguments in, one call, its report out."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from .datasets import Dataset, DatasetKind
 from .metrics import METRICS, Direction, Form, Metric, Needs, find_metric
 from .observations import Head, NotFiniteError, Observations, Recorded, head_of
 from .session import Session
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # With fewer samples a bootstrap interval is too narrow to be trusted.
 LEAST_SAMPLES = 30
@@ -77,6 +80,11 @@ class Evaluation:
     duration_s: float
     warnings: tuple[str, ...]
     rows: np.ndarray = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but ``rows``, as plain JSON values."""
+        found = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "rows"}
+        return found | {"unit": find_metric(self.metric).unit, "warnings": list(self.warnings)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +304,31 @@ def compare_evaluations(
     return Difference(first.metric, second.value - first.value, low, high, first.samples)
 
 
+def show_evaluation(
+    out: Console,
+    found: Evaluation,
+    reference: Evaluation | None = None,
+    difference: Difference | None = None,
+) -> None:
+    """Print a metric with its interval, and beside it that of another bundle if there is one."""
+    for one in (found, reference):
+        if one is not None:
+            out.print(
+                f"{one.metric} {one.value:.4f} (95 % interval {one.low:.4f} to {one.high:.4f})  "
+                f"{one.bundle} on {one.backend}",
+                markup=False,
+            )
+    if difference is not None:
+        out.print(
+            f"difference {difference.value:+.4f} (95 % paired interval {difference.low:+.4f} to "
+            f"{difference.high:+.4f})",
+            markup=False,
+        )
+    out.print(f"{found.samples:,} samples of {found.data}, {found.duration_s:.1f} s", markup=False)
+    for warning in found.warnings:
+        out.print(f"note: {warning}", markup=False)
+
+
 def _labels_fit(head: Head, dataset: Dataset) -> bool:
     match head:
         case Head.TAGS:
@@ -398,5 +431,5 @@ def _warnings(metric: Metric, rows: np.ndarray, truncated: int) -> list[str]:
             if len(rows) > 1 and not np.ptp(rows[:, column]):
                 found.append(f"all {what} are equal: nothing correlates with them")
     if truncated:
-        found.append(f"{truncated:,} texts are longer than the model takes, and were cut")
+        found.append(f"texts longer than the model takes, and cut: {truncated:,}")
     return found

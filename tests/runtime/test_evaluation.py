@@ -199,7 +199,7 @@ def test_entities(tmp_path):
     hits, predicted, expected = found.rows[0]
     assert hits == predicted == expected > 0
     assert cut.truncated == 1
-    assert "1 texts are longer than the model takes, and were cut" in cut.warnings
+    assert "texts longer than the model takes, and cut: 1" in cut.warnings
     assert str(caught.value) == (
         "the tags of dev.tsv are not the model's: got 'B-B', expected 'B-A', 'I-A', 'O'"
     )
