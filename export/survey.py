@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -18,6 +23,7 @@ from tfx.recipe import ExportRecipe
 
 from .families import FAMILIES, Family, build
 from .pipeline import export_bundles
+from .real_sizes import REAL_SIZES, write_config
 from .wide import TASKS, Row, append_row, candidates, cast, read_rows, wide_table
 
 
@@ -33,6 +39,8 @@ class Finding:
         softmax: Attentions that stayed spelled out.
         error: Largest scaled error against PyTorch.
         seconds: The whole export took, all parts together.
+        parameters: Of the model.
+        peak_bytes: Most memory the process of the export held; 0 where it had none of its own.
     """
 
     family: Family
@@ -42,6 +50,8 @@ class Finding:
     softmax: int = 0
     error: float = 0.0
     seconds: float = 0.0
+    parameters: int = 0
+    peak_bytes: int = 0
 
 
 def survey(
@@ -58,6 +68,41 @@ def survey(
         on_family(family)
         findings += _try(family)
     return findings
+
+
+def survey_real_sizes(
+    families: Iterable[Family] = REAL_SIZES, on_family: Callable[[Family], None] = lambda _: None
+) -> list[Finding]:
+    """Export each family at its published size with random weights, in a process of its own.
+
+    Args:
+        families: Which.
+        on_family: Called with each as its turn comes.
+    """
+    findings = []
+    for family in families:
+        on_family(family)
+        started = time.perf_counter()
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            try:
+                findings += pool.submit(_try_real_size, family).result()
+            except BrokenProcessPool:  # killed, most likely for its memory
+                seconds = time.perf_counter() - started
+                findings.append(Finding(family, "", "the process was killed", seconds=seconds))
+    return findings
+
+
+def real_size_table(findings: Iterable[Finding]) -> str:
+    """The findings of real sizes as a Markdown table."""
+    found = list(findings)
+    head, rule, *rows = table(found).splitlines()
+    lines = [f"{head} parameters | peak memory |", f"{rule}---|---|"]
+    for row, one in zip(rows, found, strict=True):
+        size = f"{one.parameters / 1e6:.0f} M" if one.parameters else ""
+        peak = f"{one.peak_bytes / 1e9:.1f} GB" if one.peak_bytes else ""
+        lines.append(f"{row} {size} | {peak} |")
+    return "\n".join(lines)
 
 
 def table(findings: Iterable[Finding]) -> str:
@@ -83,14 +128,28 @@ def _try(family: Family) -> list[Finding]:
         source = Path(folder) / "source"
         with quiet():
             build(family).save_pretrained(source)
-        started = time.perf_counter()
-        try:
-            recipe = ExportRecipe(max_sequence=family.max_sequence)
-            bundles = export_bundles(str(source), Path(folder) / "bundle", recipe)
-        except TfxError as error:
-            return [Finding(family, "", str(error), seconds=time.perf_counter() - started)]
-        seconds = time.perf_counter() - started
-        return [_found(family, bundle, seconds) for bundle in bundles]
+        return _export(family, source, ExportRecipe(max_sequence=family.max_sequence))
+
+
+def _export(family: Family, source: Path, recipe: ExportRecipe) -> list[Finding]:
+    started = time.perf_counter()
+    try:
+        bundles = export_bundles(str(source), source.with_name("bundle"), recipe)
+    except TfxError as error:
+        return [Finding(family, "", str(error), seconds=time.perf_counter() - started)]
+    seconds = time.perf_counter() - started
+    return [_found(family, bundle, seconds) for bundle in bundles]
+
+
+def _try_real_size(family: Family) -> list[Finding]:
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        write_config(family, source)
+        recipe = ExportRecipe(random_weights=True, max_sequence=family.max_sequence)
+        findings = _export(family, source, recipe)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_bytes = peak if sys.platform == "darwin" else peak * 1024  # elsewhere it is in KiB
+    return [replace(one, peak_bytes=peak_bytes) for one in findings]
 
 
 def _found(family: Family, bundle: Bundle, seconds: float) -> Finding:
@@ -103,6 +162,7 @@ def _found(family: Family, bundle: Bundle, seconds: float) -> Finding:
         softmax=manifest.facts["softmax"],
         error=max(check.error for check in manifest.parity.checks),
         seconds=seconds,
+        parameters=manifest.facts["parameters"],
     )
 
 
@@ -110,6 +170,7 @@ def _found(family: Family, bundle: Bundle, seconds: float) -> Finding:
 @click.argument("names", nargs=-1)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Markdown file to write.")
 @click.option("--wide", is_flag=True, help="Every model type of transformers, not our families.")
+@click.option("--real-size", is_flag=True, help="Published sizes, random weights: takes minutes.")
 @click.option("--task", "tasks", multiple=True, type=click.Choice(list(TASKS)), help="With --wide.")
 @click.option(
     "--jobs",
@@ -127,6 +188,7 @@ def main(
     names: tuple[str, ...],
     output: Path | None,
     wide: bool,
+    real_size: bool,
     tasks: tuple[str, ...],
     jobs: int,
     store: Path | None,
@@ -134,11 +196,16 @@ def main(
     """Export every family (or those NAMES are part of) and print a table.
 
     With --wide: every model type transformers can build from a tiny configuration, or those
-    called NAMES.
+    called NAMES. With --real-size: the families at the size they are published in.
     """
+    if wide and real_size:
+        raise click.UsageError("--wide and --real-size exclude each other")
     if not wide and (tasks or store):
         raise click.UsageError("--task and --rows are for --wide")
-    text = _wide_text(names, tasks, jobs, store) if wide else _families_text(names)
+    if wide:
+        text = _wide_text(names, tasks, jobs, store)
+    else:
+        text = _real_sizes_text(names) if real_size else _families_text(names)
     if output is not None:
         output.write_text(text, encoding="utf-8")
     else:
@@ -146,18 +213,37 @@ def main(
 
 
 def _families_text(names: tuple[str, ...]) -> str:
-    chosen = [
-        family
-        for family in FAMILIES
-        if not names or any(name.lower() in family.name.lower() for name in names)
-    ]
-    findings = survey(chosen, lambda one: click.echo(f"{one.name} {one.class_name} ...", err=True))
+    chosen = _chosen(FAMILIES, names)
+    findings = survey(chosen, _announce)
     return (
         "# Families\n\nTiny configurations with random weights, exported with dynamic batch and "
         "sequence, run on ONNX\nRuntime (CPU) and compared with PyTorch on padded feeds of several "
         f"shapes. Made with {_versions()} by\n`python -m tfx.export.survey -o docs/families.md`."
         f"\n\n{table(findings)}\n"
     )
+
+
+def _real_sizes_text(names: tuple[str, ...]) -> str:
+    findings = survey_real_sizes(_chosen(REAL_SIZES, names), _announce)
+    return (
+        "# Real sizes\n\nFamilies at the size they are published in (`export/real_sizes.py`), with "
+        "random weights, exported\neach in a process of its own and compared with PyTorch as in "
+        f"[families.md](families.md). Made with\n{_versions()} by\n"
+        "`python -m tfx.export.survey --real-size NAME... -o docs/real-sizes.md`."
+        f"\n\n{real_size_table(findings)}\n"
+    )
+
+
+def _chosen(families: Iterable[Family], names: tuple[str, ...]) -> list[Family]:
+    return [
+        family
+        for family in families
+        if not names or any(name.lower() in family.name.lower() for name in names)
+    ]
+
+
+def _announce(family: Family) -> None:
+    click.echo(f"{family.name} {family.class_name} ...", err=True)
 
 
 def _wide_text(
@@ -180,7 +266,9 @@ def _wide_text(
         'PyTorch as\n`tfx export` does it. "Forward runs" counts the types whose PyTorch forward '
         "runs on the inputs\nplanned for tracing; the share is of those. Types that were built and "
         "have no such inputs are in the\nlast column; those whose class or configuration cannot be "
-        f"built, in none.\n\nMade with {_versions()} by\n"
+        "built, in none.\n\nRows are gathered over hours and over several versions of tfx: a "
+        "row that failed is tried again after a fix,\none that was ok is not. Made with "
+        f"{_versions()} by\n"
         "`python -m tfx.export.survey --wide -o docs/wide-net.md`."
         f"\n\n{wide_table(done)}\n"
     )

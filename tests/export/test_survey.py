@@ -1,12 +1,24 @@
 """The table of families: one row a graph, and the reason where there is none."""
 
+import dataclasses
+import os
+
 import pytest
+import transformers
 from click.testing import CliRunner
 
 from tfx.errors import ExportError, ParityError
 from tfx.export import survey as module
 from tfx.export.families import FAMILIES
-from tfx.export.survey import Finding, main, survey, table
+from tfx.export.real_sizes import REAL_SIZES, write_config
+from tfx.export.survey import (
+    Finding,
+    main,
+    real_size_table,
+    survey,
+    survey_real_sizes,
+    table,
+)
 
 BERT = FAMILIES[0]
 (VIT,) = (family for family in FAMILIES if family.name == "ViT")
@@ -115,3 +127,79 @@ def test_options_of_the_wide_net(arguments, nothing_traced):
     assert done.exit_code == 2
     assert "--task and --rows are for --wide" in done.stderr
     assert nothing_traced == []
+
+
+# real sizes
+
+
+def test_real_sizes_are_those_of_the_families():
+    tiny = {family.class_name for family in FAMILIES}
+    assert not {family.class_name for family in REAL_SIZES} - tiny
+    names = [family.name for family in REAL_SIZES]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("family", REAL_SIZES, ids=lambda family: family.name)
+def test_a_real_size_is_a_configuration_and_no_weights(family, tmp_path):
+    write_config(family, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["config.json"]
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert config.architectures == [family.class_name]
+    assert isinstance(config, getattr(transformers, family.config))
+
+
+def test_real_sizes_are_exported_in_a_process_of_their_own():
+    (found,) = survey_real_sizes([VIT])  # as small as any
+    assert (found.family.class_name, found.problem) == (VIT.class_name, "")
+    assert (found.attention, found.softmax) == (2, 0)
+    assert found.parameters > 1000
+    assert found.peak_bytes > 100e6  # what the libraries alone take
+
+
+def test_a_process_that_is_killed_is_a_row():
+    (found,) = survey_real_sizes([dataclasses.replace(VIT, sizes=Killer())])
+    assert found.problem == "the process was killed"
+    assert found.seconds > 0
+
+
+class Killer(dict):
+    """Sizes that end the process that unpickles them."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_table_of_real_sizes():
+    found = [
+        Finding(BERT, "", attention=12, error=1e-6, seconds=9.0, parameters=109_482_240),
+        Finding(VIT, "", "the process was killed", seconds=1.0),
+    ]
+    found[0] = dataclasses.replace(found[0], peak_bytes=2_100_000_000)
+    head, rule, bert, vit = real_size_table(found).splitlines()
+    assert head.endswith("| export | parameters | peak memory |")
+    assert bert.endswith("| 12 of 12 | 1.0e-06 | 9.0 s | 109 M | 2.1 GB |")
+    assert vit.endswith("| the process was killed |  |  | 1.0 s |  |  |")
+    assert len({row.count("|") for row in (head, rule, bert, vit)}) == 1
+
+
+def test_command_of_real_sizes(monkeypatch):
+    asked = []
+
+    def survey_nothing(families, on_family):
+        asked.extend(families)
+        for family in families:
+            on_family(family)
+        return []
+
+    monkeypatch.setattr(module, "survey_real_sizes", survey_nothing)
+    done = CliRunner().invoke(main, ["--real-size", "gpt", "swin"])
+    assert done.exit_code == 0, done.output
+    assert [family.name for family in asked] == ["GPT-2", "GPT-Neo 125M", "Swin tiny"]
+    assert done.stdout.startswith("# Real sizes\n\n")
+    assert done.stderr.count(" ...") == 3
+
+
+def test_one_walk_at_a_time(nothing_traced):
+    done = CliRunner().invoke(main, ["--wide", "--real-size"])
+    assert done.exit_code == 2
+    assert "--wide and --real-size exclude each other" in done.stderr
