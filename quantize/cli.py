@@ -34,7 +34,7 @@ from tfx.quantization import PRECISIONS, QuantizeRecipe, RangeMethod, WeightMeth
 @click.option(
     "--method",
     type=click.Choice([one.value for one in RangeMethod]),
-    default=RangeMethod.MSE.value,
+    default=RangeMethod.PERCENTILE.value,
     show_default=True,
     help="How the range of an activation is chosen.",
 )

@@ -63,7 +63,7 @@ class QuantizeRecipe:
 
     precision: DType
     dynamic: bool = False
-    method: RangeMethod = RangeMethod.MSE
+    method: RangeMethod = RangeMethod.PERCENTILE
     percentile: float = 99.99
     smooth: float | None = None
     bias_correction: bool = False
