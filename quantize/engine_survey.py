@@ -1,0 +1,234 @@
+"""``python -m tfx.quantize.engine_survey``: which families build as engines, in which precision."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from tfx.bundle import Bundle, is_bundle, open_bundle
+from tfx.chatter import quiet
+from tfx.console import FOLDER
+from tfx.dtypes import DType
+from tfx.errors import TfxError
+from tfx.export.engine_worker import build_apart
+from tfx.export.families import FAMILIES, Family, build
+from tfx.export.pipeline import export_bundles
+from tfx.extras import version_of
+from tfx.quantization import PRECISIONS, QuantizeRecipe
+from tfx.recipe import EngineRecipe, ExportRecipe
+
+from .lowering import proof_data
+from .pipeline import quantize_bundle
+
+# What a column is, in the order of the table; float32 is the export itself.
+COLUMNS = ("fp32", "fp16", "int8")
+
+# In int8 the products are 8-bit and the rest 16-bit: attention is one kernel in float16 alone.
+RECIPES = {
+    "fp16": QuantizeRecipe(DType.FLOAT16),
+    "int8": QuantizeRecipe(DType.INT8, rest=DType.FLOAT16),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What came of one graph in one precision.
+
+    Attributes:
+        family: The family.
+        part: "encoder", "decoder" or "".
+        precision: A name in ``COLUMNS``.
+        problem: Why there is no engine, one line; "" if there is one.
+        step: What failed: "export", "quantize" or "build".
+        attention: Attention layers of the graph.
+        fused_kernels: Different fused attention kernels in the engine.
+        seconds: The build took.
+    """
+
+    family: Family
+    part: str
+    precision: str
+    problem: str = ""
+    step: str = ""
+    attention: int = 0
+    fused_kernels: int = 0
+    seconds: float = 0.0
+
+
+def survey(
+    families: Iterable[Family],
+    recipe: EngineRecipe,
+    work: Path,
+    precisions: Sequence[str] = COLUMNS,
+    on_attempt: Callable[[Attempt], None] = lambda _: None,
+) -> list[Attempt]:
+    """Export each family, lower its precision, and build engines of the results.
+
+    Args:
+        families: Which.
+        recipe: Library and GPUs.
+        work: Folder for the bundles; those it holds already are not made again.
+        precisions: Names in ``COLUMNS``.
+        on_attempt: Called with each as it is known.
+    """
+    attempts = []
+    for family in families:
+        for attempt in _attempts(family, recipe, work, precisions):
+            on_attempt(attempt)
+            attempts.append(attempt)
+    return attempts
+
+
+def table(attempts: Iterable[Attempt]) -> str:
+    """The attempts as a Markdown table: a row a graph, a column a precision, reasons below."""
+    rows: dict[tuple[str, str, str], dict[str, Attempt]] = {}
+    for one in attempts:
+        key = (one.family.name, one.family.class_name, one.part)
+        rows.setdefault(key, {})[one.precision] = one
+    columns = [name for name in COLUMNS if any(name in row for row in rows.values())]
+    reasons: dict[str, int] = {}
+    lines = [
+        f"| family | class | graph | {' | '.join(columns)} |",
+        f"|---|---|---|{'---|' * len(columns)}",
+    ]
+    for (name, class_name, part), row in rows.items():
+        cells = [_cell(row.get(column), reasons) for column in columns]
+        lines.append(f"| {name} | `{class_name}` | {part or 'whole'} | {' | '.join(cells)} |")
+    notes = [f"{number}. {reason}" for reason, number in reasons.items()]
+    return "\n".join([*lines, *(["", *notes] if notes else [])])
+
+
+def _cell(attempt: Attempt | None, reasons: dict[str, int]) -> str:
+    if attempt is None:
+        return ""
+    if attempt.problem:
+        text = f"{attempt.step}: {attempt.problem}"
+        return f"no [{reasons.setdefault(text, len(reasons) + 1)}]"
+    if not attempt.attention:
+        return "yes"
+    return "yes, fused" if attempt.fused_kernels else "yes, split"
+
+
+def _attempts(
+    family: Family, recipe: EngineRecipe, work: Path, precisions: Sequence[str]
+) -> Iterator[Attempt]:
+    try:
+        exported = _exported(family, work)
+    except TfxError as error:
+        for precision in precisions:
+            yield Attempt(family, "", precision, _line(error), "export")
+        return
+    for part, bundle in exported:
+        for precision in precisions:
+            try:
+                lowered = bundle if precision == "fp32" else _lowered(bundle, precision)
+            except TfxError as error:
+                yield Attempt(family, part, precision, _line(error), "quantize")
+                continue
+            started = time.perf_counter()
+            try:
+                engine = build_apart(lowered, recipe, work / "plan")
+            except TfxError as error:
+                yield Attempt(family, part, precision, _line(error, lowered), "build")
+                continue
+            yield Attempt(
+                family,
+                part,
+                precision,
+                attention=engine.attention,
+                fused_kernels=engine.fused_kernels,
+                seconds=time.perf_counter() - started,
+            )
+
+
+def _exported(family: Family, work: Path) -> list[tuple[str, Bundle]]:
+    folder = work / f"{family.name} {family.class_name}".lower().replace(" ", "-").replace("/", "-")
+    source = folder / "source"
+    if not source.is_dir():
+        with quiet():
+            build(family).save_pretrained(source)
+    there = [path for path in sorted(folder.glob("bundle*")) if is_bundle(path)]
+    there = [path for path in there if not path.name.endswith(tuple(PRECISIONS.values()))]
+    if there:
+        bundles = [open_bundle(path, verify=False) for path in there]
+    else:
+        made = ExportRecipe(max_sequence=family.max_sequence)
+        bundles = export_bundles(str(source), folder / "bundle", made)
+    parts = [(bundle.manifest.source.part, bundle) for bundle in bundles]
+    return sorted(parts, key=lambda pair: pair[0], reverse=True)  # the encoder first
+
+
+def _lowered(bundle: Bundle, precision: str) -> Bundle:
+    path = bundle.path.with_name(f"{bundle.path.name}-{precision}")
+    if is_bundle(path):
+        return open_bundle(path, verify=False)
+    recipe = RECIPES[precision]
+    data = proof_data(bundle) if recipe.needs_calibration else None
+    return quantize_bundle(bundle, path, recipe=recipe, data=data)
+
+
+def _line(error: TfxError, bundle: Bundle | None = None) -> str:
+    """The message on one line, without what is of one row alone."""
+    lines = str(error).splitlines()
+    text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[1].strip()}"
+    if bundle is not None:
+        text = text.replace(f" of {bundle.name}", "").replace(f" {bundle.name}", "")
+    return text.replace("|", r"\|")
+
+
+@click.command
+@click.argument("names", nargs=-1)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Markdown file to write.")
+@click.option("--gpu", default="sm89", show_default=True, help="Compute capability to build for.")
+@click.option("--precision", "precisions", multiple=True, type=click.Choice(COLUMNS))
+@click.option("--work", type=FOLDER, help="Keep bundles here, and use those that are there.")
+def main(
+    names: tuple[str, ...],
+    output: Path | None,
+    gpu: str,
+    precisions: tuple[str, ...],
+    work: Path | None,
+) -> None:
+    """Build every family (or those NAMES are part of) with TensorRT-RTX and print a table."""
+    chosen = [
+        family
+        for family in FAMILIES
+        if not names or any(name.lower() in family.name.lower() for name in names)
+    ]
+    recipe = EngineRecipe(gpus=(gpu,))
+
+    def show(attempt: Attempt) -> None:
+        what = f"{attempt.step}: {attempt.problem}" if attempt.problem else "ok"
+        graph = f"{attempt.family.name} {attempt.family.class_name} {attempt.part}".strip()
+        click.echo(f"{graph} {attempt.precision}: {what}", err=True)
+
+    with contextlib.ExitStack() as stack:
+        if work is None:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        work.mkdir(parents=True, exist_ok=True)
+        found = survey(chosen, recipe, work, precisions or COLUMNS, show)
+    text = (
+        f"# TensorRT engines\n\nThe tiny models of [families.md](families.md), built for {gpu} on "
+        "a machine without a GPU. None of these engines has\nbeen run here. fp32 is the export "
+        "itself; fp16 and int8 are what `tfx quantize` makes of it, int8 with the rest in\nfloat16"
+        ', calibrated with the feeds of its proof. "fused" and "split" say whether attention '
+        "kernels of one piece were\nfound in the engine; the heads of these models are small, so "
+        "real sizes fuse more often. Made with\n"
+        f"tensorrt-rtx {version_of('tensorrt-rtx-cu12-bindings')}, torch {version_of('torch')}, "
+        f"transformers {version_of('transformers')} by\n"
+        f"`python -m tfx.quantize.engine_survey -o docs/tensorrt.md`.\n\n{table(found)}\n"
+    )
+    if output is not None:
+        output.write_text(text, encoding="utf-8")
+    else:
+        click.echo(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The table of engines: a row a graph, a column a precision, a number for each reason."""
+
+import pytest
+from click.testing import CliRunner
+from support.bundles import write_bundle
+
+from tfx.errors import BackendError, ExportError, QuantizeError
+from tfx.export.families import FAMILIES
+from tfx.quantize import engine_survey as module
+from tfx.quantize.engine_survey import Attempt, main, survey, table
+from tfx.recipe import EngineBuild, EngineRecipe
+from tfx.runtime.engines import MODULES
+
+BERT = next(family for family in FAMILIES if family.class_name == "BertModel")
+T5 = next(family for family in FAMILIES if family.name == "T5")
+SM89 = EngineRecipe(gpus=("sm89",))
+
+
+@pytest.fixture
+def steps(monkeypatch, tmp_path):
+    """Export, quantize and build that do nothing; their calls are listed."""
+    calls = []
+
+    def export_bundles(source, path, recipe):
+        calls.append(("export", path.parent.name))
+        return [write_bundle(path)]
+
+    def quantize_bundle(parent, path, *, recipe, data):
+        calls.append(("quantize", path.name))
+        return write_bundle(path)
+
+    def build_apart(bundle, recipe, plan):
+        calls.append(("build", bundle.name))
+        return EngineBuild(recipe, "1", recipe.gpus, (), attention=2, fused_kernels=1)
+
+    for function in (export_bundles, quantize_bundle, build_apart):
+        monkeypatch.setattr(module, function.__name__, function)
+    monkeypatch.setattr(module, "proof_data", lambda bundle: None)
+    return calls
+
+
+def test_each_precision_is_built_and_bundles_are_kept(steps, tmp_path):
+    found = survey([BERT], SM89, tmp_path)
+    assert [(one.precision, one.problem, one.fused_kernels) for one in found] == [
+        ("fp32", "", 1),
+        ("fp16", "", 1),
+        ("int8", "", 1),
+    ]
+    assert steps == [
+        ("export", "bert-bertmodel"),
+        ("build", "bundle"),
+        ("quantize", "bundle-fp16"),
+        ("build", "bundle-fp16"),
+        ("quantize", "bundle-int8"),
+        ("build", "bundle-int8"),
+    ]
+    steps.clear()
+    survey([BERT], SM89, tmp_path, ("int8",))
+    assert steps == [("build", "bundle-int8")]
+
+
+def test_what_fails_is_said_with_its_step(steps, tmp_path, monkeypatch):
+    def refuse(error):
+        def step(*arguments, **named):
+            raise error
+
+        return step
+
+    monkeypatch.setattr(module, "build_apart", refuse(BackendError("x cannot build bundle: odd")))
+    monkeypatch.setattr(module, "quantize_bundle", refuse(QuantizeError("too\n  far\n  off")))
+    seen = []
+    found = survey([BERT], SM89, tmp_path, ("fp32", "fp16"), seen.append)
+    assert [(one.step, one.problem) for one in found] == [
+        ("build", "x cannot build: odd"),
+        ("quantize", "too far"),
+    ]
+    assert seen == found
+    monkeypatch.setattr(module, "export_bundles", refuse(ExportError("a|b")))
+    (one,) = survey([T5], SM89, tmp_path, ("int8",))
+    assert (one.step, one.problem) == ("export", "a\\|b")
+
+
+def test_a_table_with_reasons():
+    text = table(
+        [
+            Attempt(BERT, "", "fp32", attention=2),
+            Attempt(BERT, "", "fp16", attention=2, fused_kernels=1),
+            Attempt(BERT, "", "int8", "odd", "build"),
+            Attempt(T5, "encoder", "fp32"),
+            Attempt(T5, "encoder", "fp16", "odd", "build"),
+            Attempt(T5, "decoder", "fp32", "even", "build"),
+        ]
+    )
+    assert text.splitlines() == [
+        "| family | class | graph | fp32 | fp16 | int8 |",
+        "|---|---|---|---|---|---|",
+        "| BERT | `BertModel` | whole | yes, split | yes, fused | no [1] |",
+        "| T5 | `T5ForConditionalGeneration` | encoder | yes | no [1] |  |",
+        "| T5 | `T5ForConditionalGeneration` | decoder | no [2] |  |  |",
+        "",
+        "1. build: odd",
+        "2. build: even",
+    ]
+
+
+def test_the_command_writes_a_page(steps, tmp_path):
+    page = tmp_path / "tensorrt.md"
+    result = CliRunner().invoke(main, ["mpnet", "-o", str(page), "--precision", "fp32"])
+    assert result.exit_code == 0, result.output
+    assert "MPNet MPNetModel fp32: ok" in result.stderr
+    text = page.read_text()
+    assert "| MPNet | `MPNetModel` | whole | yes, fused |" in text
+    assert "`python -m tfx.quantize.engine_survey -o docs/tensorrt.md`" in text
+    printed = CliRunner().invoke(main, ["mpnet", "--precision", "fp32"])
+    assert printed.stdout == text + "\n"
+
+
+def test_a_family_builds_in_float16(tmp_path):
+    pytest.importorskip(MODULES[SM89.target], reason="needs TensorRT-RTX")
+    (one,) = survey([BERT], SM89, tmp_path, ("fp16",))
+    assert (one.problem, one.attention) == ("", 2)
