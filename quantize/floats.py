@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -11,7 +12,7 @@ from tfx.dtypes import DType
 from tfx.errors import QuantizeError
 from tfx.quantization import KeptNode
 
-from .forms import can_be_lower, has_floats, is_bound, is_float
+from .forms import can_be_lower, has_floats, is_bound, is_constant, is_float
 from .overflow import SMALL, Limits, find_kept, mask_values
 
 LOW_TYPES = {DType.FLOAT16: ir.DataType.FLOAT16, DType.BFLOAT16: ir.DataType.BFLOAT16}
@@ -109,6 +110,7 @@ def cpu_variant(model: ir.Model) -> ir.Model:
         _set_type_attributes(node, low, ir.DataType.FLOAT)
         if node.op_type == "Cast" and is_float(node.inputs[0]) and is_float(node.outputs[0]):
             _bypass(node)
+    _restore_masks(graph)
     return variant
 
 
@@ -278,6 +280,25 @@ def _set_type_attributes(node: ir.Node, old: Collection[ir.DataType], new: ir.Da
         if tensor.dtype in old:
             array = tensor.numpy().astype(new.numpy())
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(array))
+
+
+def _restore_masks(graph: ir.Graph) -> None:
+    """Let masks be as large as float32 has them: a quarter, to be added twice.
+
+    A score added to -32752 is still there in float32: a row that masks everything would be an
+    average by its scores, and not the even one of float32's own masks.
+    """
+    largest = np.finfo(np.float32).max / 4
+    for limits in map(Limits.of, LOW_TYPES):
+        below = dataclasses.replace(limits, largest=limits.masking * 0.999)
+        for value in mask_values(graph, below):
+            if not is_constant(value):
+                continue
+            assert value.const_value is not None
+            array = value.const_value.numpy()
+            masked = np.abs(array) == limits.masking
+            if masked.any():
+                _set_constant(value, np.where(masked, np.copysign(largest, array), array))
 
 
 def _bypass(node: ir.Node) -> None:
