@@ -184,7 +184,7 @@ class _Lowering:
         array = value.const_value.numpy()
         if value in self.masks:
             # Infinities stay: such a row was all NaN before.
-            beyond = np.isfinite(array) & (np.abs(array) > self.limits.largest)
+            beyond = np.isfinite(array) & (np.abs(array) > self.limits.allowed)
             array = np.where(beyond, np.copysign(self.limits.masking, array), array)
         with np.errstate(under="ignore"):  # tiny weights become zero
             array = array.astype(self.limits.dtype.numpy)
@@ -290,7 +290,7 @@ def _restore_masks(graph: ir.Graph) -> None:
     """
     largest = np.finfo(np.float32).max / 4
     for limits in map(Limits.of, LOW_TYPES):
-        below = dataclasses.replace(limits, largest=limits.masking * 0.999)
+        below = dataclasses.replace(limits, largest=limits.masking)
         for value in mask_values(graph, below):
             if not is_constant(value):
                 continue

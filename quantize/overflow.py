@@ -138,9 +138,9 @@ def find_kept(
 def mask_values(graph: ir.Graph, limits: Limits) -> set[ir.Value]:
     """Values that hold numbers whose only meaning is "masked".
 
-    Constants beyond the type, or floats from outside, that reach the mask of an ``Attention``
-    or a softmax by operators that a mask is made with; all values on the way; and constants
-    that those are compared with.
+    Constants beyond what is allowed, or floats from outside, that reach the mask of an
+    ``Attention`` or a softmax by operators that a mask is made with; all values on the way; and
+    constants that those are compared with.
     """
     upstream: set[ir.Value] = set()
     stack = [
@@ -161,7 +161,7 @@ def mask_values(graph: ir.Graph, limits: Limits) -> set[ir.Value]:
         value
         for value in upstream
         if value.is_graph_input()
-        or (is_constant(value) and _largest(value, finite=False) > limits.largest)
+        or (is_constant(value) and _largest(value, finite=False) > limits.allowed)
     }
     stack = list(masks)
     while stack:

@@ -269,7 +269,7 @@ MASKS = {
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")
 @pytest.mark.parametrize("dtype", LOW)
-@pytest.mark.parametrize("low", [LOWEST, -1e9], ids=["lowest", "-1e9"])
+@pytest.mark.parametrize("low", [LOWEST, LOWEST / 2, -1e9], ids=["lowest", "half", "-1e9"])
 @pytest.mark.parametrize("kind", MASKS)
 def test_masks_mask_and_masked_rows_give_numbers(kind, low, dtype, rng):
     model = attention(MASKS[kind], low=low, more=f", float half = {{{low / 2}}}")
