@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
-import functools
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from . import replacements
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,129 +26,86 @@ class Patch:
     reason: str
 
 
-def _stated_causality(_: Any) -> Any:
-    def detect(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
-        return bool(is_causal)
-
-    return detect
-
-
-def _shared_heads(attention: Any) -> Any:
-    @functools.wraps(attention)
-    def attend(query: Any, key: Any, value: Any, *arguments: Any, **options: Any) -> Any:
-        if query.ndim == key.ndim == 4 and key.shape[1] == 1 != query.shape[1]:
-            options["enable_gqa"] = True
-        return attention(query, key, value, *arguments, **options)
-
-    return attend
-
-
-def _first_is_last(_: Any) -> Any:
-    def shift(input_ids: Any, pad_token_id: int) -> Any:
-        import torch
-
-        ids = input_ids.masked_fill(input_ids == -100, pad_token_id)
-        last = ids.ne(pad_token_id).sum(dim=1, keepdim=True) - 1
-        return torch.cat([ids.gather(1, last), ids[:, :-1]], dim=1)
-
-    return shift
-
-
-# Whether the Longformer being traced has tokens with global attention.
-_HAS_GLOBAL = contextvars.ContextVar("_HAS_GLOBAL", default=True)
-
-
-def _said_globality(forward: Any) -> Any:
-    @functools.wraps(forward)
-    def say(self: Any, *arguments: Any, **inputs: Any) -> Any:
-        token = _HAS_GLOBAL.set(inputs.get("global_attention_mask") is not None)
-        try:
-            return forward(self, *arguments, **inputs)
-        finally:
-            _HAS_GLOBAL.reset(token)
-
-    return say
-
-
-def _unpadded(_: Any) -> Any:
-    def pad(self: Any, pad_token_id: int, **inputs: Any) -> tuple[Any, ...]:
-        order = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-        return 0, *(inputs[name] for name in order if name in inputs)
-
-    return pad
-
-
-def _dense_window(_: Any) -> Any:
-    """Attention in a window, and of and to global tokens, as attention with a mask."""
-
-    def forward(
-        self: Any,
-        hidden_states: Any,
-        attention_mask: Any = None,
-        is_index_masked: Any = None,
-        is_index_global_attn: Any = None,
-        is_global_attn: Any = None,
-        output_attentions: bool = False,
-    ) -> tuple[Any, ...]:
-        import torch
-
-        batch, length, width = hidden_states.shape
-
-        def heads(values: Any) -> Any:
-            return values.view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)
-
-        def attend(query: Any, key: Any, value: Any, seen: Any) -> Any:
-            inputs = (heads(project(hidden_states)) for project in (query, key, value))
-            return torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=seen)
-
-        places = torch.arange(length, device=hidden_states.device)
-        near = (places[:, None] - places[None, :]).abs() <= self.one_sided_attn_window_size
-        seen = near[None, None] & (attention_mask == 0)[:, None, None, :]
-        has_global = _HAS_GLOBAL.get()
-        if has_global:
-            seen = seen | is_index_global_attn[:, None, None, :]
-        output = attend(self.query, self.key, self.value, seen)
-        output = output.masked_fill(is_index_masked[:, None, :, None], 0.0)
-        if has_global:
-            seen = ~is_index_masked[:, None, None, :].expand(batch, 1, length, length)
-            whole = attend(self.query_global, self.key_global, self.value_global, seen)
-            output = torch.where(is_index_global_attn[:, None, :, None], whole, output)
-        return (output.transpose(1, 2).reshape(batch, length, width),)
-
-    return forward
-
-
 _LONGFORMER = "transformers.models.longformer.modeling_longformer"
+_CANINE = "transformers.models.canine.modeling_canine"
+_LLAMA4 = "transformers.models.llama4.modeling_llama4"
 _LED = "transformers.models.led.modeling_led"
 
 PATCHES: tuple[Patch, ...] = (
     Patch(
         "torch.nn.modules.transformer:_detect_is_causal_mask",
-        _stated_causality,
+        replacements.stated_causality,
         "nn.TransformerEncoder and nn.TransformerDecoder compare the mask's values with a causal "
         "one to pick a kernel: a branch on data. The mask itself is applied either way. Until "
         "torch.export skips the check.",
     ),
     Patch(
         "torch.nn.functional:scaled_dot_product_attention",
-        _shared_heads,
+        replacements.shared_heads,
         "One head of keys for all heads of queries (Falcon) is broadcast without being said, "
         "which PyTorch's translation to ONNX refuses. Until it broadcasts too.",
     ),
     *(
         Patch(
             f"transformers.models.{name}.modeling_{name}:shift_tokens_right",
-            _first_is_last,
+            replacements.first_is_last,
             "Squeezes the last tokens of the batch over all axes, so that a batch of 1 becomes a "
             "number (modeling_mbart.py, shift_tokens_right), which a graph for any batch cannot. "
             "Until transformers names the axis.",
         )
         for name in ("mbart", "plbart")
     ),
+    Patch(
+        "torch.nn.modules.pooling:MaxPool1d.forward",
+        replacements.flat_pool,
+        "torch.max_pool1d takes the length it is traced with for a constant; max_pool2d does not. "
+        "Until torch.export keeps it.",
+    ),
+    *(
+        Patch(
+            f"transformers.models.{name}.modeling_{name}:mamba_selective_scan",
+            replacements.one_scan,
+            "Loops over the sequence in Python (modeling_mamba.py, mamba_selective_scan), which "
+            "tracing unrolls for the example's length. As a Scan it is one node at any length. "
+            "Until PyTorch translates associative_scan to ONNX, which transformers has.",
+        )
+        for name in ("mamba", "falcon_mamba", "jamba", "zamba")
+    ),
+    Patch(
+        f"{_LLAMA4}:Llama4TextRotaryEmbedding.forward",
+        replacements.real_rotation,
+        "Turns with complex numbers (modeling_llama4.py, apply_rotary_emb), which ONNX has not. "
+        "Until PyTorch's translation to ONNX writes them as pairs throughout.",
+    ),
+    Patch(
+        f"{_LLAMA4}:apply_rotary_emb",
+        replacements.rotated_pairs,
+        "Takes the complex numbers of Llama4TextRotaryEmbedding, which is patched too. Until then.",
+    ),
+    Patch(
+        "transformers.models.dbrx.modeling_dbrx:DbrxExperts.forward",
+        replacements.all_experts,
+        "Loops over the experts that some token chose (modeling_dbrx.py, DbrxExperts), a number "
+        "that depends on data. All of them on every token is the same sum, for more arithmetic. "
+        "Until DBRX has transformers' own experts, which have a form for export.",
+    ),
+    Patch(
+        "transformers.models.cpmant.modeling_cpmant:CpmAntModel._prepare_attention_mask",
+        replacements.counted_mask,
+        "Makes positions from a Python list (modeling_cpmant.py, _prepare_attention_mask), which "
+        "tracing keeps at the example's length. Until transformers uses torch.arange there.",
+    ),
+    Patch(
+        f"{_CANINE}:CanineAttention.forward",
+        replacements.blocks_as_mask,
+        "Cuts the characters into blocks in a Python loop (modeling_canine.py, CanineAttention) "
+        "that tracing unrolls. With a mask it is the same numbers at any length. Until "
+        "transformers has the blocks as a mask.",
+    ),
     *(
         Patch(
             f"{module}:{attention}.forward",
-            _dense_window,
+            replacements.dense_window,
             "Attention in a sliding window is cut out with sizes and strides that tracing takes "
             "for constants, and looks up the global tokens of the batch, a size that depends on "
             "data. With a mask it is the same numbers at any length, and one Attention node. Until "
@@ -162,7 +119,7 @@ PATCHES: tuple[Patch, ...] = (
     *(
         Patch(
             f"{module}:{model}._pad_to_window_size",
-            _unpadded,
+            replacements.unpadded,
             "Pads to a multiple of the window, an `if` on the length; attention with a mask needs "
             "no padding. Until transformers has the window as a mask.",
         )
@@ -171,7 +128,7 @@ PATCHES: tuple[Patch, ...] = (
     *(
         Patch(
             f"{module}:{model}.forward",
-            _said_globality,
+            replacements.said_globality,
             "Whether there are global tokens is asked of the data; whether there is a mask for "
             "them is known. Until transformers asks for the mask.",
         )
