@@ -40,6 +40,20 @@ def test_threads_are_those_asked_for(tmp_path):
     assert load(tmp_path, threads=2).inference.get_session_options().intra_op_num_threads == 2
 
 
+def test_settings_suit_changing_shapes_beside_other_work(tmp_path):
+    settings = load(tmp_path).inference.get_session_options()
+    assert settings.enable_cpu_mem_arena
+    assert not settings.enable_mem_pattern
+    assert settings.get_session_config_entry("session.intra_op.spin_duration_us") == "50"
+
+
+def test_another_precision_than_the_graphs_is_refused(tmp_path):
+    with pytest.raises(BackendError) as caught:
+        load(tmp_path, precision="bf16")
+    assert str(caught.value) == "onnxruntime multiplies matrices in float32 here, not in bfloat16"
+    assert caught.value.hint == "Use precision='fp32', or another backend."
+
+
 def test_no_such_device(tmp_path):
     with pytest.raises(BackendError, match="tpu"):
         load(tmp_path, device="tpu")
