@@ -71,8 +71,8 @@ def lower_weights_int4(
     Args:
         model: Changed in place.
         recipe: Its ``weight_method``; its ``block_size``, halved for a weight until it divides
-            the rows; and whether its ``method`` asks for the least squared error, for which
-            scales may clip.
+            the rows; and its ``method``: unless it is the largest magnitude, scales may clip,
+            to where the squared error is least.
         names: Of the weights, ``[in, out]``, second inputs of ``MatMul``.
         hessians: For ``WeightMethod.GPTQ``: weight name to ``X.T @ X`` of the activations
             ``X[tokens, in]`` it is multiplied with, to any factor.
@@ -205,7 +205,7 @@ def carry_blocks(
 
 
 def _blocks(weight: np.ndarray, recipe: QuantizeRecipe, hessian: np.ndarray | None) -> Blocks:
-    clip = recipe.method is RangeMethod.MSE
+    clip = recipe.method is not RangeMethod.MINMAX
     size = _size_of(len(weight), recipe.block_size)
     if recipe.weight_method is WeightMethod.HQQ:
         return fit_blocks(weight, size)
