@@ -21,6 +21,7 @@ from tfx.runtime.cpus import usable_cpus
 from tfx.runtime.tokenizer import Encoded, Text, Tokenizer
 from tfx.signature import Feed
 
+from .linear import Product
 from .observers import Extremes, Histogram
 
 # Tokens, padding included, of one run: every observed activation of it is held at once.
@@ -308,6 +309,37 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from graph.inputs
     for node in graph:
         yield from node.outputs
+
+
+def see_hessians(
+    model: ir.Model, products: Sequence[Product], data: CalibrationData
+) -> dict[str, np.ndarray]:
+    """``X.T @ X`` of what each weight is multiplied with, mean over the rows of X.
+
+    Frantar et al. 2022, arXiv:2210.17323, equation 1: the error of a layer's output is a
+    quadratic form of the weights' errors in this matrix.
+
+    Args:
+        model: The float graph.
+        products: Whose activations to look at.
+        data: The feeds.
+
+    Returns:
+        Weight name to ``float64[channels, channels]``.
+    """
+    values = list(dict.fromkeys(product.data for product in products))
+    sums: dict[str, np.ndarray] = {}
+    rows: dict[str, int] = {}
+    with Observation(model, values) as observation:
+        for feed in data:
+            for name, array in observation.run(feed).items():
+                matrix = _rows(array, -1).astype(np.float64)
+                sums[name] = sums.get(name, 0.0) + matrix.T @ matrix
+                rows[name] = rows.get(name, 0) + len(matrix)
+    return {
+        str(one.weight.name): sums[str(one.data.name)] / max(1, rows[str(one.data.name)])
+        for one in products
+    }
 
 
 def see_magnitudes(model: ir.Model, data: CalibrationData) -> dict[str, float]:

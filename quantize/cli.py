@@ -124,7 +124,7 @@ def quantize(
 
 def _show_groups(bundle: Bundle, as_json: bool) -> None:
     from .linear import find_lookups, find_products, groups_of, split_gemms
-    from .pipeline import load_graph
+    from .lowering import load_graph
 
     model = load_graph(bundle)
     split_gemms(model)

@@ -13,6 +13,7 @@ from tfx.errors import RecipeError, listing
 from tfx.quantization import KeptNode, QuantizeRecipe
 
 from .calibration import CalibrationData, see_extremes, see_histograms
+from .int4 import lower_weights_int4
 from .linear import array_of, find_lookups, find_products, groups_of, shared_data, split_gemms
 from .qdq import quantize_activations, quantize_tables, quantize_weights
 from .smooth import ALPHAS, SMOOTHED, WORTH, Smoothing, apply_smoothing, can_fold, choose_smoothing
@@ -83,7 +84,7 @@ def prepare(
         QuantizeError: If activations are NaN, or nothing can be quantized.
     """
     split_gemms(model)
-    if data is None or recipe.dynamic:
+    if data is None or recipe.dynamic or recipe.precision is DType.INT4:
         return Prepared(model)
     smoothings: dict[str, Smoothing] = {}
     values = {product.data: -1 for product in find_products(model)}
@@ -153,13 +154,19 @@ def prepare_again(model: ir.Model, statistics: Mapping[str, ActivationStatistics
     return Prepared(model, statistics)
 
 
-def lower(prepared: Prepared, recipe: QuantizeRecipe, keep: Collection[str] = ()) -> Lowered:
+def lower(
+    prepared: Prepared,
+    recipe: QuantizeRecipe,
+    keep: Collection[str] = (),
+    hessians: Mapping[str, np.ndarray] | None = None,
+) -> Lowered:
     """Lower all groups but those kept.
 
     Args:
         prepared: Not changed.
         recipe: Precision, method; its ``keep`` is added to ``keep``.
         keep: Groups to leave in floats.
+        hessians: For GPTQ: see ``lower_weights_int4``.
 
     Raises:
         RecipeError: If a group is not one of the graph's.
@@ -174,17 +181,21 @@ def lower(prepared: Prepared, recipe: QuantizeRecipe, keep: Collection[str] = ()
             hint="See the groups with: tfx quantize --list-groups",
         )
     chosen = [one for one in products if one.group not in kept_groups]
-    # No engine reads rows of 8-bit floats.
-    is_int8 = recipe.precision is DType.INT8
-    tables = [one for one in lookups if one.group not in kept_groups] if is_int8 else []
-    quantize_weights(model.graph, chosen, recipe.precision)
-    if not recipe.dynamic:
+    # No engine reads rows of 8-bit floats; rows of 4 bits would cost what 8 do.
+    has_tables = recipe.precision is not DType.FLOAT8_E4M3
+    tables = [one for one in lookups if has_tables and one.group not in kept_groups]
+    if recipe.precision is DType.INT4:
+        names = {str(one.weight.name) for one in chosen}
+        lower_weights_int4(model, recipe, names, hessians)
+    else:
+        quantize_weights(model.graph, chosen, recipe.precision)
+    if recipe.precision is not DType.INT4 and not recipe.dynamic:
         amax = {
             name: one.amax(recipe.method, recipe.percentile)
             for name, one in prepared.statistics.items()
         }
         quantize_activations(model.graph, chosen, amax, recipe.precision)
-    quantize_tables(model.graph, tables, recipe.precision)
+    quantize_tables(model.graph, tables)
     reason = "kept as asked" if not keep else "kept for accuracy"
     nodes = [(one.node, one.group) for one in lookups] + [(one.node, one.group) for one in products]
     kept = tuple(

