@@ -36,9 +36,9 @@ def texts(count):
 
 
 def test_sentences_and_classes(tmp_path):
-    data = read(tmp_path, "dev.tsv", "sentence\tlabel\nit 's \"good\t1\r\n\nbad , bad\t0\n")
+    data = read(tmp_path, "dev.tsv", 'sentence\tlabel\n"it is" good\t1\r\n\nbad , bad\t0\n')
     assert data.kind is DatasetKind.TEXTS
-    assert data.texts == ("it 's \"good", "bad , bad")
+    assert data.texts == ('"it is" good', "bad , bad")  # nothing is quoted in TSV
     assert data.labels == (1, 0)
     assert (data.name, data.columns) == ("dev.tsv", ("sentence", "label"))
 

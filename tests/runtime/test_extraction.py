@@ -184,16 +184,18 @@ def test_a_session_answers_questions(tmp_path, side):
     assert (report.texts, report.truncated) == (4, 0)
 
 
-def test_a_long_context_is_read_to_its_end(tmp_path):
+@pytest.mark.parametrize("place", [0, 17, 40])
+def test_a_long_context_is_read_from_end_to_end(tmp_path, place):
     first = int(TABLE[4:, 0].argmax()) + 4
     last = int(TABLE[4:, 1].argmax()) + 4
     dull = WORDS[int(TABLE[4:].sum(axis=1).argmin()) + 4]
-    context = " ".join([dull] * 40 + [WORDS[first], WORDS[last]])
+    words = [dull] * 40
+    words[place:place] = [WORDS[first], WORDS[last]]
     bundle = write_reader(tmp_path / "reader", tokenization=TOKENIZATION)
     with tfx.open_session(bundle, backend="onnxruntime") as session:
-        answer = session.predict(("a", context))
+        answer = session.predict(("a", " ".join(words)))
     assert answer.text == f"{WORDS[first]} {WORDS[last]}"
-    assert answer.end == len(context)
+    assert answer.start == len(" ".join(words[:place])) + (place > 0)
 
 
 def test_a_line_of_output_names_the_answer(tmp_path):

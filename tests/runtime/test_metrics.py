@@ -216,7 +216,7 @@ def test_the_interval_of_a_share_is_that_of_theory(rng):
     assert values.shape == (RESAMPLES,)
     spread = 1.96 * math.sqrt(0.85 * 0.15 / 400)
     np.testing.assert_allclose(
-        percentile_interval(values), (0.85 - spread, 0.85 + spread), atol=0.006
+        percentile_interval(values), (0.85 - spread, 0.85 + spread), atol=0.004
     )
 
 
