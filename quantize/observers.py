@@ -109,8 +109,10 @@ class Histogram:
         """Take in a batch of any shape."""
         if self.amax <= 0:
             return
-        magnitudes = np.abs(values.reshape(-1))
-        bins = (magnitudes * np.float32(BINS / self.amax)).astype(np.int32)
+        # The smaller of two first: what is far above amax would not fit an int32.
+        magnitudes = np.minimum(np.abs(values.reshape(-1)), np.float32(self.amax))
+        # Divided first: BINS / amax may be infinite.
+        bins = (magnitudes / np.float32(self.amax) * np.float32(BINS)).astype(np.int32)
         np.minimum(bins, BINS - 1, out=bins)
         self.counts += np.bincount(bins, minlength=BINS)
 
