@@ -38,11 +38,6 @@ TOLERANCES: dict[DType, Tolerance] = {
         "an operand has 11 bits, three more than bfloat16's: an eighth of its tolerance; 5e-3 on "
         "MiniLM and 2e-2 on a tiny cross-encoder of random weights were seen in PyTorch",
     ),
-    DType.FLOAT16: Tolerance(
-        2e-2,
-        "an operand has 11 bits, 8 times as fine as bfloat16, and errors come out in proportion: "
-        "2e-3 on MiniLM, up to 7e-3 on tiny models with random weights",
-    ),
     DType.BFLOAT16: Tolerance(
         2e-1,
         "an operand has 8 bits: PyTorch and OpenVINO give 2e-2 to 3e-2 on MiniLM, and up to 1.7e-1 "
