@@ -97,18 +97,21 @@ def smoothing_scale(amax: np.ndarray, largest: np.ndarray, alpha: float) -> np.n
         alpha: Share of the range that moves; equation 4 of the paper.
     """
     usable = (amax > 0) & (largest > 0)
-    x, w = np.where(usable, amax, 1.0), np.where(usable, largest, 1.0)
-    scale = np.where(usable, x**alpha / w ** (1 - alpha), 1.0)
-    # Only ratios matter: around 1, so that neither side leaves the range of its type.
-    scale = scale / np.exp(np.mean(np.log(scale)))
-    clipped: np.ndarray = np.clip(scale, 1e-3, 1e3).astype(np.float32)
-    return clipped
+    scale = np.ones(amax.shape)
+    if usable.any():
+        x, w = amax[usable].astype(np.float64), largest[usable].astype(np.float64)
+        found = x**alpha / w ** (1 - alpha)
+        # Only ratios matter: around 1, so that neither side leaves the range of its type.
+        scale[usable] = np.clip(found / np.exp(np.mean(np.log(found))), 1e-3, 1e3)
+    return scale.astype(np.float32)
 
 
 def can_fold(data: ir.Value, products: Sequence[Product]) -> bool:
     """Whether the node before can divide its constants, so that smoothing costs nothing."""
     producer = data.producer()
     if producer is None or producer.op_type not in SCALED_BY or data.is_graph_output():
+        return False
+    if data is not producer.outputs[0]:  # the mean or the deviation
         return False
     nodes = {product.node for product in products}
     given = (_input(producer, index) for index in SCALED_BY[producer.op_type])
