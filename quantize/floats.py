@@ -45,7 +45,8 @@ def lower_floats(
         Every node that could compute in ``dtype`` and does not, in the graph's order.
 
     Raises:
-        QuantizeError: If ``dtype`` is another type, or the type of a value is not known.
+        QuantizeError: If ``dtype`` is another type, the type of a value is not known, or there
+            is no float32.
     """
     from onnx_ir.passes.common import LiftConstantsToInitializersPass, NameFixPass
 
@@ -108,7 +109,7 @@ def cpu_variant(model: ir.Model) -> ir.Model:
             if value.dtype in low:
                 value.type = ir.TensorType(ir.DataType.FLOAT)
         _set_type_attributes(node, low, ir.DataType.FLOAT)
-        if node.op_type == "Cast" and is_float(node.inputs[0]) and is_float(node.outputs[0]):
+        if _changes_nothing(node):
             _bypass(node)
     _restore_masks(graph)
     return variant
@@ -126,7 +127,6 @@ class _Lowering:
     ) -> None:
         self.graph, self.limits, self.kept, self.masks = graph, limits, kept, masks
         self.low = LOW_TYPES[limits.dtype]
-        self.casts: dict[ir.Value, ir.Value] = {}
 
     def run(self) -> None:
         nodes = list(self.graph)
@@ -154,6 +154,9 @@ class _Lowering:
                 self._lower_output(value, wanted[value])
             else:
                 self._cast_uses(value, wanted[value], value.producer())
+        for node in nodes:
+            if _changes_nothing(node):
+                _bypass(node)
 
     def _lower_uses(self, value: ir.Value) -> list[tuple[ir.Node, int]]:
         return [
@@ -299,6 +302,12 @@ def _restore_masks(graph: ir.Graph) -> None:
             masked = np.abs(array) == limits.masking
             if masked.any():
                 _set_constant(value, np.where(masked, np.copysign(largest, array), array))
+
+
+def _changes_nothing(node: ir.Node) -> bool:
+    """Whether a node casts to the type there is."""
+    source = node.inputs[0] if node.op_type == "Cast" and not node.domain else None
+    return source is not None and source.dtype == node.outputs[0].dtype
 
 
 def _bypass(node: ir.Node) -> None:

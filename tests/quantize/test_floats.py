@@ -89,6 +89,17 @@ def test_a_value_is_cast_once_for_all_its_readers():
     assert operators(model).count("Cast") == 3  # x, y, z
 
 
+@pytest.mark.parametrize("dtype", LOW)
+def test_casts_to_the_type_there_is_go(dtype):
+    model = graph_of(
+        "g (float[b, 4] x) => (float[b, 4] y) "
+        "{ a = Tanh(x) c = Cast<to = 1>(a) d = Abs(c) y = Cast<to = 1>(d) }"
+    )
+    checked(model, dtype)
+    assert operators(model) == ["Cast", "Tanh", "Abs", "Cast"]
+    assert model.graph.outputs[0].name == "y"
+
+
 def test_an_output_that_is_read_inside():
     model = graph_of(
         "g (float[b, 4] x) => (float[b, 4] y, float[b, 4] z) { y = Tanh(x) z = Abs(y) }"
