@@ -127,6 +127,7 @@ def metric_for(bundle: Bundle, dataset: Dataset, *, reference: bool = False) -> 
     Raises:
         DataError: If none fits.
     """
+    _check_readable(bundle, dataset)
     head = head_of(bundle, dataset)
     if dataset.labels is not None and _labels_fit(head, dataset):
         if head is Head.LOGITS and _is_score(bundle):
@@ -324,7 +325,8 @@ def show_evaluation(
             f"{difference.high:+.4f})",
             markup=False,
         )
-    out.print(f"{found.samples:,} samples of {found.data}, {found.duration_s:.1f} s", markup=False)
+    count = "1 sample" if found.samples == 1 else f"{found.samples:,} samples"
+    out.print(f"{count} of {found.data}, {found.duration_s:.1f} s", markup=False)
     for warning in found.warnings:
         out.print(f"note: {warning}", markup=False)
 
@@ -366,12 +368,16 @@ def _check_fits(
         )
 
 
-def _check_form(metric: Metric, seen: Observations, bundle: Bundle, dataset: Dataset) -> None:
+def _check_readable(bundle: Bundle, dataset: Dataset) -> None:
     if dataset.kind is DatasetKind.IMAGES:
         raise DataError(
             f"{dataset.name} holds images, and {bundle.name} does not say how they become arrays",
             hint="Give an npz of arrays named as the model's inputs, and labels.",
         )
+
+
+def _check_form(metric: Metric, seen: Observations, bundle: Bundle, dataset: Dataset) -> None:
+    _check_readable(bundle, dataset)
     if metric.form not in seen.forms:
         able = [one.name for one in METRICS.values() if one.form in seen.forms]
         raise DataError(
@@ -426,6 +432,8 @@ def _warnings(metric: Metric, rows: np.ndarray, truncated: int) -> list[str]:
     if len(rows) < LEAST_SAMPLES:
         count = "one sample" if len(rows) == 1 else f"{len(rows)} samples"
         found.append(f"{count} only: the interval is too narrow")
+    elif metric.form is not Form.NUMBER and not np.ptp(rows, axis=0).any():
+        found.append("every sample counts the same: the interval has no width, and no meaning")
     if metric.form is Form.NUMBER:
         for column, what in ((0, "predictions"), (1, "labels")):
             if len(rows) > 1 and not np.ptp(rows[:, column]):

