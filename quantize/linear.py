@@ -112,6 +112,7 @@ def split_gemms(model: ir.Model) -> int:
         How many there were.
     """
     count = 0
+    matrices: dict[tuple[ir.Value, int], ir.Value] = {}
     for node in list(model.graph):
         if node.op_type != "Gemm" or node.domain not in ("", "ai.onnx"):
             continue
@@ -126,10 +127,11 @@ def split_gemms(model: ir.Model) -> int:
             continue
         if not _is_large_float(weight):
             continue
-        array = array_of(weight)
-        if attributes.get_int("transB", 0):
-            array = np.ascontiguousarray(array.T)
-        matrix = add_constant(model.graph, f"{weight.name}_matrix", array)
+        transposed = attributes.get_int("transB", 0)
+        if (weight, transposed) not in matrices:  # tied weights stay tied
+            array = array_of(weight).T if transposed else array_of(weight)
+            matrices[weight, transposed] = add_constant(model.graph, f"{weight.name}_matrix", array)
+        matrix = matrices[weight, transposed]
         product = ir.node("MatMul", [data, matrix])
         product.metadata_props.update(node.metadata_props)
         result = product.outputs[0]

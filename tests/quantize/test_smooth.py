@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx.checker import check_model
-from support.graphs import graph_of, operators, run_ort
+from support.graphs import fill_constants, graph_of, operators, run_ort
 
 from tfx.quantize.linear import find_products
 from tfx.quantize.smooth import (
@@ -30,22 +30,9 @@ NORMALIZED = {
 }
 
 
-def constants(model, rng):
-    """Random numbers for every input but x, as initializers."""
-    for value in list(model.graph.inputs):
-        if value.name != "x":
-            model.graph.inputs.remove(value)
-            shape = [int(size) for size in value.shape]
-            value.const_value = ir.tensor(
-                rng.normal(size=shape).astype(np.float32), name=value.name
-            )
-            model.graph.register_initializer(value)
-    return model
-
-
 def two_products(rng, before="Relu(x)", *, outputs="", more=""):
     """An activation, and two weights it meets."""
-    return constants(
+    return fill_constants(
         graph_of(
             f"g (float[b, s, {CHANNELS}] x, float[{CHANNELS}, {OUTPUTS}] w, "
             f"float[{CHANNELS}, {OUTPUTS}] v, float[{CHANNELS}] gamma, float[{CHANNELS}] beta) "
@@ -219,7 +206,7 @@ def test_products_of_which_one_is_kept(rng):
 
 
 def test_a_weight_that_others_read_stays_for_them(rng):
-    model = constants(
+    model = fill_constants(
         graph_of(
             f"g (float[b, {CHANNELS}] x, float[{CHANNELS}, {OUTPUTS}] w) "
             f"=> (float[b, {OUTPUTS}] y, float[{CHANNELS}, {OUTPUTS}] t) "

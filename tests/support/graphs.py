@@ -44,3 +44,16 @@ def attention_nodes(model: ir.Model) -> list[ir.Node]:
     return [
         node for node in model.graph.all_nodes() if node.op_type == "Attention" and not node.domain
     ]
+
+
+def fill_constants(
+    model: ir.Model, rng: np.random.Generator, *, inputs: tuple[str, ...] = ("x",)
+) -> ir.Model:
+    """Give every input but ``inputs`` random numbers, as an initializer."""
+    for value in list(model.graph.inputs):
+        if value.name not in inputs:
+            model.graph.inputs.remove(value)
+            array = rng.normal(size=[int(size) for size in value.shape]).astype(np.float32)
+            value.const_value = ir.tensor(array, name=value.name)
+            model.graph.register_initializer(value)
+    return model
