@@ -159,7 +159,8 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     while unique in graph.initializers:
         number += 1
         unique = f"{name}_{number}"
-    tensor = ir.tensor(np.ascontiguousarray(array), name=unique)
+    # Not ascontiguousarray, which gives a scalar an axis.
+    tensor = ir.tensor(np.asarray(array, order="C"), name=unique)
     value = ir.Value(name=unique, const_value=tensor)
     value.shape, value.type = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
     graph.initializers[unique] = value

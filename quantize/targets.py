@@ -36,9 +36,11 @@ def lower_for_ort_cpu(model: ir.Model) -> int:
     unsigned: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
     count = 0
     for node in list(model.graph):
+        if node.domain not in ("", "ai.onnx"):
+            continue
         if node.op_type == "MatMul":
             count += _lower_product(model.graph, node, unsigned)
-        elif node.op_type == "Gather":
+        elif node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0:
             count += _lower_lookup(model.graph, node)
     _drop_dead(model.graph)
     return count
@@ -52,7 +54,7 @@ def _lower_product(
     data, weight = node.inputs
     assert data is not None
     assert weight is not None
-    known = _constant_dequantized(weight)
+    known = _constant_dequantized(weight, axis=1)
     if known is None or known[0].dtype != ir.DataType.INT8:
         return 0
     values, scale = known
@@ -79,7 +81,7 @@ def _lower_lookup(graph: ir.Graph, node: ir.Node) -> int:
     table, indices = node.inputs
     assert table is not None
     assert indices is not None
-    known = _constant_dequantized(table)
+    known = _constant_dequantized(table, axis=0)
     if known is None or known[0].dtype != ir.DataType.INT8:
         return 0
     values, scale = known
@@ -126,15 +128,15 @@ def _unsigned(
     return node.outputs[0], scale, shift
 
 
-def _constant_dequantized(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """Integers and scales of a weight that is dequantized in the graph; None if it is none."""
+def _constant_dequantized(value: ir.Value, axis: int) -> tuple[ir.Value, ir.Value] | None:
+    """Integers and scales along an axis of a weight that is dequantized in the graph; or None."""
     node = value.producer()
     if node is None or node.op_type != "DequantizeLinear" or len(node.inputs) > 2:
         return None
     values, scale = node.inputs[0], node.inputs[1]
     if values is None or scale is None or not is_constant(values) or not is_constant(scale):
         return None
-    if scale.shape is None or len(scale.shape) != 1:
+    if scale.shape is None or len(scale.shape) != 1 or node.attributes.get_int("axis", 1) != axis:
         return None
     return values, scale
 

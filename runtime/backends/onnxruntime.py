@@ -56,10 +56,13 @@ class OnnxRuntime:
         provider = PROVIDERS[kind]
         variant = bundle.manifest.variants.get(f"onnxruntime-{kind}")
         graph = bundle.path / variant if variant else bundle.model
+        settings = settings_of(ort, options.threads)
+        if bundle.manifest.precision is DType.FLOAT8_E4M3:
+            # 1.31 fuses a product of 8-bit floats into the kernel for integers, and then finds
+            # that this takes none: INVALID_GRAPH, type of MatMulIntegerToFloat.
+            settings.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
-            session = ort.InferenceSession(
-                str(graph), settings_of(ort, options.threads), providers=[provider]
-            )
+            session = ort.InferenceSession(str(graph), settings, providers=[provider])
         except Exception as error:  # its pybind exceptions share no public base
             raise BackendError(f"onnxruntime cannot load {graph}: {error}") from error
         if session.get_providers()[0] != provider:  # it falls back to CPU without an error
