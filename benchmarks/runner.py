@@ -24,6 +24,8 @@ from .worker import Loaded, ProcessWorker, Worker
 from .workload import Plan, Shape, Way, shapes_of
 
 REFERENCE = Way("torch")
+# They run a bundle's source and not its graph.
+OF_SOURCE = (REFERENCE.backend, "torch-compiled")
 
 # A block is this long at least, so that microseconds are not lost between two rows.
 BLOCK_MS = 20.0
@@ -162,7 +164,7 @@ def _pairs(
     pairs: list[tuple[Bundle, Way]] = []
     for bundle in bundles:
         for way in ways:
-            again = way.backend == REFERENCE.backend and any(
+            again = way.backend in OF_SOURCE and any(
                 other == way and not damaged[one.path] and _same_model(one, bundle)
                 for one, other in pairs
             )

@@ -147,6 +147,7 @@ def precision_refused(backend: str, asked: DType, able: Iterable[DType]) -> Back
 # name -> "module:attribute"; imported only when asked for, so `import tfx` stays light.
 BACKENDS: dict[str, str] = {
     "torch": "tfx.runtime.backends.torch_eager:TorchEager",
+    "torch-compiled": "tfx.runtime.backends.torch_compiled:TorchCompiled",
     "onnxruntime": "tfx.runtime.backends.onnxruntime:OnnxRuntime",
     "openvino": "tfx.runtime.backends.openvino:OpenVino",
     "tensorrt": "tfx.runtime.backends.tensorrt:TensorRt",

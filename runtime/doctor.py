@@ -42,6 +42,7 @@ DISTRIBUTIONS = (
 
 # Distribution of a backend's library, where it is not called like the backend.
 LIBRARY = {
+    "torch-compiled": ("torch",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "tensorrt": ("tensorrt", "tensorrt-rtx-cu12-bindings"),
 }

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 # Threads and fast path are settings of the whole process: one run at a time has its own.
 # A model may open a session of its own, so the thread that holds the lock may take it again.
 _SETTINGS = threading.RLock()
+
+
+# A module, or a function that is called as one.
+Call = Callable[..., Any]
 
 
 def load_module(source: Source) -> torch.nn.Module:
@@ -126,13 +130,11 @@ def _factory_file(source: Source) -> tuple[Path, str, bytes]:
         raise SourceError(f"cannot read {path}: {error.strerror}") from error
 
 
-def run_module(
-    module: torch.nn.Module, feed: Feed, *, threads: int | None = None
-) -> dict[str, np.ndarray]:
+def run_module(module: Call, feed: Feed, *, threads: int | None = None) -> dict[str, np.ndarray]:
     """Call ``module`` with copies of the arrays of ``feed``; its outputs, flat and named.
 
     Args:
-        module: In eval mode.
+        module: In eval mode, or what calls one.
         feed: Parameter of ``forward`` to array.
         threads: CPU threads of the run; None for as many as PyTorch has now.
     """

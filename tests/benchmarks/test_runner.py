@@ -205,6 +205,13 @@ def test_pytorch_is_the_reference_in_float32_only(bundle):
     assert rows["torch bf16"].agreement[0].max_abs == pytest.approx(1e-2, rel=1e-3)
 
 
+def test_what_runs_the_source_runs_once_for_all_bundles_of_it(tmp_path):
+    bundles = [write_bundle(tmp_path / "one"), write_bundle(tmp_path / "two")]
+    world = FakeWorld({"torch": 10, "torch-compiled": 8, "a": 5})
+    run_all(world, bundles)
+    assert sorted(world.started) == ["a", "a", "torch", "torch-compiled"]
+
+
 def test_errors_at_padded_positions_do_not_count(bundle):
     def last_position(values):
         changed = values.copy()

@@ -14,6 +14,9 @@ from tfx.dtypes import DType
 from tfx.errors import BackendError
 from tfx.recipe import Source, SourceKind
 from tfx.runtime.backend import RunOptions, get_backend
+from tfx.runtime.backends import torch_eager
+from tfx.runtime.backends.torch_eager import BFLOAT16_FLAGS
+from tfx.runtime.cpus import Cpu, read_cpu
 from tfx.runtime.modules import factory_digest, load_module, weights_digest
 from tfx.signature import Signature, TensorSpec
 
@@ -53,6 +56,32 @@ def test_it_runs_the_source(linear, source):
     assert (facts.backend, facts.engine, facts.device) == ("torch", "eager", "cpu")
     assert (facts.precision, facts.threads) == ("float32", 1)
     assert facts.version == tfx.extras.version_of("torch")
+
+
+@pytest.mark.skipif(not BFLOAT16_FLAGS & read_cpu().flags, reason="this CPU has no bfloat16")
+def test_bfloat16_where_it_is_asked_for(linear, source):
+    feed = {"input": np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)}
+    with tfx.open_session(linear, backend="torch", precision="bf16", trust=True) as session:
+        found = session.predict(feed)["output"]
+    expected = load_module(source)(torch.from_numpy(feed["input"])).detach().numpy()
+    assert found.dtype == np.float32
+    assert 1e-5 < np.abs(found - expected).max() < 2e-2  # rounded, and only that
+    assert session.report.facts.precision == "bfloat16"
+
+
+def test_bfloat16_is_refused_where_the_cpu_has_none(linear, monkeypatch):
+    monkeypatch.setattr(torch_eager, "read_cpu", lambda: Cpu("old", frozenset({"avx2"})))
+    message, hint = refusal(linear, precision="bf16", trust=True)
+    assert message == "torch multiplies matrices in float32 here, not in bfloat16"
+    assert hint == "Use precision='fp32', or another backend."
+
+
+def test_it_is_float32_whatever_the_bundle_is(tmp_path, source):
+    bundle = write_bundle(
+        tmp_path / "low", source=source, signature=LINEAR, precision=DType.BFLOAT16
+    )
+    with tfx.open_session(bundle, backend="torch", trust=True) as session:
+        assert session.report.facts.precision == "float32"
 
 
 def test_only_the_signatures_outputs_come_back(tmp_path):

@@ -1,0 +1,48 @@
+"""PyTorch compiled: the model a bundle was made from, as one graph of generated C++."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from tfx.bundle import Bundle
+from tfx.errors import BackendError
+from tfx.extras import need, version_of
+
+from ..backend import Executable, RunFacts, RunOptions
+from .torch_eager import TorchExecutable, load_source
+
+NOTE = "the first calls of a new shape compile: they take seconds to minutes"
+
+
+class TorchCompiled:
+    """Backend "torch-compiled"."""
+
+    def missing(self) -> str:
+        """Why this machine cannot compile PyTorch models, or ""."""
+        try:
+            need("torch")
+        except BackendError as error:
+            return f"{error} ({error.hint})"
+        compiler = os.environ.get("CXX") or "g++"  # as torch.compile looks for it on Linux
+        if shutil.which(compiler) is None:
+            return f"no C++ compiler {compiler} is on the path (Install g++, or name one in CXX.)"
+        return ""
+
+    def load(self, bundle: Bundle, options: RunOptions) -> Executable:
+        """Load the bundle's source again; it is compiled when it is first called.
+
+        Raises:
+            BackendError: As the backend "torch".
+        """
+        module, precision = load_source(bundle, options, compiled=True)
+        facts = RunFacts(
+            backend="torch-compiled",
+            version=version_of("torch") or "",
+            engine="inductor",
+            device="cpu",
+            precision=precision,
+            threads=options.threads,
+            notes=(NOTE,),
+        )
+        return TorchExecutable(module, bundle, facts)
