@@ -248,7 +248,7 @@ def _meaningful(array: np.ndarray, feed: Feed) -> np.ndarray:
 def _some_feeds(lowering: Lowering) -> list[Feed]:
     if lowering.data is None:
         raise DataError(
-            "a budget needs data to find out with which groups are sensitive",
+            "a budget needs data to find out which groups are sensitive",
             hint="Give a file of real inputs: --calibrate FILE.",
         )
     feeds = list(lowering.data)
