@@ -53,7 +53,7 @@ _IMAGE = {
     "patch_size": 6,
 }
 _VIDEO = _IMAGE | {"image_size": 10, "patch_size": 2, "num_frames": 2}
-_TRANSLATION = {
+_TWO_SIDES = {
     "d_model": 32,
     "encoder_layers": 2,
     "decoder_layers": 2,
@@ -61,9 +61,8 @@ _TRANSLATION = {
     "decoder_attention_heads": 4,
     "encoder_ffn_dim": 37,
     "decoder_ffn_dim": 37,
-    "vocab_size": 99,
-    "max_position_embeddings": 64,
 }
+_TRANSLATION = _TWO_SIDES | {"vocab_size": 99, "max_position_embeddings": 64}
 _AUDIO = {
     "hidden_size": 32,
     "conv_dim": (16, 16),
@@ -78,18 +77,7 @@ _BACKBONE = {
     "hidden_sizes": [10, 20, 30, 40],
     "depths": [1, 1, 1, 1],
 }
-_DETECTION = {
-    "use_timm_backbone": False,
-    "backbone": None,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 37,
-    "decoder_ffn_dim": 37,
-    "num_queries": 7,
-}
+_DETECTION = _TWO_SIDES | {"use_timm_backbone": False, "backbone": None, "num_queries": 7}
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _CLIP_TEXT = _TEXT | _SPECIAL | {"eos_token_id": 98}
 
@@ -377,14 +365,8 @@ FAMILIES: tuple[Family, ...] = (
         "Time Series Transformer",
         "TimeSeriesTransformerForPrediction",
         "TimeSeriesTransformerConfig",
-        {
-            "d_model": 32,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 37,
-            "decoder_ffn_dim": 37,
+        _TWO_SIDES
+        | {
             "context_length": 16,
             "prediction_length": 6,
             "lags_sequence": [1, 2, 5],

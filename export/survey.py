@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from tfx.chatter import quiet
 from tfx.errors import TfxError
 from tfx.extras import version_of
 from tfx.recipe import ExportRecipe
+from tfx.runtime.cpus import usable_cpus
 
 from .families import FAMILIES, Family, build
 from .pipeline import export_bundles
@@ -214,12 +216,17 @@ def main(
 
 def _families_text(names: tuple[str, ...]) -> str:
     chosen = _chosen(FAMILIES, names)
+    before = os.getloadavg()[0]
     findings = survey(chosen, _announce)
+    busy = max(before, os.getloadavg()[0])
     return (
         "# Families\n\nTiny configurations with random weights, exported with dynamic batch and "
         "sequence, run on ONNX\nRuntime (CPU) and compared with PyTorch on padded feeds of several "
-        f"shapes. Made with {_versions()} by\n`python -m tfx.export.survey -o docs/families.md`."
-        f"\n\n{table(findings)}\n"
+        f"shapes. Made with\n{_versions()} by\n`python -m tfx.export.survey -o docs/families.md`."
+        "\n\nThe last column is the whole export, both graphs of two together, loading and proof "
+        f"included, on\n{usable_cpus()} CPUs that had up to {busy:.0f} processes to run (the load "
+        "average).\n\n"
+        f"{table(findings)}\n"
     )
 
 
@@ -267,7 +274,7 @@ def _wide_text(
         "runs on the inputs\nplanned for tracing; the share is of those. Types that were built and "
         "have no such inputs are in the\nlast column; those whose class or configuration cannot be "
         "built, in none.\n\nRows are gathered over hours and over several versions of tfx: a "
-        "row that failed is tried again after a fix,\none that was ok is not. Made with "
+        "row that failed is tried again\nafter a fix, one that was ok is not. Made with\n"
         f"{_versions()} by\n"
         "`python -m tfx.export.survey --wide -o docs/wide-net.md`."
         f"\n\n{wide_table(done)}\n"

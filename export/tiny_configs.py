@@ -117,6 +117,7 @@ _WINDOWS = {"image_size": 128, "window_size": 4, "embed_dim": 24}
 SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "autoformer": _SERIES,
     "bit": {"num_groups": 8},
+    "canine": {"local_transformer_stride": 8},
     "cohere_compass_text": {
         "rope_parameters": {
             kind: {"rope_type": "default", "rope_theta": 10000.0}

@@ -118,7 +118,18 @@ def test_command_writes_a_file(nothing_traced, tmp_path):
     text = page.read_text()
     assert text.startswith("# Families\n\n")
     assert "`python -m tfx.export.survey -o docs/families.md`" in text
+    assert "CPUs that had up to" in text  # what its seconds were measured beside
+    assert all(len(line) <= 100 for line in text.splitlines() if not line.startswith("|"))
     assert text.endswith("|\n")
+
+
+def test_the_wide_net_says_how_its_rows_were_gathered(tmp_path):
+    page = tmp_path / "wide-net.md"
+    done = CliRunner().invoke(main, ["albert", "--wide", "--jobs", "0", "-o", str(page)])
+    assert done.exit_code == 0, done.output
+    text = page.read_text()
+    assert "several versions of tfx: a row that failed is tried again" in text
+    assert all(len(line) <= 100 for line in text.splitlines() if not line.startswith("|"))
 
 
 @pytest.mark.parametrize("arguments", [["--task", "text-classification"], ["--rows", "rows.jsonl"]])
