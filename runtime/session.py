@@ -249,7 +249,7 @@ def open_session(
 
 
 # What "auto" tries, in order: backends that run the bundle's own graph.
-AUTO = ("onnxruntime",)
+AUTO = ("onnxruntime", "openvino")
 
 
 def _first_available() -> str:
