@@ -9,13 +9,15 @@ from types import ModuleType
 from typing import Any
 
 from tfx.bundle import Bundle
-from tfx.errors import RecipeError, listing
+from tfx.errors import BundleError, RecipeError, listing
+from tfx.extras import need
 from tfx.recipe import EngineBuild, EngineRecipe, Target
 from tfx.runtime.cuda import describe_device
 from tfx.runtime.engines import compute_capability, errors_of, library_log, load_library
 from tfx.signature import UNBOUNDED, ShapeRange, Signature
 
 from .engine_messages import build_error, first_error, parser_error
+from .passes.softcap import spell_out_softcaps
 
 # Name that TensorRT's code generator gives to fused attention kernels in a plan.
 FUSED_KERNEL = re.compile(rb"_gemm_mha_v2_0x[0-9a-f]+")
@@ -59,6 +61,7 @@ def build_engine(
         RecipeError: If the library or the signature cannot do what the recipe asks.
         ExportError: If the library does not take the graph.
         BackendError: If the library is missing, or finds no engine.
+        BundleError: If the graph cannot be read.
     """
     refuse_lacking(recipe, timing_cache=timing_cache is not None)
     profiles = resolve_profiles(bundle.manifest.signature, recipe.profiles)
@@ -67,9 +70,7 @@ def build_engine(
         builder = trt.Builder(library_log(trt))
         network = builder.create_network(0)
         parser = trt.OnnxParser(network, library_log(trt))
-        # From the file, not from memory: weights may lie in a file beside it.
-        if not parser.parse_from_file(str(bundle.model)):
-            raise parser_error(bundle, recipe.target, parser)
+        spelled_out = _parse(bundle, recipe.target, parser)
         attention = decompose_attention(trt, network)
         config = builder.create_builder_config()
         _set_gpus(trt, config, recipe)
@@ -104,6 +105,7 @@ def build_engine(
         driver="" if here is None else here.driver,
         attention=attention,
         fused_kernels=len(set(FUSED_KERNEL.findall(data))),
+        spelled_out=spelled_out,
     )
     times = b"" if timing_cache is None else bytes(config.get_timing_cache().serialize())
     return Engine(data, build, times)
@@ -187,6 +189,25 @@ def decompose_attention(trt: ModuleType, network: Any) -> int:
             layer.attention.decomposable = True
             count += 1
     return count
+
+
+def _parse(bundle: Bundle, target: Target, parser: Any) -> int:
+    """Give the parser the graph; how many attentions were spelled out for it."""
+    ir = need("onnx_ir")
+    try:
+        model = ir.load(bundle.model)
+    except Exception as error:  # protobuf and onnx_ir raise many kinds
+        raise BundleError(f"cannot read {bundle.model}: {error}") from error
+    if not (spelled_out := spell_out_softcaps(model)):
+        # From the file, not from memory: the library reads weights without a copy.
+        if not parser.parse_from_file(str(bundle.model)):
+            raise parser_error(bundle, target, parser, ir.to_proto(model).graph.node)
+        return 0
+    proto = ir.to_proto(model)
+    # The path is where weights that lie in a file of their own are.
+    if not parser.parse(proto.SerializeToString(), str(bundle.model)):
+        raise parser_error(bundle, target, parser, proto.graph.node)
+    return spelled_out
 
 
 def _layers(network: Any) -> Iterator[Any]:

@@ -139,10 +139,12 @@ def _hull(build: EngineBuild) -> dict[str, ShapeRange]:
 
 
 def _notes(build: EngineBuild) -> tuple[str, ...]:
-    proof = "not proved where it was built: run tfx check where it runs"
-    if not build.attention:
-        return (proof,)
-    if not build.fused_kernels:
-        return ("TensorRT has no fused kernel for attention of this type and head size", proof)
-    fused = f"fused attention kernels in the engine: {build.fused_kernels}"
-    return (f"{fused}, for {build.attention} attentions", proof)
+    notes = []
+    if build.spelled_out:
+        notes.append(f"{build.spelled_out} attentions are spelled out: TensorRT takes no soft cap")
+    if build.fused_kernels:
+        count, all_ = build.fused_kernels, build.attention
+        notes.append(f"fused attention kernels in the engine: {count}, for {all_} attentions")
+    elif build.attention:
+        notes.append("TensorRT has no fused kernel for attention of this type and head size")
+    return (*notes, "not proved where it was built: run tfx check where it runs")

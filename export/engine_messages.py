@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from tfx.bundle import Bundle
@@ -34,9 +35,15 @@ BUILD_HINTS = {
 LOG_HINT = "Run it with -vv to see the library's log."
 
 
-def parser_error(bundle: Bundle, target: Target, parser: Any) -> ExportError:
-    """What an ``OnnxParser`` refused, each node by the submodule it comes from."""
-    nodes = _nodes(bundle)
+def parser_error(bundle: Bundle, target: Target, parser: Any, nodes: Sequence[Any]) -> ExportError:
+    """What an ``OnnxParser`` refused, each node by the submodule it comes from.
+
+    Args:
+        bundle: Whose graph it is.
+        target: The library.
+        parser: After ``parse``.
+        nodes: ``NodeProto`` of the graph that was parsed.
+    """
     problems, said = [], ""
     for index in range(parser.num_errors):
         error = parser.get_error(index)
@@ -52,11 +59,6 @@ def parser_error(bundle: Bundle, target: Target, parser: Any) -> ExportError:
     )
 
 
-def _nodes(bundle: Bundle) -> Any:
-    graph = need("onnx").load(str(bundle.model), load_external_data=False)
-    return graph.graph.node
-
-
 def _scope(node: Any) -> str:
     """The submodule a node comes from, as ``clean_metadata`` recorded it."""
     return next((entry.value for entry in node.metadata_props if entry.key == "scope"), "")
@@ -64,7 +66,8 @@ def _scope(node: Any) -> str:
 
 def _with_scopes(said: str, bundle: Bundle) -> str:
     """Put the submodule behind each name of a node."""
-    for node in _nodes(bundle):
+    graph = need("onnx").load(str(bundle.model), load_external_data=False).graph
+    for node in graph.node:
         if node.name and (scope := _scope(node)):
             said = said.replace(f"'{node.name}'", f"'{node.name}' ({scope})")
     return said

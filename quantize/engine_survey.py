@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -22,6 +22,7 @@ from tfx.export.pipeline import export_bundles
 from tfx.extras import version_of
 from tfx.quantization import PRECISIONS, QuantizeRecipe
 from tfx.recipe import EngineRecipe, ExportRecipe
+from tfx.signature import UNBOUNDED, ShapeRange
 
 from .lowering import proof_data
 from .pipeline import quantize_bundle
@@ -34,6 +35,9 @@ RECIPES = {
     "fp16": QuantizeRecipe(DType.FLOAT16),
     "int8": QuantizeRecipe(DType.INT8, rest=DType.FLOAT16),
 }
+
+# Of an axis without limits.
+TUNED, LARGEST = 16, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ def _attempts(
                 continue
             started = time.perf_counter()
             try:
-                engine = build_apart(lowered, recipe, work / "plan")
+                engine = build_apart(lowered, _bounded(recipe, lowered), work / "plan")
             except TfxError as error:
                 yield Attempt(family, part, precision, _line(error, lowered), "build")
                 continue
@@ -145,6 +149,17 @@ def _attempts(
                 fused_kernels=engine.fused_kernels,
                 seconds=time.perf_counter() - started,
             )
+
+
+def _bounded(recipe: EngineRecipe, bundle: Bundle) -> EngineRecipe:
+    """A largest size for each axis that has none: positions that are relative, for one."""
+    signature = bundle.manifest.signature
+    sizes = {}
+    for axis in {axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)}:
+        known = signature.ranges.get(axis, ShapeRange(1, 1, UNBOUNDED))
+        if known.max == UNBOUNDED:
+            sizes[axis] = ShapeRange(known.min, max(known.min, TUNED), max(known.min, LARGEST))
+    return replace(recipe, profiles=(sizes,)) if sizes else recipe
 
 
 def _exported(family: Family, work: Path) -> list[tuple[str, Bundle]]:

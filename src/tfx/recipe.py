@@ -295,6 +295,8 @@ class EngineBuild:
         attention: ``Attention`` layers of its graph.
         fused_kernels: Different fused attention kernels found in it; 0 where every attention
             runs as several.
+        spelled_out: Attentions beside those, made of single operators: the library takes no
+            soft cap.
     """
 
     recipe: EngineRecipe
@@ -305,6 +307,7 @@ class EngineBuild:
     driver: str = ""
     attention: int = 0
     fused_kernels: int = 0
+    spelled_out: int = 0
 
     def __str__(self) -> str:
         where = ", ".join(self.gpus) + (f" ({self.device})" if self.device else "")

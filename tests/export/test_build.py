@@ -16,11 +16,12 @@ from support.texts import write_text_bundle
 from tfx.bundle import open_bundle
 from tfx.cli import main
 from tfx.errors import BackendError, BundleError, RecipeError
+from tfx.export import engine_bundle
 from tfx.export.engine_bundle import build_bundle, name_of
 from tfx.export.engine_worker import build_apart
 from tfx.export.profiles import profile_from_text
 from tfx.manifest import SCHEMA_VERSION, Step
-from tfx.recipe import EngineRecipe, Source, SourceKind, Target
+from tfx.recipe import EngineBuild, EngineRecipe, Source, SourceKind, Target
 from tfx.runtime.engines import MODULES
 from tfx.runtime.session import open_session
 from tfx.signature import ShapeRange
@@ -105,6 +106,28 @@ def test_a_source_is_found_from_another_folder(tmp_path):
 def test_default_names(parent):
     assert name_of(parent, SM89) == "tiny-rtx-sm89"
     assert name_of(parent, EngineRecipe(Target.TENSORRT)) == "tiny-trt"
+
+
+@pytest.mark.parametrize(
+    ("counts", "note"),
+    [
+        ((2, 0, 0), "TensorRT has no fused kernel for attention of this type and head size"),
+        ((6, 1, 0), "fused attention kernels in the engine: 1, for 6 attentions"),
+        ((0, 0, 2), "2 attentions are spelled out: TensorRT takes no soft cap"),
+    ],
+)
+def test_what_became_of_attention_is_noted(parent, tmp_path, monkeypatch, counts, note):
+    def build_apart(bundle, recipe, plan, **rest):
+        plan.write_bytes(b"plan")
+        ranges = bundle.manifest.signature.ranges
+        return EngineBuild(recipe, "1", ("sm89",), (ranges,), "", "", *counts)
+
+    monkeypatch.setattr(engine_bundle, "build_apart", build_apart)
+    built = build_bundle(parent, tmp_path / "b", SM89)
+    assert built.manifest.notes == (
+        note,
+        "not proved where it was built: run tfx check where it runs",
+    )
 
 
 def test_an_engine_is_not_built_from_an_engine(built):

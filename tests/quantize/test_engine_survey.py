@@ -1,8 +1,10 @@
 """The table of engines: a row a graph, a column a precision, a number for each reason."""
 
+import dataclasses
+
 import pytest
 from click.testing import CliRunner
-from support.bundles import write_bundle
+from support.bundles import TEXT_SIGNATURE, write_bundle
 
 from tfx.errors import BackendError, ExportError, QuantizeError
 from tfx.export.families import FAMILIES
@@ -10,6 +12,7 @@ from tfx.quantize import engine_survey as module
 from tfx.quantize.engine_survey import Attempt, main, survey, table
 from tfx.recipe import EngineBuild, EngineRecipe
 from tfx.runtime.engines import MODULES
+from tfx.signature import UNBOUNDED, ShapeRange
 
 BERT = next(family for family in FAMILIES if family.class_name == "BertModel")
 T5 = next(family for family in FAMILIES if family.name == "T5")
@@ -119,3 +122,12 @@ def test_a_family_builds_in_float16(tmp_path):
     pytest.importorskip(MODULES[SM89.target], reason="needs TensorRT-RTX")
     (one,) = survey([BERT], SM89, tmp_path, ("fp16",))
     assert (one.problem, one.attention) == ("", 2)
+
+
+def test_axes_without_limits_get_some(tmp_path):
+    free = dataclasses.replace(TEXT_SIGNATURE, ranges={"batch": ShapeRange(2, 2, UNBOUNDED)})
+    bundle = write_bundle(tmp_path / "a", signature=free)
+    assert module._bounded(SM89, bundle).profiles == (
+        {"batch": ShapeRange(2, 16, 64), "sequence": ShapeRange(1, 16, 64)},
+    )
+    assert module._bounded(SM89, write_bundle(tmp_path / "b")) is SM89
