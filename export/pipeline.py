@@ -171,6 +171,7 @@ def _write_graph(
     from .processing import read_processing
     from .rewrite.attention import fuse_attention
     from .rewrite.einsum import lower_einsums
+    from .rewrite.flat_heads import flatten_heads
     from .rewrite.grouped_query import share_key_heads
     from .signature import signature_of
 
@@ -194,6 +195,7 @@ def _write_graph(
     share_key_heads(graph)
     expand_masks(graph)
     raise_masks(graph)
+    flatten_heads(graph)
     expand_rotary_caches(graph)
     keep_padding(graph)
     simplify(graph)
