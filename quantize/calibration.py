@@ -72,11 +72,11 @@ def calibration_texts(
         FeedError: If the bundle takes no text, or a text cannot be read.
         DataError: If no text is left.
     """
-    tokenizer = Tokenizer(bundle)
+    tokenizer = Tokenizer(_cutting_at(bundle, tokens) if tokens else bundle)
     kept = [text for text in texts if (text.strip() if isinstance(text, str) else any(text))]
     if not kept:
         raise DataError(f"{name} has no text to calibrate with")
-    encoded = [_cut(one, tokens) for one in tokenizer.encode(kept)]
+    encoded = tokenizer.encode(kept)
     digest = hashlib.sha256()
     for one in encoded:
         digest.update(one.ids.tobytes() + b"/" + one.types.tobytes())
@@ -130,9 +130,8 @@ def calibration_feeds(bundle: Bundle, feeds: Sequence[Feed], *, name: str) -> Ca
         for key in sorted(feed):
             digest.update(key.encode() + str(feed[key].shape).encode() + feed[key].tobytes())
         count += next(iter(feed.values())).size
-    rows = sum(next(iter(feed.values())).shape[0] for feed in feeds)
-    flat = [np.concatenate([feed[key].reshape(-1) for key in sorted(feed)]) for feed in feeds]
-    warnings = _warnings(rows, distinct=rows if len({one.tobytes() for one in flat}) > 1 else 2)
+    rows = sum(_row_count(feed) for feed in feeds)
+    warnings = _warnings(rows, distinct=_distinct_rows(feeds))
     facts = CalibrationFacts(name, digest.hexdigest(), rows, count, warnings)
     return CalibrationData(facts, tuple(functools.partial(dict, feed) for feed in feeds))
 
@@ -149,10 +148,32 @@ def _warnings(samples: int, distinct: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _cut(one: Encoded, tokens: int) -> Encoded:
-    if not tokens or len(one.ids) <= tokens:
-        return one
-    return Encoded(one.ids[:tokens], one.types[:tokens], truncated=True)
+def _distinct_rows(feeds: Sequence[Feed]) -> int:
+    """How many different rows there are, along the first axis of all inputs."""
+    found = set()
+    for feed in feeds:
+        for row in range(_row_count(feed)):
+            parts = (
+                array[row] if array.ndim and len(array) > row else array
+                for _, array in sorted(feed.items())
+            )
+            found.add(hashlib.sha256(b"/".join(part.tobytes() for part in parts)).digest())
+    return len(found)
+
+
+def _row_count(feed: Feed) -> int:
+    shape = next(iter(feed.values())).shape
+    return shape[0] if shape else 1
+
+
+def _cutting_at(bundle: Bundle, tokens: int) -> Bundle:
+    """The same bundle, whose tokenizer cuts texts to so many tokens; special ones stay."""
+    processing = bundle.manifest.processing
+    if processing.tokenization is None:
+        return bundle  # the tokenizer says so itself
+    length = min(tokens, processing.tokenization.max_length)
+    cutting = replace(processing, tokenization=replace(processing.tokenization, max_length=length))
+    return replace(bundle, manifest=replace(bundle.manifest, processing=cutting))
 
 
 class Observation:
@@ -212,7 +233,7 @@ class Observation:
                     graph.outputs.append(values[name])
             ir.save(self._model, path, external_data=f"{path.name}.data")
         finally:
-            del graph.outputs[:]
+            graph.outputs.clear()  # del would leave values that think they are outputs
             graph.outputs.extend(before)
         ort = need("onnxruntime")
         settings = ort.SessionOptions()
@@ -265,6 +286,11 @@ def see_extremes(
             listing("activations are NaN or infinite on the calibration data:", broken[:10]),
             hint="Look at the data and at the model's own outputs on it: tfx predict.",
         )
+    if unseen := [name for name, one in found.items() if not one.seen]:
+        raise QuantizeError(
+            listing("calibration data is all padding, nothing was seen of:", unseen[:10]),
+            hint="Look at the attention_mask of the data.",
+        )
     return found
 
 
@@ -299,7 +325,11 @@ def _rows(array: np.ndarray, axis: int) -> np.ndarray:
 
 def _without_padding(array: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     # What a model makes of padding is nobody's output, and may be far from all it makes else.
-    if mask is None or array.ndim != 3 or array.shape[:2] != mask.shape:
+    if mask is None:
+        return array
+    if array.ndim == 2 and len(array) == mask.size:  # GPT-2 multiplies tokens of all rows at once
+        mask = mask.reshape(-1)
+    elif array.ndim != 3 or array.shape[:2] != mask.shape:
         return array
     kept: np.ndarray = array[mask != 0]
     return kept

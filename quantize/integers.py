@@ -8,13 +8,22 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from tfx.bundle import Bundle
 from tfx.dtypes import DType
-from tfx.errors import RecipeError, listing
+from tfx.errors import QuantizeError, RecipeError, listing
 from tfx.quantization import KeptNode, QuantizeRecipe
 
 from .calibration import CalibrationData, see_extremes, see_histograms
 from .int4 import lower_weights_int4
-from .linear import array_of, find_lookups, find_products, groups_of, shared_data, split_gemms
+from .linear import (
+    SMALLEST_WEIGHT,
+    array_of,
+    find_lookups,
+    find_products,
+    groups_of,
+    shared_data,
+    split_gemms,
+)
 from .qdq import quantize_activations, quantize_tables, quantize_weights
 from .smooth import ALPHAS, SMOOTHED, WORTH, Smoothing, apply_smoothing, can_fold, choose_smoothing
 from .statistics import ActivationStatistics
@@ -32,12 +41,13 @@ class Prepared:
         model: The graph, smoothed; ``lower`` works on a copy.
         statistics: Name of each activation to what calibration found; empty for dynamic ranges.
         smoothings: Name of each smoothed activation to how.
-        groups: What can be kept apart, in the graph's order.
+        origin: The bundle that the statistics were found for; None for this one.
     """
 
     model: ir.Model
     statistics: Mapping[str, ActivationStatistics] = field(default_factory=dict)
     smoothings: Mapping[str, Smoothing] = field(default_factory=dict)
+    origin: Bundle | None = None
 
     @property
     def groups(self) -> list[str]:
@@ -47,6 +57,8 @@ class Prepared:
     @property
     def alpha(self) -> float:
         """Median alpha of the smoothed activations; 0 for none."""
+        if self.origin is not None and self.origin.manifest.quantization is not None:
+            return self.origin.manifest.quantization.smooth
         alphas = [one.alpha for one in self.smoothings.values()]
         return float(np.median(alphas)) if alphas else 0.0
 
@@ -84,10 +96,16 @@ def prepare(
         QuantizeError: If activations are NaN, or nothing can be quantized.
     """
     split_gemms(model)
-    if data is None or recipe.dynamic or recipe.precision is DType.INT4:
+    values = {product.data: -1 for product in find_products(model)}
+    if not values and not find_lookups(model):
+        raise QuantizeError(
+            "the graph has nothing to quantize: no MatMul, Gemm or Gather with "
+            f"{SMALLEST_WEIGHT} constant weights or more",
+            hint="Lower it to 16-bit floats instead: --fp16 or --bf16.",
+        )
+    if data is None or recipe.dynamic or recipe.precision is DType.INT4 or not values:
         return Prepared(model)
     smoothings: dict[str, Smoothing] = {}
-    values = {product.data: -1 for product in find_products(model)}
 
     def looking(what: str) -> Callable[[int], None]:
         return lambda done: on_pass(what, done, len(data))
@@ -112,6 +130,7 @@ def prepare(
             if smoothing.alpha and (free or asked or smoothing.plain > SMALL_ERROR):
                 smoothed = apply_smoothing(model.graph, value, products, smoothing.scale)
                 smoothings[str(smoothed.name)] = smoothing
+    if smoothings:
         values = {product.data: -1 for product in find_products(model)}
         extremes = see_extremes(
             model, values, data, seed=recipe.seed, on_batch=looking("smoothed ranges")
@@ -129,12 +148,17 @@ def prepare(
     return Prepared(model, statistics, smoothings)
 
 
-def prepare_again(model: ir.Model, statistics: Mapping[str, ActivationStatistics]) -> Prepared:
+def prepare_again(
+    model: ir.Model,
+    statistics: Mapping[str, ActivationStatistics],
+    origin: Bundle | None = None,
+) -> Prepared:
     """Prepare a graph with what an earlier calibration of it found.
 
     Args:
         model: The same float graph; changed in place.
         statistics: As ``load_statistics`` gave them.
+        origin: The bundle that carries them.
 
     Raises:
         RecipeError: If they are of another graph.
@@ -151,7 +175,7 @@ def prepare_again(model: ir.Model, statistics: Mapping[str, ActivationStatistics
             listing("calibration is of another graph, it lacks:", missing[:10]),
             hint="Calibrate with a file.",
         )
-    return Prepared(model, statistics)
+    return Prepared(model, statistics, origin=origin)
 
 
 def lower(
@@ -196,9 +220,14 @@ def lower(
         }
         quantize_activations(model.graph, chosen, amax, recipe.precision)
     quantize_tables(model.graph, tables)
-    reason = "kept as asked" if not keep else "kept for accuracy"
     nodes = [(one.node, one.group) for one in lookups] + [(one.node, one.group) for one in products]
     kept = tuple(
-        KeptNode(str(node.name), group, reason) for node, group in nodes if group in kept_groups
+        KeptNode(
+            str(node.name),
+            group,
+            "kept as asked" if group in recipe.keep else "kept for accuracy",
+        )
+        for node, group in nodes
+        if group in kept_groups
     )
     return Lowered(model, len(chosen) + len(tables), kept)

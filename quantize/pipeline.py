@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -12,10 +13,16 @@ import numpy as np
 
 from tfx.bundle import Bundle, create_bundle, open_bundle
 from tfx.dtypes import DType
-from tfx.errors import ParityError, RecipeError
+from tfx.errors import ParityError, QuantizeError, RecipeError
 from tfx.extras import version_of
 from tfx.manifest import Manifest, Step
-from tfx.quantization import PRECISIONS, Accuracy, Quantization, QuantizeRecipe
+from tfx.quantization import (
+    PRECISIONS,
+    Accuracy,
+    CalibrationFacts,
+    Quantization,
+    QuantizeRecipe,
+)
 from tfx.report import ParityReport
 from tfx.runtime.proof import FILE_NAME as PROOF_FILE
 from tfx.runtime.proof import Case, check_bundle, store_cases
@@ -84,10 +91,15 @@ def quantize_bundle(
         keep = search(lowering, staging.path) if search is not None else ()
         on_step("lowering the graph")
         lowered = lowering.lower(keep)
+        if not lowered.quantized:
+            raise QuantizeError(
+                f"nothing of {parent.name} would be {recipe.precision}",
+                hint="Keep fewer groups, or ask for another precision.",
+            )
         on_step("writing the graph")
         draft = write_draft(lowering, lowered, staging.path)
         on_step("comparing with the parent")
-        reference = _store_proof(parent, recipe, data, staging.path)
+        reference = _store_proof(lowering, staging.path)
         parity = _proven(draft, reference)
         on_step("measuring what it costs")
         assert draft.manifest.quantization is not None
@@ -119,8 +131,9 @@ def require_parent(parent: Bundle) -> None:
     """
     manifest = parent.manifest
     if manifest.step is not Step.EXPORT or manifest.precision is not DType.FLOAT32:
+        what = "an engine" if manifest.step is Step.BUILD else f"{manifest.precision} already"
         raise RecipeError(
-            f"{parent.path} is {manifest.precision} already, expected a float32 export",
+            f"{parent.path} is {what}, expected a float32 export",
             hint=f"Quantize its parent instead: {manifest.parent.name}."
             if manifest.parent
             else "Name the exported bundle.",
@@ -131,7 +144,7 @@ def _manifest(
     lowering: Lowering, lowered: Lowered, variants: Mapping[str, str], folder: Path
 ) -> Manifest:
     parent, recipe = lowering.parent, lowering.recipe
-    data, prepared = lowering.data, lowering.prepared
+    prepared = lowering.prepared
     facts = dict(parent.manifest.facts)
     facts["nodes"] = sum(1 for _ in lowered.model.graph.all_nodes())
     return dataclasses.replace(
@@ -139,7 +152,7 @@ def _manifest(
         step=Step.QUANTIZE,
         precision=recipe.precision,
         model=MODEL_FILE,
-        source=parent.manifest.source.found_from(parent.path.parent).seen_from(folder.parent),
+        source=parent.manifest.source.moved(parent.path.parent, folder.parent),
         parity=None,
         tools={tool: version for tool in TOOLS if (version := version_of(tool))},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
@@ -147,7 +160,7 @@ def _manifest(
         parent=parent.as_parent(),
         quantization=Quantization(
             recipe,
-            calibration=data.facts if data is not None else None,
+            calibration=_calibration_facts(lowering),
             smooth=prepared.alpha if prepared is not None else 0.0,
             quantized=lowered.quantized,
             kept=lowered.kept,
@@ -156,15 +169,27 @@ def _manifest(
     )
 
 
-def _store_proof(
-    parent: Bundle, recipe: QuantizeRecipe, data: CalibrationData | None, folder: Path
-) -> str:
+def _calibration_facts(lowering: Lowering) -> CalibrationFacts | None:
+    if lowering.data is not None:
+        return lowering.data.facts
+    origin = lowering.prepared.origin if lowering.prepared is not None else None
+    known = origin.manifest.quantization if origin is not None else None
+    return known.calibration if known is not None else None
+
+
+def _store_proof(lowering: Lowering, folder: Path) -> str:
     """Write the feeds and outputs that the new bundle is judged by; returns whose outputs.
 
     A parent's proof is of random tokens. Ranges that real text set do not fit those, so what is
     calibrated is judged on real feeds, by the parent, which was proved against PyTorch.
     """
+    parent, recipe, data = lowering.parent, lowering.recipe, lowering.data
     parity = parent.manifest.parity
+    origin = lowering.prepared.origin if lowering.prepared is not None else None
+    if data is None and origin is not None and origin.manifest.parity is not None:
+        # Feeds of the data that it was calibrated with, and this parent's outputs.
+        shutil.copyfile(origin.path / PROOF_FILE, folder / PROOF_FILE)
+        return origin.manifest.parity.reference
     if data is None or recipe.precision in HALVES:
         return f"stored outputs of {parity.reference if parity else 'PyTorch'}"
     signature = parent.manifest.signature

@@ -10,12 +10,13 @@ from tfx.console import Progress
 from tfx.errors import BackendError, DataError, RecipeError
 from tfx.quantization import QuantizeRecipe
 from tfx.runtime.datasets import Dataset, DatasetKind, read_dataset
+from tfx.signature import BATCH
 
 from .accuracy import Judge
 from .calibration import CalibrationData, calibration_feeds, calibration_texts
 from .integers import Prepared, prepare_again
 from .lowering import Lowering, load_graph, proof_data
-from .pipeline import default_path, quantize_bundle
+from .pipeline import default_path, quantize_bundle, require_parent
 from .plot import FILE_NAME as PLOT_FILE
 from .plot import plot_search
 from .search import FILE_NAME as SEARCH_FILE
@@ -57,6 +58,7 @@ def quantize_with_files(
         DataError: If a file cannot be used.
         TfxError: As ``quantize_bundle``.
     """
+    require_parent(parent)
     data, prepared, rest = _calibration(parent, recipe, calibration)
     judges = _judges(parent, recipe, data, rest, evaluation, steps)
 
@@ -171,9 +173,10 @@ def _data_of(parent: Bundle, dataset: Dataset, recipe: QuantizeRecipe) -> Calibr
     if dataset.kind is DatasetKind.FEEDS:
         names = [spec.name for spec in parent.manifest.signature.inputs]
         arrays = {name: array for name, array in dataset.arrays.items() if name in names}
+        rows = _rows_at_once(parent)
         feeds = [
-            {name: array[start : start + ROWS] for name, array in arrays.items()}
-            for start in range(0, len(dataset), ROWS)
+            {name: array[start : start + rows] for name, array in arrays.items()}
+            for start in range(0, len(dataset), rows)
         ]
         return calibration_feeds(parent, feeds, name=dataset.name)
     if dataset.kind is DatasetKind.IMAGES:
@@ -182,6 +185,14 @@ def _data_of(parent: Bundle, dataset: Dataset, recipe: QuantizeRecipe) -> Calibr
             hint="Save the inputs of the model by name in an npz file.",
         )
     return calibration_texts(parent, dataset.texts, name=dataset.name, tokens=recipe.tokens)
+
+
+def _rows_at_once(parent: Bundle) -> int:
+    signature = parent.manifest.signature
+    axis = signature.inputs[0].shape[:1]
+    if axis and isinstance(axis[0], int):
+        return axis[0]
+    return min(ROWS, signature.ranges[BATCH].max) if BATCH in signature.ranges else ROWS
 
 
 def _random_data(parent: Bundle) -> CalibrationData:
@@ -197,4 +208,4 @@ def _prepared_from(parent: Bundle, child: Bundle) -> Prepared:
             f"{child.path} was not made from {parent.path}",
             hint="Calibrate with a file, or with a bundle quantized from the same parent.",
         )
-    return prepare_again(load_graph(parent), load_statistics(child.path / FILE_NAME))
+    return prepare_again(load_graph(parent), load_statistics(child.path / FILE_NAME), child)
