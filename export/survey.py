@@ -41,6 +41,7 @@ class Finding:
         softmax: Attentions that stayed spelled out.
         error: Largest scaled error against PyTorch.
         seconds: The whole export took, all parts together.
+        cpu_s: Processor time of it, of all threads: does not grow with what else is running.
         parameters: Of the model.
         peak_bytes: Most memory the process of the export held; 0 where it had none of its own.
     """
@@ -52,6 +53,7 @@ class Finding:
     softmax: int = 0
     error: float = 0.0
     seconds: float = 0.0
+    cpu_s: float = 0.0
     parameters: int = 0
     peak_bytes: int = 0
 
@@ -110,8 +112,8 @@ def real_size_table(findings: Iterable[Finding]) -> str:
 def table(findings: Iterable[Finding]) -> str:
     """The findings as a Markdown table."""
     lines = [
-        "| family | class | graph | status | Attention fused | largest error | export |",
-        "|---|---|---|---|---|---|---|",
+        "| family | class | graph | status | Attention fused | largest error | export | CPU |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for one in findings:
         total = one.attention + one.softmax
@@ -120,7 +122,7 @@ def table(findings: Iterable[Finding]) -> str:
         error = f"{one.error:.1e}" if not one.problem else ""
         lines.append(
             f"| {one.family.name} | `{one.family.class_name}` | {one.part or 'whole'} | {status} "
-            f"| {fused} | {error} | {one.seconds:.1f} s |"
+            f"| {fused} | {error} | {one.seconds:.1f} s | {one.cpu_s:.1f} s |"
         )
     return "\n".join(lines)
 
@@ -134,13 +136,15 @@ def _try(family: Family) -> list[Finding]:
 
 
 def _export(family: Family, source: Path, recipe: ExportRecipe) -> list[Finding]:
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
+    problem, bundles = "", []
     try:
         bundles = export_bundles(str(source), source.with_name("bundle"), recipe)
     except TfxError as error:
-        return [Finding(family, "", str(error), seconds=time.perf_counter() - started)]
-    seconds = time.perf_counter() - started
-    return [_found(family, bundle, seconds) for bundle in bundles]
+        problem = str(error)
+    seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
+    findings = [_found(family, bundle) for bundle in bundles] or [Finding(family, "", problem)]
+    return [replace(one, seconds=seconds, cpu_s=cpu_s) for one in findings]
 
 
 def _try_real_size(family: Family) -> list[Finding]:
@@ -154,7 +158,7 @@ def _try_real_size(family: Family) -> list[Finding]:
     return [replace(one, peak_bytes=peak_bytes) for one in findings]
 
 
-def _found(family: Family, bundle: Bundle, seconds: float) -> Finding:
+def _found(family: Family, bundle: Bundle) -> Finding:
     manifest = bundle.manifest
     assert manifest.parity is not None
     return Finding(
@@ -163,7 +167,6 @@ def _found(family: Family, bundle: Bundle, seconds: float) -> Finding:
         attention=manifest.facts["attention"],
         softmax=manifest.facts["softmax"],
         error=max(check.error for check in manifest.parity.checks),
-        seconds=seconds,
         parameters=manifest.facts["parameters"],
     )
 
@@ -223,9 +226,9 @@ def _families_text(names: tuple[str, ...]) -> str:
         "# Families\n\nTiny configurations with random weights, exported with dynamic batch and "
         "sequence, run on ONNX\nRuntime (CPU) and compared with PyTorch on padded feeds of several "
         f"shapes. Made with\n{_versions()} by\n`python -m tfx.export.survey -o docs/families.md`."
-        "\n\nThe last column is the whole export, both graphs of two together, loading and proof "
+        "\n\nThe last columns are the whole export, both graphs of two together, loading and proof "
         f"included, on\n{usable_cpus()} CPUs that had up to {busy:.0f} processes to run (the load "
-        "average).\n\n"
+        "average), and its own\nshare of their time.\n\n"
         f"{table(findings)}\n"
     )
 

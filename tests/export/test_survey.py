@@ -39,16 +39,16 @@ def nothing_traced(monkeypatch):
 
 def test_table():
     found = [
-        Finding(BERT, "", attention=2, softmax=0, error=1.234e-6, seconds=2.25),
+        Finding(BERT, "", attention=2, softmax=0, error=1.234e-6, seconds=2.25, cpu_s=1.5),
         Finding(VIT, "encoder", attention=1, softmax=3, error=0.5, seconds=61.0),
         Finding(VIT, "decoder", "it differs:\n  logits", seconds=0.04),
     ]
     assert table(found).splitlines() == [
-        "| family | class | graph | status | Attention fused | largest error | export |",
-        "|---|---|---|---|---|---|---|",
-        "| BERT | `BertModel` | whole | ok | 2 of 2 | 1.2e-06 | 2.2 s |",
-        "| ViT | `ViTForImageClassification` | encoder | ok | 1 of 4 | 5.0e-01 | 61.0 s |",
-        "| ViT | `ViTForImageClassification` | decoder | it differs: |  |  | 0.0 s |",
+        "| family | class | graph | status | Attention fused | largest error | export | CPU |",
+        "|---|---|---|---|---|---|---|---|",
+        "| BERT | `BertModel` | whole | ok | 2 of 2 | 1.2e-06 | 2.2 s | 1.5 s |",
+        "| ViT | `ViTForImageClassification` | encoder | ok | 1 of 4 | 5.0e-01 | 61.0 s | 0.0 s |",
+        "| ViT | `ViTForImageClassification` | decoder | it differs: |  |  | 0.0 s | 0.0 s |",
     ]
 
 
@@ -92,6 +92,7 @@ def test_a_real_family():
     assert (found.attention, found.softmax) == (2, 0)
     assert 0 < found.error < 1e-4
     assert found.seconds > 0
+    assert found.cpu_s > 0
 
 
 def test_families_are_exported_from_a_folder_as_a_user_would(nothing_traced):
@@ -187,9 +188,9 @@ def test_table_of_real_sizes():
     ]
     found[0] = dataclasses.replace(found[0], peak_bytes=2_100_000_000)
     head, rule, bert, vit = real_size_table(found).splitlines()
-    assert head.endswith("| export | parameters | peak memory |")
-    assert bert.endswith("| 12 of 12 | 1.0e-06 | 9.0 s | 109 M | 2.1 GB |")
-    assert vit.endswith("| the process was killed |  |  | 1.0 s |  |  |")
+    assert head.endswith("| export | CPU | parameters | peak memory |")
+    assert bert.endswith("| 12 of 12 | 1.0e-06 | 9.0 s | 0.0 s | 109 M | 2.1 GB |")
+    assert vit.endswith("| the process was killed |  |  | 1.0 s | 0.0 s |  |  |")
     assert len({row.count("|") for row in (head, rule, bert, vit)}) == 1
 
 
