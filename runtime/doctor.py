@@ -17,6 +17,7 @@ from tfx import __version__
 from tfx.extras import DISTRIBUTION, EXTRAS, version_of
 
 from .backend import BACKENDS, find_backend
+from .cache import LIMIT_VARIABLE, cache_folder, limit_mb
 from .cpus import read_cpu, usable_cpus
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Diagnosis:
         memory_mb: Physical memory, in units of 10^6 bytes.
         gpus: One line each, from nvidia-smi: name, driver, memory.
         gpu_problem: Why there are none; "" when there are.
+        cache: The folder of compiled models, what it holds and may hold.
         backends: In the order of ``BACKENDS``.
         extras: Extra to its import names that are not installed.
         versions: Distribution to version; only what is installed.
@@ -97,6 +99,7 @@ class Diagnosis:
     memory_mb: int
     gpus: tuple[str, ...]
     gpu_problem: str
+    cache: str
     backends: tuple[BackendHealth, ...]
     extras: Mapping[str, tuple[str, ...]]
     versions: Mapping[str, str]
@@ -121,6 +124,7 @@ def diagnose() -> Diagnosis:
         memory_mb=psutil.virtual_memory().total // 10**6,
         gpus=gpus,
         gpu_problem=gpu_problem,
+        cache=cache_state(),
         backends=tuple(_health(name) for name in BACKENDS),
         extras=missing_of_extras(),
         versions={name: version for name in DISTRIBUTIONS if (version := version_of(name))},
@@ -149,6 +153,20 @@ def nvidia_gpus(command: str = "nvidia-smi") -> tuple[tuple[str, ...], str]:
         said = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
         return (), f"{command} finds none: {said}"
     return lines, ""
+
+
+def cache_state() -> str:
+    """Where compiled models are kept, how much is there, and how much may be.
+
+    Raises:
+        BackendError: If the limit in the environment is no number.
+    """
+    folder = cache_folder()
+    if not (limit := limit_mb()):
+        return f"off: {LIMIT_VARIABLE}=0"
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    size_mb = sum(path.stat().st_size for path in files) / 1e6
+    return f"{folder}, {size_mb:.0f} of {limit} MB"
 
 
 def missing_of_extras() -> dict[str, tuple[str, ...]]:
@@ -202,6 +220,7 @@ def show_diagnosis(out: Console, found: Diagnosis) -> None:
     for gpu in found.gpus or (f"none ({found.gpu_problem})",):
         devices.add_row("GPU", escape(gpu))
     devices.add_row("system", found.system)
+    devices.add_row("cache", escape(found.cache))
     extras = Table("extra", "not installed", "how to get it", title="Extras")
     for extra, missing in found.extras.items():
         hint = f"pip install '{DISTRIBUTION}[{extra}]'" if missing else ""

@@ -55,6 +55,7 @@ def test_table_says_how_to_get_what_is_missing(capsys):
         memory_mb=8_000,
         gpus=(),
         gpu_problem="no driver",
+        cache="here, 91 of 4000 MB",
         backends=(
             doctor.BackendHealth("torch", "2.13.0", ""),
             doctor.BackendHealth("other", "", "x is not installed (Run: pip install 'a[cpu]')"),
@@ -72,10 +73,21 @@ def test_table_says_how_to_get_what_is_missing(capsys):
         "pip install 'tfx-toolkit[rtx]'",
         "unknown, 2 usable, 8.0 GB",
         "none (no driver)",
+        "here, 91 of 4000 MB",
         "2.4.6",
     ):
         assert text in said
     assert "'tfx-toolkit[cpu]'" not in said
+
+
+def test_the_cache_and_what_it_holds(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert doctor.cache_state() == "off: TFX_CACHE_MB=0"
+    monkeypatch.setenv("TFX_CACHE_MB", "10")
+    assert doctor.cache_state() == f"{tmp_path / 'tfx'}, 0 of 10 MB"
+    (tmp_path / "tfx" / "compiled").mkdir(parents=True)
+    (tmp_path / "tfx" / "compiled" / "x").write_bytes(bytes(2_000_000))
+    assert doctor.cache_state() == f"{tmp_path / 'tfx'}, 2 of 10 MB"
 
 
 def test_works_needs_a_backend_and_no_problem(monkeypatch):

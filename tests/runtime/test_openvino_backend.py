@@ -395,3 +395,9 @@ def test_a_machine_without_its_plugin(monkeypatch):
 
     monkeypatch.setattr(openvino, "Core", lambda: SimpleNamespace(available_devices=["GPU.0"]))
     assert OpenVino().missing() == "openvino has no CPU plugin here, its devices are: GPU.0"
+
+
+def test_auto_takes_it_where_onnxruntime_is_not(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with tfx.open_session(write_bundle(tmp_path / "b")) as session:
+        assert session.report.facts.backend == "openvino"
