@@ -73,7 +73,8 @@ def _head_counts(model: Any, signature: Signature) -> list[tuple[int, int, int]]
             ],
             axis=0,
         )
-        zeros = ops.broadcast(ops.constant(np.float32(0)), shape)
+        zero = ops.convert_like(ops.constant(np.float32(0)), inputs[QUERY])
+        zeros = ops.broadcast(zero, shape)
         node.output(0).replace(zeros.output(0))
     copy = openvino.Model(results, copy.get_parameters(), "heads")
     copy.reshape({spec.name: _smallest(spec.shape, signature) for spec in signature.inputs})

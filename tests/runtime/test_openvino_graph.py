@@ -27,8 +27,13 @@ def signature(heads):
     )
 
 
-def attention_graph(heads) -> onnx.ModelProto:
-    """Attention on inputs cut into heads by a reshape to -1, which hides how many there are."""
+def attention_graph(heads, inside=TensorProto.FLOAT) -> onnx.ModelProto:
+    """Attention on inputs cut into heads by a reshape to -1, which hides how many there are.
+
+    Args:
+        heads: Of queries, keys and values.
+        inside: Element type it computes in; inputs and output are float32.
+    """
     nodes, inputs = [], []
     for name, count in zip(NAMES, heads, strict=True):
         shape = ["batch", AXES[name], count * SIZE]
@@ -37,14 +42,23 @@ def attention_graph(heads) -> onnx.ModelProto:
         nodes.append(
             helper.make_node("Concat", [f"{name}.tokens", "cut"], [f"{name}.shape"], axis=0)
         )
-        nodes.append(helper.make_node("Reshape", [name, f"{name}.shape"], [f"{name}.cut"]))
+        nodes.append(helper.make_node("Cast", [name], [f"{name}.cast"], to=inside))
+        nodes.append(
+            helper.make_node("Reshape", [f"{name}.cast", f"{name}.shape"], [f"{name}.cut"])
+        )
         nodes.append(
             helper.make_node("Transpose", [f"{name}.cut"], [f"{name}.heads"], perm=[0, 2, 1, 3])
         )
-    nodes.append(helper.make_node("Attention", [f"{name}.heads" for name in NAMES], ["y"]))
+    nodes.append(helper.make_node("Attention", [f"{name}.heads" for name in NAMES], ["mixed"]))
+    # What follows attention asks for its type.
+    nodes.append(helper.make_node("Add", ["mixed", "one"], ["more"]))
+    nodes.append(helper.make_node("Cast", ["more"], ["y"], to=TensorProto.FLOAT))
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", heads[0], "sequence", SIZE])
-    cut = numpy_helper.from_array(np.array([-1, SIZE]), "cut")
-    graph = helper.make_graph(nodes, "attention", inputs, [y], [cut])
+    fixed = [
+        numpy_helper.from_array(np.array([-1, SIZE]), "cut"),
+        helper.make_tensor("one", inside, [], [1.0]),
+    ]
+    graph = helper.make_graph(nodes, "attention", inputs, [y], fixed)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
 
 
@@ -63,6 +77,20 @@ def test_grouped_queries_give_what_onnxruntime_gives(tmp_path, rng, heads, threa
     for name in ("onnxruntime", "openvino"):
         found[name] = get_backend(name).load(bundle, RunOptions(threads=threads)).run(feed)["y"]
     np.testing.assert_allclose(found["openvino"], found["onnxruntime"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_graph_in_half_precision_runs_in_float32(tmp_path, rng):
+    heads = (4, 2, 2)
+    model = attention_graph(heads, TensorProto.FLOAT16)
+    bundle = write_bundle(
+        tmp_path / "b", model, signature=signature(heads), precision=DType.FLOAT16
+    )
+    executable = get_backend("openvino").load(bundle, RunOptions(precision="fp32"))
+    assert executable.facts.precision == "float32"
+    feed = feed_of(heads, rng)
+    bundle = write_bundle(tmp_path / "c", attention_graph(heads), signature=signature(heads))
+    expected = get_backend("onnxruntime").load(bundle, RunOptions()).run(feed)["y"]
+    np.testing.assert_allclose(executable.run(feed)["y"], expected, rtol=1e-2, atol=1e-2)
 
 
 def test_sizes_that_change_from_run_to_run(tmp_path, rng):
