@@ -125,13 +125,13 @@ def require_graph(bundle: Bundle, backend: str) -> None:
 def float_type(bundle: Bundle, options: RunOptions) -> DType:
     """The element type a backend must do float matrix products in.
 
-    What the options ask for; else the manifest's, which for integers is float32: the products
-    of a quantized graph that are left in floats.
+    What the options ask for; else the manifest's, which for 8 bits and fewer is float32: that
+    of the products that a quantized graph leaves alone.
     """
     if options.precision:
         return PRECISIONS[options.precision]
     own = bundle.manifest.precision
-    return own if own.is_floating else DType.FLOAT32
+    return own if own in PRECISIONS.values() else DType.FLOAT32
 
 
 def precision_refused(backend: str, asked: DType, able: Iterable[DType]) -> BackendError:

@@ -13,9 +13,9 @@ from tfx.extras import install_hint, need, version_of
 from tfx.signature import Feed
 
 from ..backend import (
+    PRECISIONS,
     RunFacts,
     RunOptions,
-    float_type,
     precision_refused,
     require_graph,
     session_closed,
@@ -50,12 +50,16 @@ class OnnxRuntime:
                 f"onnxruntime runs on {', '.join(PROVIDERS)} here, not on {options.device!r}",
                 hint="Use device='cpu'.",
             )
-        own = float_type(bundle, RunOptions())
-        if (asked := float_type(bundle, options)) is not own:  # it runs the graph's own types
-            raise precision_refused("onnxruntime", asked, [own])
         provider = PROVIDERS[kind]
         variant = bundle.manifest.variants.get(f"onnxruntime-{kind}")
         graph = bundle.path / variant if variant else bundle.model
+        precision = bundle.manifest.precision
+        if variant and precision.is_floating:
+            # The form of a half-precision graph for a CPU casts its weights when it loads them.
+            precision = DType.FLOAT32
+        runs_in = precision if precision.is_floating else DType.FLOAT32
+        if options.precision and PRECISIONS[options.precision] is not runs_in:
+            raise precision_refused("onnxruntime", PRECISIONS[options.precision], [runs_in])
         settings = settings_of(ort, options.threads)
         if bundle.manifest.precision is DType.FLOAT8_E4M3:
             # 1.31 fuses a product of 8-bit floats into the kernel for integers, and then finds
@@ -72,10 +76,7 @@ class OnnxRuntime:
             version=version_of("onnxruntime") or ort.__version__,
             engine=provider,
             device=options.device,
-            # The form of a half-precision graph for a CPU casts its weights when it loads them.
-            precision=DType.FLOAT32
-            if variant and own is not DType.FLOAT32
-            else bundle.manifest.precision,
+            precision=precision,
             threads=options.threads,
             notes=(f"runs {variant}, the form of the graph made for it",) if variant else (),
         )

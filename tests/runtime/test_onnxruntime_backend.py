@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from support.bundles import text_graph, write_bundle
 
+from tfx.dtypes import DType
 from tfx.errors import BackendError
-from tfx.runtime.backend import RunOptions, get_backend
+from tfx.runtime.backend import RunOptions, float_type, get_backend
 from tfx.runtime.backends.onnxruntime import OnnxRuntime
 
 FEED = {"input_ids": np.ones((2, 3), np.int64), "attention_mask": np.ones((2, 3), np.int64)}
@@ -52,6 +53,29 @@ def test_another_precision_than_the_graphs_is_refused(tmp_path):
         load(tmp_path, precision="bf16")
     assert str(caught.value) == "onnxruntime multiplies matrices in float32 here, not in bfloat16"
     assert caught.value.hint == "Use precision='fp32', or another backend."
+
+
+def test_a_form_of_its_own_runs_in_float32_and_may_be_asked_to(tmp_path):
+    graph = text_graph().SerializeToString()
+    bundle = write_bundle(
+        tmp_path / "half",
+        files={"for-cpu.onnx": graph},
+        precision=DType.FLOAT16,
+        variants={"onnxruntime-cpu": "for-cpu.onnx"},
+    )
+    for precision in ("", "fp32"):
+        facts = OnnxRuntime().load(bundle, RunOptions(precision=precision)).facts
+        assert facts.precision == "float32"
+        assert facts.notes == ("runs for-cpu.onnx, the form of the graph made for it",)
+    with pytest.raises(BackendError, match="in float32 here, not in float16"):
+        OnnxRuntime().load(bundle, RunOptions(precision="fp16"))
+
+
+@pytest.mark.parametrize("dtype", [DType.INT8, DType.FLOAT8_E4M3])
+def test_what_8_bits_leave_is_float32(tmp_path, dtype):
+    bundle = write_bundle(tmp_path / "b", precision=dtype)
+    assert float_type(bundle, RunOptions()) is DType.FLOAT32
+    assert float_type(bundle, RunOptions(precision="bf16")) is DType.BFLOAT16
 
 
 def test_no_such_device(tmp_path):
