@@ -1,7 +1,7 @@
 """Forms of a quantized graph for one engine: the same numbers, in operators it runs faster.
 
 The portable graph is what a bundle is; a form for one engine stands beside it, in a file of
-its own that reads the same weights. docs/decisions/0007 has what each of them gains.
+its own that reads the same weights. docs/decisions/0009 says why.
 """
 
 from __future__ import annotations
