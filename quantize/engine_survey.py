@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -89,6 +91,32 @@ def survey(
     return attempts
 
 
+def read_attempts(store: Path) -> list[Attempt]:
+    """Attempts of earlier runs; the last of each graph and precision counts."""
+    if not store.is_file():
+        return []
+    known = {(family.name, family.class_name): family for family in FAMILIES}
+    found = {}
+    for line in store.read_text(encoding="utf-8").splitlines():
+        fields = json.loads(line)
+        key = (fields.pop("family"), fields.pop("class_name"))
+        if key in known:
+            one = Attempt(known[key], **fields)
+            found[key, one.part, one.precision] = one
+    return list(found.values())
+
+
+def append_attempt(store: Path, attempt: Attempt) -> None:
+    """Add one attempt to a file of JSON lines."""
+    family = attempt.family
+    fields = {"family": family.name, "class_name": family.class_name}
+    fields |= {
+        field.name: getattr(attempt, field.name) for field in dataclasses.fields(attempt)[1:]
+    }
+    with store.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(fields) + "\n")
+
+
 def table(attempts: Iterable[Attempt]) -> str:
     """The attempts as a Markdown table: a row a graph, a column a precision, reasons below."""
     rows: dict[tuple[str, str, str], dict[str, Attempt]] = {}
@@ -159,7 +187,7 @@ def _bounded(recipe: EngineRecipe, bundle: Bundle) -> EngineRecipe:
         known = signature.ranges.get(axis, ShapeRange(1, 1, UNBOUNDED))
         if known.max == UNBOUNDED:
             sizes[axis] = ShapeRange(known.min, max(known.min, TUNED), max(known.min, LARGEST))
-    return replace(recipe, profiles=(sizes,)) if sizes else recipe
+    return dataclasses.replace(recipe, profiles=(sizes,)) if sizes else recipe
 
 
 def _exported(family: Family, work: Path) -> list[tuple[str, Bundle]]:
@@ -197,17 +225,48 @@ def _line(error: TfxError, bundle: Bundle | None = None) -> str:
     return text.replace("|", r"\|")
 
 
+def _key(family: Family) -> tuple[str, str]:
+    return family.name, family.class_name
+
+
+def _is_done(family: Family, attempts: Iterable[Attempt], precisions: Sequence[str]) -> bool:
+    """Whether no precision is missing or failed."""
+    found = [one for one in attempts if _key(one.family) == _key(family)]
+    parts = {one.part for one in found}
+    good = {(one.part, one.precision) for one in found if not one.problem}
+    wanted = {(part, precision) for part in parts for precision in precisions}
+    return bool(parts) and wanted <= good
+
+
+def _merged(earlier: Iterable[Attempt], found: Iterable[Attempt]) -> list[Attempt]:
+    """Every attempt, later ones instead of earlier, in the order of the families."""
+    again = list(found)
+    tried = {_key(one.family) for one in again}
+    # That a family did not export says nothing of the graphs it has now.
+    before = [one for one in earlier if one.step != "export" or _key(one.family) not in tried]
+    rows = {(_key(one.family), one.part, one.precision): one for one in (*before, *again)}
+    order = {_key(family): place for place, family in enumerate(FAMILIES)}
+    return sorted(rows.values(), key=lambda one: order[_key(one.family)])
+
+
 @click.command
 @click.argument("names", nargs=-1)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Markdown file to write.")
 @click.option("--gpu", default="sm89", show_default=True, help="Compute capability to build for.")
 @click.option("--precision", "precisions", multiple=True, type=click.Choice(COLUMNS))
+@click.option(
+    "--rows",
+    "store",
+    type=click.Path(path_type=Path),
+    help="JSON lines to go on from and to add to; what failed is tried again.",
+)
 @click.option("--work", type=FOLDER, help="Keep bundles here, and use those that are there.")
 def main(
     names: tuple[str, ...],
     output: Path | None,
     gpu: str,
     precisions: tuple[str, ...],
+    store: Path | None,
     work: Path | None,
 ) -> None:
     """Build every family (or those NAMES are part of) with TensorRT-RTX and print a table."""
@@ -222,12 +281,21 @@ def main(
         what = f"{attempt.step}: {attempt.problem}" if attempt.problem else "ok"
         graph = f"{attempt.family.name} {attempt.family.class_name} {attempt.part}".strip()
         click.echo(f"{graph} {attempt.precision}: {what}", err=True)
+        if store is not None:
+            append_attempt(store, attempt)
 
+    asked = precisions or COLUMNS
+    earlier = read_attempts(store) if store else []
+    pending = [family for family in chosen if not _is_done(family, earlier, asked)]
     with contextlib.ExitStack() as stack:
         if work is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work.mkdir(parents=True, exist_ok=True)
-        found = survey(chosen, recipe, work, precisions or COLUMNS, show)
+        found = survey(pending, recipe, work, asked, show)
+    rows = _merged(earlier, found)
+    known = {_key(one.family) for one in rows}
+    left = ", ".join(f.name for f in FAMILIES if _key(f) not in known)
+    missing = f" Not tried yet: {left}." if left else ""
     text = (
         f"# TensorRT engines\n\nThe tiny models of [families.md](families.md), built for {gpu} on "
         "a machine without a GPU. None of these engines has\nbeen run here. fp32 is the export "
@@ -237,7 +305,7 @@ def main(
         "real sizes fuse more often. Made with\n"
         f"tensorrt-rtx {version_of('tensorrt-rtx-cu12-bindings')}, torch {version_of('torch')}, "
         f"transformers {version_of('transformers')} by\n"
-        f"`python -m tfx.quantize.engine_survey -o docs/tensorrt.md`.\n\n{table(found)}\n"
+        f"`python -m tfx.quantize.engine_survey -o docs/tensorrt.md`.{missing}\n\n{table(rows)}\n"
     )
     if output is not None:
         output.write_text(text, encoding="utf-8")

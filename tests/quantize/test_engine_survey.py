@@ -118,6 +118,41 @@ def test_the_command_writes_a_page(steps, tmp_path):
     assert printed.stdout == text + "\n"
 
 
+def test_rows_are_gone_on_from(steps, tmp_path, monkeypatch):
+    store, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
+    arguments = ["--rows", str(store), "-o", str(page), "--precision", "fp32"]
+    good = module.build_apart
+
+    def fail(bundle, recipe, plan):
+        raise BackendError("odd")
+
+    monkeypatch.setattr(module, "build_apart", fail)
+    CliRunner().invoke(main, ["mpnet", *arguments])
+    assert "| MPNet | `MPNetModel` | whole | no [1] |" in page.read_text()
+    monkeypatch.setattr(module, "build_apart", good)
+    CliRunner().invoke(main, ["mpnet", *arguments])  # what failed is tried again
+    CliRunner().invoke(main, ["swin v2", *arguments])
+    text = page.read_text()
+    assert "| MPNet | `MPNetModel` | whole | yes, fused |" in text
+    assert text.index("MPNetModel") < text.index("Swinv2ForImageClassification")
+    assert "Not tried yet: BERT, BERT" in text
+    steps.clear()
+    result = CliRunner().invoke(main, ["mpnet", *arguments])
+    assert (result.exit_code, steps, page.read_text()) == (0, [], text)
+    result = CliRunner().invoke(main, ["mpnet", "--rows", str(store), "--precision", "fp16"])
+    assert [step for step, _ in steps] == ["export", "quantize", "build"]
+    assert "| MPNet | `MPNetModel` | whole | yes, fused | yes, fused |" in result.stdout
+
+
+def test_rows_of_families_that_are_gone_are_left_out(tmp_path):
+    store = tmp_path / "rows.jsonl"
+    assert module.read_attempts(store) == []
+    attempt = Attempt(BERT, "encoder", "fp16", "odd", "build", 2, 1, 0.5)
+    module.append_attempt(store, attempt)
+    store.write_text(store.read_text() + store.read_text().replace("BertModel", "GoneModel"))
+    assert module.read_attempts(store) == [attempt]
+
+
 def test_a_family_builds_in_float16(tmp_path):
     pytest.importorskip(MODULES[SM89.target], reason="needs TensorRT-RTX")
     (one,) = survey([BERT], SM89, tmp_path, ("fp16",))
