@@ -54,6 +54,22 @@ def flat_pool(forward: Any) -> Any:
     return pool
 
 
+def first_node_first(match: Any) -> Any:
+    """Patterns of several outputs, tried only where their first node may be this one."""
+
+    @functools.wraps(match)
+    def match_here(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
+        from onnxscript.rewriter import MatchResult
+
+        if not self.pattern.has_single_output_node:
+            wanted = self.pattern.output_nodes[0].op_identifier()
+            if wanted is not None and wanted != node.op_identifier():
+                return MatchResult().fail("the first node of the pattern is another")
+        return match(self, model, graph, node, **options)
+
+    return match_here
+
+
 def one_scan(_: Any) -> Any:
     """The recurrence of Mamba as one operator that loops, whatever the length."""
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import transformers
+from onnxscript.rewriter import pattern, rewrite
+from support.graphs import graph_of, operators
 from torch import nn
 
 from tfx.export.patches import patched
@@ -104,3 +106,24 @@ def test_a_pool_that_says_where_is_left_as_it_is():
     with patched():
         found, places = pool(values)
     assert torch.equal(values.gather(2, places), found)
+
+
+def test_a_pattern_of_two_outputs_is_found_where_it_was():
+    def both(op, x, y):
+        return op.Add(x, y), op.Sub(x, y)
+
+    def merged(op, x, y):
+        total = op.Sum(x, y)
+        return total, op.Sub(total, op.Mul(y, op.Constant(value_float=2.0)))
+
+    text = (
+        "g (float[n] x, float[n] y) => (float[n] a, float[n] b, float[n] c) "
+        "{ r = Relu(x) a = Add(r, y) b = Sub(r, y) c = Exp(a) }"
+    )
+    rule = pattern.RewriteRule(both, merged)
+    before, after = graph_of(text), graph_of(text)
+    rewrite(before, pattern_rewrite_rules=[rule])
+    with patched():
+        rewrite(after, pattern_rewrite_rules=[rule])
+    assert "Sum" in operators(after)
+    assert operators(after) == operators(before)
