@@ -1,4 +1,4 @@
-"""tfx: PyTorch Transformers, exported, run and measured, with proof."""
+"""tfx: PyTorch Transformers, exported, quantized, run and measured, with proof."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfx.export.pipeline import export_bundle as export_bundle
+    from tfx.quantize.pipeline import quantize_bundle as quantize_bundle
     from tfx.runtime.session import Session as Session
     from tfx.runtime.session import open_session as open_session
 
     from .bundle import Bundle as Bundle
     from .bundle import open_bundle as open_bundle
     from .errors import TfxError as TfxError
+    from .quantization import QuantizeRecipe as QuantizeRecipe
     from .recipe import ExportRecipe as ExportRecipe
     from .signature import ShapeRange as ShapeRange
     from .signature import Signature as Signature
@@ -24,6 +26,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Bundle": "tfx.bundle",
     "ExportRecipe": "tfx.recipe",
+    "QuantizeRecipe": "tfx.quantization",
     "Session": "tfx.runtime.session",
     "ShapeRange": "tfx.signature",
     "Signature": "tfx.signature",
@@ -32,6 +35,7 @@ _PUBLIC = {
     "export_bundle": "tfx.export.pipeline",
     "open_bundle": "tfx.bundle",
     "open_session": "tfx.runtime.session",
+    "quantize_bundle": "tfx.quantize.pipeline",
 }
 
 __all__ = [*sorted(_PUBLIC), "__version__"]
