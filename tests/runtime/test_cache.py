@@ -106,7 +106,7 @@ def test_what_was_not_used_for_longest_goes_first(folder):
 
 
 def test_what_is_too_large_is_not_kept(folder, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "tfx")  # whatever a command set before
     cache.keep(folder / "small", writes(bytes(MB)))
     assert not cache.keep(folder / "large", writes(bytes(11 * MB)))
     assert {path.name for path in folder.iterdir()} == {"small"}
@@ -114,7 +114,7 @@ def test_what_is_too_large_is_not_kept(folder, caplog):
 
 
 def test_a_folder_that_cannot_be_made(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "tfx")  # whatever a command set before
     (tmp_path / "cache").write_text("a file where a folder should be")
     entry = cache.cache_folder() / "compiled" / "x"
     assert not cache.keep(entry, writes(b"x"))
