@@ -20,7 +20,6 @@ from tfx.manifest import Step
 from tfx.quantization import ORT_CPU, QuantizeRecipe
 from tfx.quantize import lowering
 from tfx.quantize.calibration import calibration_texts
-from tfx.quantize.lowering import HALVES
 from tfx.quantize.pipeline import PROOF_FEEDS, default_path, quantize_bundle
 from tfx.recipe import EngineRecipe, Target
 from tfx.report import Check, ParityReport
@@ -122,7 +121,7 @@ def test_onnx_runtime_opens_it(child, classifier, samples):
 def test_openvino_opens_it(child, classifier):
     pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'tfx-toolkit[openvino]'")
     # It refuses to multiply in a type that the CPU does not have.
-    precision = "fp32" if child.manifest.precision in HALVES else ""
+    precision = "fp32" if child.manifest.precision is DType.FLOAT16 else ""
     with (
         tfx.open_session(classifier, backend="onnxruntime") as parent,
         tfx.open_session(child, backend="openvino", precision=precision) as session,
