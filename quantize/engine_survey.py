@@ -194,8 +194,10 @@ def _exported(family: Family, work: Path) -> list[tuple[str, Bundle]]:
     folder = work / f"{family.name} {family.class_name}".lower().replace(" ", "-").replace("/", "-")
     source = folder / "source"
     if not source.is_dir():
+        aside = folder / "source-partial"  # a run that was stopped leaves no half checkpoint
         with quiet():
-            build(family).save_pretrained(source)
+            build(family).save_pretrained(aside)
+        aside.rename(source)
     there = [path for path in sorted(folder.glob("bundle*")) if is_bundle(path)]
     there = [path for path in there if not path.name.endswith(tuple(PRECISIONS.values()))]
     if there:
@@ -294,15 +296,17 @@ def main(
         found = survey(pending, recipe, work, asked, show)
     rows = _merged(earlier, found)
     known = {_key(one.family) for one in rows}
-    left = ", ".join(f.name for f in FAMILIES if _key(f) not in known)
-    missing = f" Not tried yet: {left}." if left else ""
+    left = "; ".join(dict.fromkeys(f.name for f in FAMILIES if _key(f) not in known))
+    missing = f"\nNot tried yet: {left}." if left else ""
     text = (
         f"# TensorRT engines\n\nThe tiny models of [families.md](families.md), built for {gpu} on "
-        "a machine without a GPU. None of these engines has\nbeen run here. fp32 is the export "
-        "itself; fp16 and int8 are what `tfx quantize` makes of it, int8 with the rest in\nfloat16"
-        ', calibrated with the feeds of its proof. "fused" and "split" say whether attention '
-        "kernels of one piece were\nfound in the engine; the heads of these models are small, so "
-        "real sizes fuse more often. Made with\n"
+        "a machine without a GPU. None of\nthese engines has been run. fp32 is the export itself; "
+        "fp16 and int8 are what `tfx quantize` makes of it,\nint8 with the rest in float16, "
+        "calibrated with the feeds of its proof.\n\n"
+        '"fused" and "split" say whether attention kernels of one piece were found in the engine. '
+        "Heads here are\nof 8, too small for any; `tests/export/test_engine.py` shows the same "
+        "node fused at 32. A bare yes: no\n`Attention` in it, or one spelled out for its soft "
+        "cap. Made with\n"
         f"tensorrt-rtx {version_of('tensorrt-rtx-cu12-bindings')}, torch {version_of('torch')}, "
         f"transformers {version_of('transformers')} by\n"
         f"`python -m tfx.quantize.engine_survey -o docs/tensorrt.md`.{missing}\n\n{table(rows)}\n"

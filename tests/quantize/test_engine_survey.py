@@ -135,7 +135,7 @@ def test_rows_are_gone_on_from(steps, tmp_path, monkeypatch):
     text = page.read_text()
     assert "| MPNet | `MPNetModel` | whole | yes, fused |" in text
     assert text.index("MPNetModel") < text.index("Swinv2ForImageClassification")
-    assert "Not tried yet: BERT, BERT" in text
+    assert "Not tried yet: BERT; RoBERTa" in text
     steps.clear()
     result = CliRunner().invoke(main, ["mpnet", *arguments])
     assert (result.exit_code, steps, page.read_text()) == (0, [], text)
