@@ -76,8 +76,13 @@ class OpenVino:
         floats = float_type(bundle, options)
         capabilities = core.get_property(PLUGIN, "OPTIMIZATION_CAPABILITIES")
         able = [dtype for dtype, name in CAPABILITIES.items() if name in capabilities]
+        wider: tuple[str, ...] = ()
         if floats not in able:
-            raise precision_refused("openvino", floats, able)
+            if options.precision:
+                raise precision_refused("openvino", floats, able)
+            # A child bundle runs wherever its parent does: in more bits than it was made for.
+            wider = (f"computes in float32: this CPU multiplies no {floats}",)
+            floats = DType.FLOAT32
         settings = settings_of(options.threads, floats)
         version = version_of("openvino") or openvino.__version__
         entry = entry_for(bundle, f"openvino {version}", floats)
@@ -101,7 +106,7 @@ class OpenVino:
             device=options.device,
             precision=max(products, key=lambda dtype: products[dtype], default=floats),
             threads=compiled.get_property("INFERENCE_NUM_THREADS"),
-            notes=_notes(products) + notes,
+            notes=wider + _notes(products) + notes,
         )
         return OpenVinoExecutable(compiled, bundle.manifest.signature, facts)
 

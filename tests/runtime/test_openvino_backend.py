@@ -197,6 +197,17 @@ def test_a_bundles_own_precision_is_what_it_runs_in(tmp_path):
             assert session.report.facts.precision == runs
 
 
+def test_a_bundle_of_floats_the_cpu_has_not_runs_in_wider_ones(tmp_path, rng):
+    bundle = product_bundle(tmp_path / "b", precision=DType.FLOAT16)
+    if able(DType.FLOAT16):
+        pytest.skip("this CPU multiplies float16")
+    with tfx.open_session(bundle, backend="openvino") as session:
+        assert session.report.facts.precision == "float32"
+        assert "computes in float32: this CPU multiplies no float16" in session.report.facts.notes
+    with pytest.raises(BackendError, match="here, not in float16"):
+        tfx.open_session(bundle, backend="openvino", precision="fp16")
+
+
 def test_what_the_cpu_cannot_do_is_refused(tmp_path, monkeypatch):
     import openvino
 
