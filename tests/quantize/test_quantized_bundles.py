@@ -16,6 +16,7 @@ from tfx.cli import main
 from tfx.dtypes import DType
 from tfx.errors import BundleError, ParityError, RecipeError
 from tfx.export.engine import build_engine
+from tfx.extras import need
 from tfx.manifest import Step
 from tfx.quantization import ORT_CPU, QuantizeRecipe
 from tfx.quantize import lowering
@@ -23,6 +24,7 @@ from tfx.quantize.calibration import calibration_texts
 from tfx.quantize.pipeline import PROOF_FEEDS, default_path, quantize_bundle
 from tfx.recipe import EngineRecipe, Target
 from tfx.report import Check, ParityReport
+from tfx.runtime.backends.openvino import CAPABILITIES
 from tfx.runtime.compare import TOLERANCES, scaled_error
 from tfx.runtime.engines import MODULES
 from tfx.runtime.proof import load_cases
@@ -120,6 +122,9 @@ def test_onnx_runtime_opens_it(child, classifier, samples):
 
 def test_openvino_opens_it(child, classifier):
     pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'tfx-toolkit[openvino]'")
+    able = need("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if child.manifest.precision is DType.BFLOAT16 and CAPABILITIES[DType.BFLOAT16] not in able:
+        pytest.skip("this CPU has no bfloat16")
     # It refuses to multiply in a type that the CPU does not have.
     precision = "fp32" if child.manifest.precision is DType.FLOAT16 else ""
     with (
