@@ -64,7 +64,9 @@ def test_round_trip():
         smooth=0.5,
         quantized=72,
         kept=(KeptNode("n", "layer.0", "asked for"),),
-        accuracy=(Accuracy("accuracy", 0.87, 0.88, 0.01, 0.0, 0.02, 436, "dev.tsv", "onnxruntime"),),
+        accuracy=(
+            Accuracy("accuracy", 0.87, 0.88, 0.01, 0.0, 0.02, 436, "dev.tsv", "onnxruntime"),
+        ),
     )
     assert decode(Quantization, encode(whole)) == whole
 
