@@ -46,17 +46,17 @@ TOLERANCES: dict[DType, Tolerance] = {
         "whether a task bears it",
     ),
     DType.INT8: Tolerance(
-        5e-1,
-        "a step is 1/127 of the range, and the feeds of a proof are random tokens, on which "
-        "activations leave the range that real text set: 0.1 to 0.3 of the largest output; what "
-        "a wrong scale, mask or weight gives is of the size of the output. What it costs on "
-        "real data is measured, and stands in the manifest as accuracy",
+        1.0,
+        "a step is 1/127 of the range that real text set, and random tokens leave it: 0.15 to 0.2 "
+        "of the largest output on real feeds, 0.6 to 0.8 on random ones were seen of MiniLM. What "
+        "has nothing to do with the reference differs by 1 to 2, and NaN by more. What int8 costs "
+        "is measured on data, and stands in the manifest as accuracy",
     ),
     DType.FLOAT8_E4M3: Tolerance(
-        5e-1, "3 bits of mantissa: the relative step of an 8-bit float is 1/16; see int8"
+        1.0, "3 bits of mantissa: the relative step of an 8-bit float is 1/16; see int8"
     ),
     DType.INT4: Tolerance(
-        5e-1, "weights alone are rounded, to 15 levels a block; see int8 for what is left to catch"
+        1.0, "weights alone are rounded, to 15 levels a block; see int8 for what is left to catch"
     ),
 }
 

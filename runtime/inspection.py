@@ -52,7 +52,10 @@ def _quantization_lines(how: Quantization) -> Iterator[str]:
     ranges = ", ranges of each run" if recipe.dynamic else ""
     yield f"{recipe.precision}: {how.quantized:,} nodes{method}{ranges}{smooth}"
     if (data := how.calibration) is not None:
-        yield f"calibrated on {data.samples:,} samples of {data.name}, {data.tokens:,} tokens"
+        # Ranges of each run and weights alone take nothing from data: it only judged them.
+        free = not recipe.needs_calibration and not recipe.precision.is_floating
+        verb = "judged" if free else "calibrated"
+        yield f"{verb} on {data.samples:,} samples of {data.name}, {data.tokens:,} tokens"
         yield from (f"warning: {warning}" for warning in data.warnings)
     for one in how.kept[:SHOWN_KEPT]:
         yield (

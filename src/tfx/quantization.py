@@ -49,10 +49,8 @@ class QuantizeRecipe:
         method: How activation ranges are chosen.
         percentile: For ``RangeMethod.PERCENTILE``, in (50, 100].
         smooth: SmoothQuant's alpha in [0, 1]; 0 for none, None for the best of a few.
-        bias_correction: Take the mean error that rounding leaves out of the biases.
         weight_method: Of 4-bit weights.
         block_size: Weights along the reduced axis that share a scale; 4-bit weights only.
-        rest: Type of what is not quantized: float32, or float16 for TensorRT.
         keep: Groups (``tfx quantize --list-groups``) left in the parent's precision.
         max_drop: Largest loss of the metric allowed, e.g. 0.01; None for no budget.
         metric: Of the budget; "auto" by the task and the columns of the data.
@@ -66,10 +64,8 @@ class QuantizeRecipe:
     method: RangeMethod = RangeMethod.PERCENTILE
     percentile: float = 99.99
     smooth: float | None = None
-    bias_correction: bool = False
     weight_method: WeightMethod = WeightMethod.RTN
     block_size: int = 32
-    rest: DType = DType.FLOAT32
     keep: tuple[str, ...] = ()
     max_drop: float | None = None
     metric: str = "auto"
@@ -90,8 +86,6 @@ class QuantizeRecipe:
             problems.append(f"smooth is {self.smooth}, expected 0 to 1")
         if self.block_size < 16 or self.block_size & (self.block_size - 1):
             problems.append(f"block_size is {self.block_size}, expected a power of 2 from 16")
-        if self.rest not in (DType.FLOAT32, DType.FLOAT16):
-            problems.append(f"rest is {self.rest}, expected float32 or float16")
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             problems.append(f"max_drop is {self.max_drop}, expected 0 or more and below 1")
         if self.samples < 1:
