@@ -10,6 +10,8 @@ from tfx.console import Progress
 from tfx.errors import BackendError, DataError, RecipeError
 from tfx.quantization import QuantizeRecipe
 from tfx.runtime.datasets import Dataset, DatasetKind, read_dataset
+from tfx.runtime.observations import Head, head_of
+from tfx.runtime.tokenizer import Text
 from tfx.signature import BATCH
 
 from .accuracy import Judge
@@ -184,7 +186,11 @@ def _data_of(parent: Bundle, dataset: Dataset, recipe: QuantizeRecipe) -> Calibr
             f"{dataset.name} holds images, which the bundle does not turn into inputs",
             hint="Save the inputs of the model by name in an npz file.",
         )
-    return calibration_texts(parent, dataset.texts, name=dataset.name, tokens=recipe.tokens)
+    texts: list[Text] = list(dataset.texts)
+    if head_of(parent, dataset) is Head.EMBEDDING:
+        # Two texts to compare, which an embedding model never reads together.
+        texts = [one for text in texts for one in ([text] if isinstance(text, str) else text)]
+    return calibration_texts(parent, texts, name=dataset.name, tokens=recipe.tokens)
 
 
 def _rows_at_once(parent: Bundle) -> int:
