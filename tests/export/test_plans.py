@@ -15,8 +15,9 @@ from tfx.export.architectures import (
     plan_inputs,
 )
 from tfx.export.families import FAMILIES, build
+from tfx.export.loader import is_encoder_decoder
 from tfx.recipe import DECODER, ENCODER
-from tfx.runtime.parts import part_of
+from tfx.runtime.parts import part_of, whole_of
 
 BY_CLASS = {family.class_name: family for family in FAMILIES}
 TEXT = ("batch", "sequence")
@@ -33,7 +34,7 @@ def model_of(class_name, **sizes):
 
 def plan_of(class_name, part="", **sizes):
     model = model_of(class_name, **sizes)
-    module = part_of(model, part) if part else model
+    module = part_of(model, part) if part else whole_of(model)
     return plan_inputs(module, model.config, part), module
 
 
@@ -61,7 +62,7 @@ def graphs():
             continue
         seen.add(family.config)
         config = getattr(transformers, family.config)(**family.sizes)
-        two = config.is_encoder_decoder and "ForObjectDetection" not in family.class_name
+        two = is_encoder_decoder(config, family.class_name)
         yield from ((family.class_name, part) for part in ((ENCODER, DECODER) if two else ("",)))
 
 
