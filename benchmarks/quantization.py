@@ -22,7 +22,7 @@ import click
 
 from tfx.codec import encode
 from tfx.console import FOLDER, console, emit_json, json_option
-from tfx.errors import DataError
+from tfx.errors import DataError, TfxError
 
 from .machine import this_machine
 
@@ -139,7 +139,7 @@ def measure_speed(folder: Path, seconds: float) -> list[dict[str, Any]]:
                 "bundle": row["bundle"],
                 "backend": row["backend"],
                 "precision": row["measurement"]["facts"]["precision"],
-                "p50_ms": row["measurement"]["latency"]["p50_ms"],
+                "p50_ms": row["measurement"]["latency"]["median_ms"],
             }
             for row in report.document["rows"]
             if row.get("measurement")
@@ -160,10 +160,13 @@ def weights_bytes(bundle: Path) -> int:
 @json_option
 def quantization(data: Path, models: Path, seconds: float, no_speed: bool, as_json: bool) -> None:
     """Measure what int8 costs in accuracy, and gains in size and time."""
-    with tempfile.TemporaryDirectory(prefix="tfx-bench-") as name:
-        folder = Path(name)
-        cases = [measure_case(one, data.resolve(), models.resolve(), folder) for one in CASES]
-        speed = [] if no_speed else measure_speed(folder, seconds)
+    try:
+        with tempfile.TemporaryDirectory(prefix="tfx-bench-") as name:
+            folder = Path(name)
+            cases = [measure_case(one, data.resolve(), models.resolve(), folder) for one in CASES]
+            speed = [] if no_speed else measure_speed(folder, seconds)
+    except TfxError as error:
+        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     machine = this_machine()
     if as_json:
         emit_json({"machine": encode(machine), "cases": cases, "speed": speed})

@@ -1,7 +1,8 @@
 import pytest
+from click.testing import CliRunner
 from support.bundles import write_bundle
 
-from tfx.bench.quantization import run_command, show, weights_bytes
+from tfx.bench.quantization import quantization, run_command, show, weights_bytes
 from tfx.errors import DataError
 
 
@@ -17,6 +18,16 @@ def test_a_command_that_fails_says_why(tmp_path):
     with pytest.raises(DataError) as raised:
         run_command(["inspect", "nothing"], tmp_path)
     assert str(raised.value) == "tfx inspect nothing failed: error: no such bundle: nothing"
+
+
+def test_the_command_says_what_failed(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "models" / "minilm-sst2").mkdir(parents=True)
+    folders = ["--data", tmp_path / "data", "--models", tmp_path / "models"]
+    done = CliRunner().invoke(quantization, [str(one) for one in folders])
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: tfx export ")
+    assert "Traceback" not in done.output
 
 
 def test_weights_are_the_portable_graphs_alone(tmp_path):
