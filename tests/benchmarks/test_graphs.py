@@ -107,6 +107,14 @@ def test_variants_that_change_nothing_are_not_written(tmp_path):
     assert [name for name, _ in write_variants(bundle, tmp_path / "to")] == [AS_IT_IS]
 
 
+def test_each_variant_has_a_digest_of_its_own(model, tmp_path):
+    bundle = write_bundle(tmp_path / "tiny", ir.to_proto(model))
+    (tmp_path / "to").mkdir()
+    digests = [variant.digest for _, variant in write_variants(bundle, tmp_path / "to")]
+    # What OpenVINO compiled of one variant would be run for another.
+    assert len(set(digests)) == len(digests) == 1 + len(VARIANTS)
+
+
 def test_runs_take_turns():
     seen = []
     times = measure({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 20)
