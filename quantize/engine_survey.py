@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -154,20 +155,20 @@ def _attempts(
         exported = _exported(family, work)
     except TfxError as error:
         for precision in precisions:
-            yield Attempt(family, "", precision, _line(error), "export")
+            yield Attempt(family, "", precision, _line(error, work), "export")
         return
     for part, bundle in exported:
         for precision in precisions:
             try:
                 lowered = bundle if precision == "fp32" else _lowered(bundle, precision)
             except TfxError as error:
-                yield Attempt(family, part, precision, _line(error), "quantize")
+                yield Attempt(family, part, precision, _line(error, work), "quantize")
                 continue
             started = time.perf_counter()
             try:
                 engine = build_apart(lowered, _bounded(recipe, lowered), work / "plan")
             except TfxError as error:
-                yield Attempt(family, part, precision, _line(error, lowered), "build")
+                yield Attempt(family, part, precision, _line(error, work, lowered), "build")
                 continue
             yield Attempt(
                 family,
@@ -218,10 +219,12 @@ def _lowered(bundle: Bundle, precision: str) -> Bundle:
     return quantize_bundle(bundle, path, recipe=recipe, data=data)
 
 
-def _line(error: TfxError, bundle: Bundle | None = None) -> str:
-    """The message on one line, without what is of one row alone."""
+def _line(error: TfxError, work: Path, bundle: Bundle | None = None) -> str:
+    """The message on one line, without what is of one row or one machine alone."""
     lines = str(error).splitlines()
     text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[1].strip()}"
+    for folder in dict.fromkeys((work.resolve(), work)):
+        text = re.sub(rf"{re.escape(str(folder))}/(?:[^/\s]+/)?", "", text)
     if bundle is not None:
         text = text.replace(f" of {bundle.name}", "").replace(f" {bundle.name}", "")
     return text.replace("|", r"\|")

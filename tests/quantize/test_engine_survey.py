@@ -83,6 +83,15 @@ def test_what_fails_is_said_with_its_step(steps, tmp_path, monkeypatch):
     assert (one.step, one.problem) == ("export", "a\\|b")
 
 
+def test_no_row_names_the_folder_of_the_bundles(steps, tmp_path, monkeypatch):
+    def export_bundles(source, path, recipe):
+        raise ExportError(f"{source} is odd, and so is {path.resolve()}")
+
+    monkeypatch.setattr(module, "export_bundles", export_bundles)
+    (one,) = survey([T5], SM89, tmp_path, ("int8",))
+    assert one.problem == "source is odd, and so is bundle"
+
+
 def test_a_table_with_reasons():
     text = table(
         [
