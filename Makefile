@@ -35,8 +35,9 @@ demo: $(READY)
 		--text "The stock market fell." | cut -c 1-100
 	cd .demo && $(BIN)/tfx bench
 
+# A file's tests stay in one process, where they share what they exported.
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check
