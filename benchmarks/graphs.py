@@ -25,9 +25,8 @@ from tfx.errors import BundleError
 from tfx.extras import need
 from tfx.feeds import random_feed
 from tfx.runtime.backend import RunOptions, get_backend
+from tfx.runtime.stats import median_interval
 from tfx.signature import BATCH, SEQUENCE, Feed
-
-from .stats import median_interval
 
 AS_IT_IS = "as it is"
 

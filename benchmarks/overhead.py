@@ -25,12 +25,12 @@ from tfx.console import FOLDER, chosen_bundle, console, emit_json, json_option
 from tfx.errors import TfxError
 from tfx.runtime.backend import RunOptions
 from tfx.runtime.backends.onnxruntime import OnnxRuntime
+from tfx.runtime.clock import Clock, warm_up
 from tfx.runtime.cpus import usable_cpus
 from tfx.runtime.session import Session
+from tfx.runtime.stats import median_interval
 from tfx.signature import Feed
 
-from .clock import Clock, warm_up
-from .stats import median_interval
 from .workload import Plan, shapes_of
 
 LIMIT_US = 50.0

@@ -39,12 +39,12 @@ import numpy as np
 
 from tfx.codec import encode
 from tfx.runtime.backend import RunFacts
+from tfx.runtime.clock import WarmUp
 from tfx.runtime.proof import compare_case
+from tfx.runtime.stats import LEAST_ROUNDS, LEAST_SAMPLES, Comparison, Latency
 from tfx.signature import Feed, Signature
 
-from .clock import WarmUp
 from .machine import Machine
-from .stats import LEAST_ROUNDS, LEAST_SAMPLES, Comparison, Latency
 from .workload import Plan, Shape, Way
 
 if TYPE_CHECKING:

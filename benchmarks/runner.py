@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,29 +13,18 @@ from tfx.bundle import Bundle
 from tfx.console import Progress
 from tfx.errors import BundleError, TfxError
 from tfx.runtime.backend import RunOptions, float_type
+from tfx.runtime.clock import SETTLE_S, Clock, WarmUp, block_calls
 from tfx.runtime.compare import tolerance_of
+from tfx.runtime.stats import LEAST_ROUNDS, compare_speed, latency_of
 
-from .clock import Clock, WarmUp
 from .machine import Machine
 from .report import Agreement, BenchReport, Measurement, Row, Status, agreement_of
-from .stats import LEAST_ROUNDS, compare_speed, latency_of
 from .worker import Loaded, ProcessWorker, Worker
 from .workload import Plan, Shape, Way, shapes_of
 
 REFERENCE = Way("torch")
 # They run a bundle's source and not its graph.
 OF_SOURCE = (REFERENCE.backend, "torch-compiled")
-
-# A block is this long at least, so that microseconds are not lost between two rows.
-BLOCK_MS = 20.0
-BLOCK_CALLS = (5, 100)
-# Threads of a pool spin for a while after a run and take the CPU from the next row. MiniLM 1x128 on
-# 2 cores, medians of 25 rounds: PyTorch takes 21 ms a call by itself, and right after ONNX Runtime
-# 52 ms, 36 ms, then 21 ms; after a pause of 20 ms 38 ms, then 20 ms. ONNX Runtime right after
-# PyTorch takes 17 ms, then its usual 10.5 ms; after a pause of 20 ms 11 ms. So the spinning is over
-# after about 50 ms, and the call that is not timed takes what is left. Spinning stays on in ONNX
-# Runtime's own settings: what is measured is what ``predict`` does.
-SETTLE_S = 0.05
 
 # Makes the worker of a row; tests give others.
 Start = Callable[[Path, Way, Shape, Plan], Worker]
@@ -201,8 +189,7 @@ def _prepare(runs: Iterable[_Run], shape: Shape, plan: Plan, progress: Progress)
 
     def warm_up(run: _Run) -> None:
         run.warm_up = run.worker.warm_up(plan.seconds)
-        wanted = math.ceil(BLOCK_MS / max(run.warm_up.median_ms, 1e-6))
-        run.calls = min(max(wanted, BLOCK_CALLS[0]), BLOCK_CALLS[1])
+        run.calls = block_calls(run.warm_up.median_ms)
 
     for run in runs:
         progress.step(f"{shape}: loading {run.name}")

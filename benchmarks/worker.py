@@ -4,36 +4,28 @@ A process per row is what makes its numbers its own. Its peak memory holds no ot
 libraries, its first call finds nothing warmed up by another, one thread pool cannot be resized by
 another library, and a backend that crashes takes no other row along.
 
-The parent writes one JSON object a line to the process, ``{"do": "block", "calls": 4}``, and reads
-one back: ``{"ok": ...}``, or ``{"error": message, "hint": hint}``. A process that takes longer than
-``Plan.limit_s`` to answer is killed.
+``Plan.limit_s`` is how long the process may take to answer a question (``tfx.runtime.child``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from tfx.bundle import open_bundle
 from tfx.codec import decode, encode
-from tfx.errors import BackendError, TfxError
 from tfx.runtime.backend import RunFacts
+from tfx.runtime.child import Child, serve
+from tfx.runtime.clock import WarmUp, time_calls, warm_up
 from tfx.runtime.session import Session, open_session
 
-from .clock import WarmUp, time_calls, warm_up
 from .workload import Plan, Shape, Way
 
 
@@ -89,7 +81,11 @@ class Worker(Protocol):
 
 
 class ProcessWorker:
-    """A worker in a child process."""
+    """A worker in a child process.
+
+    Attributes:
+        child: The process.
+    """
 
     def __init__(self, bundle: Path, way: Way, shape: Shape, plan: Plan) -> None:
         self._job = {
@@ -101,29 +97,20 @@ class ProcessWorker:
             "trust": plan.trust,
             "seed": plan.seed,
         }
-        self._limit_s = plan.limit_s
-        self._process: subprocess.Popen[str] | None = None
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed in close()
+        self.child = Child("tfx.bench.worker", plan.limit_s)
 
     def load(self) -> Loaded:
         """Start the process, open the session in it and make the first call."""
-        # -P: a numpy.py in the current folder must not stand in for the real one.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tfx.bench.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-        )
-        return decode(Loaded, self._ask(do="load", **self._job))
+        self.child.start()
+        return decode(Loaded, self.child.ask(do="load", **self._job))
 
     def warm_up(self, limit_s: float) -> WarmUp:
         """Call until the time per call is steady."""
-        return decode(WarmUp, self._ask(limit_s, do="warm_up", limit_s=limit_s))
+        return decode(WarmUp, self.child.ask(limit_s, do="warm_up", limit_s=limit_s))
 
     def block(self, calls: int) -> list[int]:
         """Nanoseconds of each of ``calls`` calls."""
-        samples: list[int] = self._ask(do="block", calls=calls)
+        samples: list[int] = self.child.ask(do="block", calls=calls)
         return samples
 
     def peak_memory_mb(self) -> float | None:
@@ -134,80 +121,20 @@ class ProcessWorker:
         imported. So it holds the backend's library, the model, and what its calls allocated.
         In units of 10^6 bytes; None where the system has no ``/proc/self/status``.
         """
-        peak: float | None = self._ask(do="peak_memory_mb")
+        peak: float | None = self.child.ask(do="peak_memory_mb")
         return peak
 
     def outputs(self) -> dict[str, np.ndarray]:
         """Outputs of the feed."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "outputs.npz"
-            names: list[str] = self._ask(do="outputs", path=str(path))
+            names: list[str] = self.child.ask(do="outputs", path=str(path))
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[str(index)] for index, name in enumerate(names)}
 
     def close(self) -> None:
         """End the process."""
-        if (process := self._process) is not None:
-            self._process = None
-            process.kill()  # it holds nothing that must be written
-            process.wait()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            with contextlib.suppress(BrokenPipeError):  # it died with a question unread
-                process.stdin.close()
-            process.stdout.close()
-        self._stderr.close()
-
-    def _ask(self, extra_s: float = 0, /, **question: Any) -> Any:
-        process = self._process
-        assert process is not None  # load() comes first
-        assert process.stdin is not None
-        assert process.stdout is not None
-        # Killed, it closes its end, and readline returns.
-        limit_s = self._limit_s + extra_s
-        watch = _Watch(process, limit_s)
-        try:
-            process.stdin.write(json.dumps(question) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        finally:
-            watch.cancel()
-        if watch.barked:
-            raise BackendError(
-                f"no answer to {question['do']!r} within {limit_s:g} s, killed",
-                hint="Give it more time with --limit, or leave it out with --backend.",
-            )
-        if not line:
-            raise BackendError(f"the process ended: {self._last_words()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise BackendError(answer["error"], hint=answer["hint"])
-        return answer["ok"]
-
-    def _last_words(self) -> str:
-        assert self._process is not None
-        code = self._process.wait()
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
-        ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return f"{ended}, {lines[-1]}" if lines else ended
-
-
-class _Watch(threading.Timer):
-    """Kills a process after a while, unless cancelled before."""
-
-    def __init__(self, process: subprocess.Popen[str], limit_s: float) -> None:
-        super().__init__(limit_s, self._bark)
-        self.daemon = True
-        self.barked = False
-        self._watched = process
-        self.start()
-
-    def _bark(self) -> None:
-        self.barked = True
-        self._watched.kill()
+        self.child.close()
 
 
 class Server:
@@ -295,21 +222,7 @@ def memory_mb(field: str, proc: Path = Path("/proc")) -> float | None:
 
 def main() -> None:
     """Answer questions from stdin until it ends."""
-    # Answers have a descriptor of their own: what libraries print must not mix with them.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    server = Server()
-    for line in sys.stdin:
-        question = json.loads(line)
-        try:
-            answer = {"ok": server.answer(question)}
-        except TfxError as error:
-            answer = {"error": str(error), "hint": error.hint}
-        # What a library raises must reach the report, whatever it is.
-        except Exception as error:  # noqa: BLE001
-            answer = {"error": f"{type(error).__name__}: {error}", "hint": ""}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    serve(Server())
 
 
 if __name__ == "__main__":

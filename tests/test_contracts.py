@@ -59,7 +59,7 @@ def test_contracts_hold(linted):
             "folders import downwards only",
         ),
         (
-            "benchmarks/stats.py",
+            "benchmarks/workload.py",
             "def f():\n    from tfx.export import loader",
             "bench measures bundles and never builds them",
         ),

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tfx.bench.clock import WarmUp
 from tfx.bench.machine import this_machine
 from tfx.bench.report import (
     Agreement,
@@ -17,10 +16,11 @@ from tfx.bench.report import (
     agreement_of,
     show_report,
 )
-from tfx.bench.stats import Comparison, Latency, Verdict
 from tfx.bench.workload import Plan
 from tfx.dtypes import DType
 from tfx.runtime.backend import RunFacts
+from tfx.runtime.clock import WarmUp
+from tfx.runtime.stats import Comparison, Latency, Verdict
 from tfx.signature import Signature, TensorSpec
 
 

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 from support.bundles import HIDDEN, write_bundle
 
-from tfx.bench.clock import WarmUp
 from tfx.bench.machine import this_machine
 from tfx.bench.report import Status
-from tfx.bench.runner import SETTLE_S, measure
-from tfx.bench.stats import LEAST_ROUNDS, Verdict
+from tfx.bench.runner import measure
 from tfx.bench.worker import Loaded
 from tfx.bench.workload import Plan, Way
 from tfx.console import Progress
@@ -16,7 +14,9 @@ from tfx.dtypes import DType
 from tfx.errors import BackendError, BundleError
 from tfx.recipe import Source, SourceKind
 from tfx.runtime.backend import RunFacts
+from tfx.runtime.clock import SETTLE_S, WarmUp
 from tfx.runtime.compare import TOLERANCES
+from tfx.runtime.stats import LEAST_ROUNDS, Verdict
 
 MS = 1_000_000
 

@@ -95,7 +95,7 @@ def test_digests_are_no_part_of_loading(monkeypatch, tmp_path):
 
 def test_a_process_that_dies_is_an_error_of_its_row(worker):
     worker.load()
-    worker._process.kill()
+    worker.child.process.kill()
     with pytest.raises(BackendError, match="the process ended: signal 9"):
         worker.block(1)
 
@@ -103,27 +103,27 @@ def test_a_process_that_dies_is_an_error_of_its_row(worker):
 def test_what_a_library_raises_is_an_error_of_its_row(worker):
     worker.load()
     with pytest.raises(BackendError, match=r"^AssertionError: no such question: dance$"):
-        worker._ask(do="dance")
+        worker.child.ask(do="dance")
     assert len(worker.block(1)) == 1  # it lives on
 
 
 def test_a_crash_says_its_last_line(worker):
     worker.load()
-    worker._process.stdin.write("no JSON\n")  # main() itself stumbles over it
+    worker.child.process.stdin.write("no JSON\n")  # main() itself stumbles over it
     with pytest.raises(BackendError, match=r"the process ended: exit code 1, json\S*Error: Expect"):
         worker.block(1)
 
 
 def test_a_process_that_hangs_is_killed(worker):
     worker.load()
-    worker._limit_s = 0.2
-    os.kill(worker._process.pid, signal.SIGSTOP)
+    worker.child.limit_s = 0.2
+    os.kill(worker.child.process.pid, signal.SIGSTOP)
     with pytest.raises(
         BackendError, match=r"^no answer to 'block' within 0\.2 s, killed$"
     ) as caught:
         worker.block(1)
     assert caught.value.hint == "Give it more time with --limit, or leave it out with --backend."
-    assert worker._process.wait(5) == -signal.SIGKILL
+    assert worker.child.process.wait(5) == -signal.SIGKILL
 
 
 def test_the_limit_is_the_plans_and_warming_up_gets_its_own_time_on_top(tmp_path):
@@ -134,7 +134,7 @@ def test_the_limit_is_the_plans_and_warming_up_gets_its_own_time_on_top(tmp_path
     worker.close()
     worker = ProcessWorker(bundle.path, Way("onnxruntime"), SHAPE, PLAN)
     worker.load()
-    worker._limit_s = 0.001
+    worker.child.limit_s = 0.001
     assert worker.warm_up(5).settled
     worker.close()
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfx.bench.stats import Verdict, compare_speed, judge, latency_of, median_interval
+from tfx.runtime.stats import Verdict, compare_speed, judge, latency_of, median_interval
 
 MS = 1_000_000
 

@@ -1,6 +1,6 @@
 import pytest
 
-from tfx.bench.clock import STEADY_RATIO, WINDOW_CALLS, time_calls, warm_up
+from tfx.runtime.clock import STEADY_RATIO, WINDOW_CALLS, time_calls, warm_up
 
 MS = 1_000_000
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from tfx.runtime.bootstrap import RESAMPLES, draw, percentile_interval
+from .bootstrap import RESAMPLES, draw, percentile_interval
 
 # Ten samples lie above a percentile of so many; with fewer, a few slow calls decide it.
 LEAST_SAMPLES = {95: 200, 99: 1000}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,17 @@ WINDOW_NS = 20_000_000
 # Two windows in a row must be this near to the one before them.
 STEADY_RATIO = 0.05
 STEADY_WINDOWS = 2
+
+# A block is this long at least, so that microseconds are not lost between two rows.
+BLOCK_MS = 20.0
+BLOCK_CALLS = (5, 100)
+# Threads of a pool spin for a while after a run and take the CPU from the next row. MiniLM 1x128 on
+# 2 cores, medians of 25 rounds: PyTorch takes 21 ms a call by itself, and right after ONNX Runtime
+# 52 ms, 36 ms, then 21 ms; after a pause of 20 ms 38 ms, then 20 ms. ONNX Runtime right after
+# PyTorch takes 17 ms, then its usual 10.5 ms; after a pause of 20 ms 11 ms. So the spinning is over
+# after about 50 ms, and the call that is not timed takes what is left. Spinning stays on in ONNX
+# Runtime's own settings: what is measured is what ``predict`` does.
+SETTLE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,16 @@ def time_calls(call: Callable[[], object], count: int, clock: Clock) -> list[int
         call()
         samples.append(clock() - started)
     return samples
+
+
+def block_calls(median_ms: float) -> int:
+    """How many calls a block has: ``BLOCK_MS`` of them, within ``BLOCK_CALLS``.
+
+    Args:
+        median_ms: Of one call, as the warm-up found it.
+    """
+    wanted = math.ceil(BLOCK_MS / max(median_ms, 1e-6))
+    return min(max(wanted, BLOCK_CALLS[0]), BLOCK_CALLS[1])
 
 
 def warm_up(

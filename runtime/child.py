@@ -1,0 +1,151 @@
+"""A process of its own that answers questions, so that what happens to it happens to no other.
+
+The parent writes one JSON object a line to the process, ``{"do": "block", "calls": 4}``, and reads
+one back: ``{"ok": ...}``, or ``{"error": message, "hint": hint}``. A process that takes longer than
+its limit to answer is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from typing import IO, Any, Protocol
+
+from tfx.errors import BackendError, TfxError
+
+
+class Child:
+    """The parent's side of a process that runs ``serve``.
+
+    Attributes:
+        limit_s: Seconds it may take to answer.
+        process: None before ``start`` and after ``close``.
+    """
+
+    def __init__(self, module: str, limit_s: float) -> None:
+        """Prepare a process; ``start`` makes it.
+
+        Args:
+            module: What it runs, as ``python -m`` takes it.
+            limit_s: Seconds it may take to answer.
+        """
+        self.limit_s = limit_s
+        self.process: subprocess.Popen[str] | None = None
+        self._module = module
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed in close()
+
+    def start(self) -> None:
+        """Start the process."""
+        # -P: a numpy.py in the current folder must not stand in for the real one.
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", self._module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+        )
+
+    def ask(self, extra_s: float = 0, /, **question: Any) -> Any:
+        """Ask and wait for the answer.
+
+        Args:
+            extra_s: Seconds it may take beyond ``limit_s``.
+            **question: JSON values; ``do`` says what is asked for.
+
+        Raises:
+            BackendError: If it cannot do it, ends, or takes too long.
+        """
+        process = self.process
+        assert process is not None  # start() comes first
+        assert process.stdin is not None
+        assert process.stdout is not None
+        # Killed, it closes its end, and readline returns.
+        limit_s = self.limit_s + extra_s
+        watch = _Watch(process, limit_s)
+        try:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            watch.cancel()
+        if watch.barked:
+            raise BackendError(
+                f"no answer to {question['do']!r} within {limit_s:g} s, killed",
+                hint="Give it more time with --limit, or leave it out with --backend.",
+            )
+        if not line:
+            raise BackendError(f"the process ended: {self._last_words()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise BackendError(answer["error"], hint=answer["hint"])
+        return answer["ok"]
+
+    def close(self) -> None:
+        """End the process; may be called at any time, and twice."""
+        if (process := self.process) is not None:
+            self.process = None
+            process.kill()  # it holds nothing that must be written
+            process.wait()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):  # it died with a question unread
+                process.stdin.close()
+            process.stdout.close()
+        self._stderr.close()
+
+    def _last_words(self) -> str:
+        assert self.process is not None
+        code = self.process.wait()
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return f"{ended}, {lines[-1]}" if lines else ended
+
+
+class _Watch(threading.Timer):
+    """Kills a process after a while, unless cancelled before."""
+
+    def __init__(self, process: subprocess.Popen[str], limit_s: float) -> None:
+        super().__init__(limit_s, self._bark)
+        self.daemon = True
+        self.barked = False
+        self._watched = process
+        self.start()
+
+    def _bark(self) -> None:
+        self.barked = True
+        self._watched.kill()
+
+
+class Answering(Protocol):
+    """What answers questions in the process."""
+
+    def answer(self, question: Mapping[str, Any]) -> Any:
+        """Do what the parent asks and return what it is told, as JSON values."""
+        ...
+
+
+def serve(server: Answering) -> None:
+    """Answer questions from stdin until it ends."""
+    # Answers have a descriptor of their own: what libraries print must not mix with them.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            answer = {"ok": server.answer(question)}
+        except TfxError as error:
+            answer = {"error": str(error), "hint": error.hint}
+        # What a library raises must reach the report, whatever it is.
+        except Exception as error:  # noqa: BLE001
+            answer = {"error": f"{type(error).__name__}: {error}", "hint": ""}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
