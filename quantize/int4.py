@@ -12,6 +12,8 @@ from tfx.errors import QuantizeError, listing
 from tfx.extras import need
 from tfx.quantization import QuantizeRecipe, RangeMethod, WeightMethod
 
+from .linear import array_of
+
 # Signed: -8 to 7. Half of the levels, and the largest.
 HALF, TOP = 8, 7
 # Unsigned, with a zero point: 0 to 15.
@@ -31,6 +33,13 @@ HQQ_NORM, HQQ_WEIGHT, HQQ_GROWTH, HQQ_STEPS = 0.7, 10.0, 1.01, 20
 # Frantar et al. 2022 (GPTQ): a hundredth of the mean diagonal keeps the inverse stable, and
 # errors are carried out of a stretch of this many rows at once.
 DAMPING, STRETCH = 0.01, 128
+
+# Within a stretch errors are carried row by row through so many, which stay in a core's cache, and
+# from those to the others at once. Divides every block.
+STRIP = SMALLEST_BLOCK
+
+# Numbers that a search for scales goes through at once, for the same reason.
+CACHED = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,12 @@ class Blocks:
         scale = np.repeat(self.scale, self.size, axis=0)
         zero = 0 if self.zero is None else np.repeat(self.zero, self.size, axis=0)
         return np.asarray((self.numbers - zero) * scale)
+
+    def channels(self, start: int, end: int) -> Blocks:
+        """Of these output channels alone."""
+        some = slice(start, end)
+        zero = None if self.zero is None else self.zero[:, some]
+        return Blocks(self.numbers[:, some], self.scale[:, some], zero, self.size)
 
 
 def lower_weights_int4(
@@ -87,14 +102,24 @@ def lower_weights_int4(
     weights = _weights(model, names)
     if recipe.weight_method is WeightMethod.GPTQ:
         _require_hessians(weights, hessians or {})
-    count = 0
-    for name, (weight, users) in weights.items():
+    # Channels do not know of each other: weights that share their activations, as query, key and
+    # value do, are one wide weight, whose Hessian is factored once.
+    shared: dict[object, list[str]] = {}
+    for name, (weight, _) in weights.items():
+        hessian = (hessians or {}).get(name)
         assert weight.const_value is not None
-        array = np.asarray(weight.const_value.numpy(), dtype=np.float32)
-        blocks = _blocks(array, recipe, None if hessians is None else hessians.get(name))
-        _place(model.graph, weight, users, blocks)
-        count += len(users)
-    return count
+        same = (id(hessian), weight.const_value.shape[0])
+        shared.setdefault(name if hessian is None else same, []).append(name)
+    for names in shared.values():
+        arrays = [array_of(weights[name][0]) for name in names]
+        hessian = (hessians or {}).get(names[0])
+        blocks = _blocks(np.concatenate(arrays, axis=1), recipe, hessian)
+        start = 0
+        for name, array in zip(names, arrays, strict=True):
+            end = start + array.shape[1]
+            _place(model.graph, *weights[name], blocks.channels(start, end))
+            start = end
+    return sum(len(users) for _, users in weights.values())
 
 
 def round_blocks(weight: np.ndarray, size: int, *, clip: bool = False) -> Blocks:
@@ -177,23 +202,26 @@ def carry_blocks(
     """
     rows = len(weight)
     upper, hessian = _inverse_factor(hessian, rows)
-    left = weight.astype(np.float64)
+    left = weight.astype(np.float32)
     numbers = np.zeros_like(left)
-    scales = []
+    scales: list[np.ndarray] = []
     for start in range(0, rows, STRETCH):
         end = min(start + STRETCH, rows)
-        errors = np.zeros((end - start, weight.shape[1]))
-        for row in range(start, end):
-            if row % size == 0:
-                block = left[row : row + size].astype(np.float32)
+        errors = np.empty((end - start, weight.shape[1]), np.float32)
+        for first in range(start, end, STRIP):
+            last = first + STRIP
+            if first % size == 0:
+                block = left[first : first + size]
                 scales.append(_symmetric_scale(block[None], clip=clip)[0, 0])
-            scale = scales[-1]
-            numbers[row] = np.clip(np.rint(left[row] / scale), -HALF, TOP)
-            error = (left[row] - numbers[row] * scale) / upper[row, row]
-            left[row + 1 : end] -= np.outer(upper[row, row + 1 : end], error)
-            errors[row - start] = error
+            for row in range(first, last):
+                numbers[row] = np.clip(np.rint(left[row] / scales[-1]), -HALF, TOP)
+                error = (left[row] - numbers[row] * scales[-1]) / upper[row, row]
+                left[row + 1 : last] -= upper[row, row + 1 : last, None] * error
+                errors[row - start] = error
+            strip = errors[first - start : last - start]
+            left[last:end] -= upper[first:last, last:end].T @ strip
         left[end:] -= upper[start:end, end:].T @ errors
-    carried = Blocks(numbers.astype(np.int8), np.stack(scales).astype(np.float32), None, size)
+    carried = Blocks(numbers.astype(np.int8), np.stack(scales), None, size)
     plain = round_blocks(weight, size, clip=clip)
     worse = _output_error(weight, carried, hessian) > _output_error(weight, plain, hessian)
     return Blocks(
@@ -243,11 +271,25 @@ def _symmetric_scale(folded: np.ndarray, *, clip: bool) -> np.ndarray:
     full = _usable(np.abs(folded).max(1, keepdims=True) / np.float32(TOP))
     if not clip:
         return full
+    best = np.empty_like(full)
+    count = max(1, CACHED // folded[0].size)
+    for start in range(0, len(folded), count):
+        part = slice(start, start + count)
+        best[part] = _clipped_scale(folded[part], full[part])
+    return best
+
+
+def _clipped_scale(folded: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """Of the shares of each full scale, the one with the least squared error."""
     best, least = full, np.full_like(full, np.inf)
     for shrink in SHRINKS:
         scale = _usable(full * np.float32(shrink))
-        error = np.clip(np.rint(folded / scale), -HALF, TOP) * scale - folded
-        loss = (error**2).sum(1, keepdims=True)
+        error = folded / scale
+        np.rint(error, out=error)
+        np.clip(error, -HALF, TOP, out=error)
+        error *= scale
+        error -= folded
+        loss = np.einsum("bso,bso->bo", error, error)[:, None]
         best = np.where(loss < least, scale, best)
         least = np.minimum(loss, least)
     return best
@@ -262,28 +304,46 @@ def _shrink(error: np.ndarray, weight: float) -> np.ndarray:
 
 
 def _inverse_factor(hessian: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """The upper Cholesky factor of the damped inverse, and the Hessian, in float64."""
+    """The upper factor U of the damped inverse, ``U.T @ U``, and the Hessian; float32.
+
+    Of ``H = R @ R.T`` with R upper, which is the Cholesky factor of H back to front: U is the
+    inverse of R, and H itself is never inverted.
+    """
     if hessian.shape != (rows, rows):
         raise QuantizeError(
             f"the hessian is {list(hessian.shape)}, expected {[rows, rows]}, as its weight"
         )
-    exact = hessian.astype(np.float64)
-    mean = float(np.trace(exact)) / rows
-    damped = exact + np.eye(rows) * (DAMPING * mean or 1.0)  # all zeros: no input was ever seen
+    damped = hessian.astype(np.float64)
+    mean = float(np.trace(damped)) / rows
+    damped[np.diag_indices(rows)] += DAMPING * mean or 1.0  # all zeros: no input was ever seen
     try:
         if not np.isfinite(damped).all():
             raise np.linalg.LinAlgError("it has a NaN or infinity")
-        return np.linalg.cholesky(np.linalg.inv(damped)).T, exact
+        root = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1].astype(np.float32, order="C")
     except np.linalg.LinAlgError as error:
         raise QuantizeError(
             f"the hessian is not one of activations: {error}",
             hint="Calibrate again, on data without NaN.",
         ) from error
+    return _triangular_inverse(root), hessian.astype(np.float32)
+
+
+def _triangular_inverse(upper: np.ndarray) -> np.ndarray:
+    """The inverse of an upper triangular matrix, by halves: nearly all of it is products."""
+    rows = len(upper)
+    if rows <= STRETCH:
+        return np.triu(np.linalg.inv(upper))
+    half = rows // 2
+    found = np.zeros_like(upper)
+    found[:half, :half] = _triangular_inverse(upper[:half, :half])
+    found[half:, half:] = _triangular_inverse(upper[half:, half:])
+    found[:half, half:] = -found[:half, :half] @ upper[:half, half:] @ found[half:, half:]
+    return found
 
 
 def _output_error(weight: np.ndarray, blocks: Blocks, hessian: np.ndarray) -> np.ndarray:
     """Squared error of each output channel, summed over the activations; ``[out]``."""
-    error = weight.astype(np.float64) - blocks.values()
+    error = weight - blocks.values()
     return np.asarray(np.einsum("io,io->o", error, hessian @ error))
 
 

@@ -17,6 +17,7 @@ from tfx.errors import ExportError, QuantizeError
 from tfx.export.engine import build_engine
 from tfx.extras import need
 from tfx.quantization import QuantizeRecipe, RangeMethod, WeightMethod
+from tfx.quantize import int4
 from tfx.quantize.floats import cpu_variant, lower_floats
 from tfx.quantize.int4 import carry_blocks, fit_blocks, lower_weights_int4, round_blocks
 from tfx.recipe import EngineRecipe, Target
@@ -381,3 +382,67 @@ def test_activations_that_are_not_known(rng):
     with pytest.raises(QuantizeError, match="none are known of: w") as caught:
         lower_weights_int4(model, GPTQ, ["w"])
     assert "--calibrate" in caught.value.hint
+
+
+def test_weights_of_the_same_activations_are_rounded_as_alone(rng, monkeypatch):
+    """Their Hessian is one array, and is factored once."""
+    x = correlated(rng, 64, count=256)
+    hessian = (x.T @ x).astype(np.float32)
+    three = {
+        name: rng.normal(size=(64, width)).astype(np.float32)
+        for name, width in (("q", 32), ("k", 16), ("v", 16))
+    }
+    factored = []
+    monkeypatch.setattr(
+        int4, "_inverse_factor", lambda *a, of=int4._inverse_factor: factored.append(1) or of(*a)
+    )
+
+    def stored(hessians):
+        model = graph_of(
+            "g (float[b, 64] x, float[64, 32] q, float[64, 16] k, float[64, 16] v) => "
+            "(float[b, 32] a, float[b, 16] c, float[b, 16] d) "
+            "{ a = MatMul(x, q) c = MatMul(x, k) d = MatMul(x, v) }"
+        )
+        for value in [model.graph.inputs.pop() for _ in three]:
+            value.const_value = ir.tensor(three[value.name], name=value.name)
+            model.graph.register_initializer(value)
+        assert lower_weights_int4(model, GPTQ, list(three), hessians) == 3
+        graph = model.graph.initializers
+        return [
+            graph[f"{name}_{part}"].const_value.numpy().astype(np.float32)
+            for name in three
+            for part in ("int4", "scale")
+        ]
+
+    alone = stored({name: hessian.copy() for name in three})
+    assert len(factored) == 3
+    together = stored(dict.fromkeys(three, hessian))
+    assert len(factored) == 4
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [16, 128, 129, 400])
+def test_the_inverse_of_a_triangle(rows, rng):
+    upper = np.triu(rng.normal(size=(rows, rows)) * 0.1) + np.eye(rows) * 3
+    found = int4._triangular_inverse(upper)
+    np.testing.assert_allclose(found @ upper, np.eye(rows), atol=1e-9)
+    assert (np.tril(found, -1) == 0).all()
+
+
+def test_carried_errors_are_those_of_the_algorithm(rng):
+    """Row by row, with the whole inverse, in float64: algorithm 1 as the paper has it."""
+    weight = rng.normal(size=(192, 16)).astype(np.float32)
+    x = correlated(rng, 192, count=512)
+    hessian = (x.T @ x).astype(np.float64)
+    damped = hessian + np.eye(192) * 0.01 * np.trace(hessian) / 192
+    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+    left, numbers = weight.astype(np.float64), np.zeros((192, 16))
+    for row in range(192):
+        if row % 32 == 0:
+            scale = np.abs(left[row : row + 32]).max(0) / 7
+        numbers[row] = np.clip(np.rint(left[row] / scale), -8, 7)
+        error = (left[row] - numbers[row] * scale) / upper[row, row]
+        left[row + 1 :] -= np.outer(upper[row, row + 1 :], error)
+    carried = carry_blocks(weight, 32, hessian)
+    assert (carried.numbers == numbers).mean() > 0.999
