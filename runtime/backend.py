@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from tfx.bundle import Bundle
 from tfx.dtypes import DType
 from tfx.errors import BackendError
 from tfx.signature import Feed
+
+from .device_arrays import DeviceArray
 
 # What a caller may ask for -> the element type of float matrix products.
 PRECISIONS = {"fp32": DType.FLOAT32, "bf16": DType.BFLOAT16, "fp16": DType.FLOAT16}
@@ -88,6 +90,28 @@ class Executable(Protocol):
         ...
 
 
+@runtime_checkable
+class GpuExecutable(Protocol):
+    """An ``Executable`` on a GPU, which takes tensors there and may leave its outputs there.
+
+    Attributes:
+        gpu: Index of the GPU.
+    """
+
+    gpu: int
+
+    def run_on_gpu(
+        self, feed: Mapping[str, np.ndarray | DeviceArray], *, keep: bool
+    ) -> dict[str, np.ndarray | DeviceArray]:
+        """As ``run``.
+
+        Args:
+            feed: Arrays of NumPy, or on the GPU; those are not changed.
+            keep: Leave the outputs on the GPU, in memory of their own that is ready to be read.
+        """
+        ...
+
+
 class Backend(Protocol):
     """A way to run a bundle. Stateless: all state lives in the Executable."""
 
@@ -107,6 +131,20 @@ class Backend(Protocol):
 def session_closed() -> BackendError:
     """What a run after ``close`` raises, or one that lost a race with it."""
     return BackendError("session is closed", hint="Open another with open_session.")
+
+
+def gpu_index(device: str, backend: str) -> int:
+    """The index in "cuda:0"; of "cuda" it is 0.
+
+    Raises:
+        BackendError: If it is no GPU.
+    """
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or not (index or "0").isdecimal():
+        raise BackendError(
+            f"{backend} runs on GPUs, not on {device!r}", hint="Use device='cuda:0'."
+        )
+    return int(index or "0")
 
 
 def require_graph(bundle: Bundle, backend: str) -> None:

@@ -84,6 +84,25 @@ def describe_device(index: int) -> Device:
     )
 
 
+class Memory:
+    """Memory on the GPU for whoever holds it, given back when nobody does.
+
+    Attributes:
+        address: On the GPU.
+    """
+
+    def __init__(self, cuda: ModuleType, size_bytes: int, stream: Any) -> None:
+        self._cuda = cuda
+        self.address = 0
+        # From the driver's pool: no wait for the device.
+        self.address = int(call(cuda.cudaMallocAsync, max(size_bytes, 1), stream))
+
+    def __del__(self) -> None:
+        # Waits for the device: who held it may have work on a stream of its own that reads it.
+        if self.address:
+            self._cuda.cudaFree(self.address)
+
+
 class Buffer:
     """Memory on the GPU, and as much of the host's that the GPU reads and writes by itself.
 
@@ -132,6 +151,11 @@ class Buffer:
         """Begin to copy the first bytes from the GPU to the host."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         call(self._cuda.cudaMemcpyAsync, self.host, self.device, size_bytes, kind, stream)
+
+    def move(self, target: int, source: int, size_bytes: int, stream: Any) -> None:
+        """Begin to copy from one address on the GPU to another."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        call(self._cuda.cudaMemcpyAsync, target, source, size_bytes, kind, stream)
 
     def free(self) -> None:
         """Give the memory back; may be called twice."""

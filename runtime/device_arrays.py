@@ -215,20 +215,22 @@ def _lend(array: DeviceArray) -> object:
             0,
         ),
         None,
-        _give_back,
+        _DELETER,
     )
     place = ctypes.addressof(managed)
     _lent[place] = (managed, shape, strides, array)
-    return _new_capsule(place, _NAME, ctypes.cast(_destroy, ctypes.c_void_p))
+    return _new_capsule(place, _NAME, ctypes.cast(_DESTRUCTOR, ctypes.c_void_p))
 
 
-@_Deleter
 def _give_back(place: int) -> None:  # from any thread
     _lent.pop(place, None)
 
 
-@_Destructor
 def _destroy(capsule: int) -> None:
     """Of a capsule that nobody consumed; the consumer of another one calls the deleter."""
     if _is_valid_at(capsule, _NAME):
         _lent.pop(_pointer_at(capsule, _NAME), None)
+
+
+# C calls these; they must live as long as a capsule may.
+_DELETER, _DESTRUCTOR = _Deleter(_give_back), _Destructor(_destroy)

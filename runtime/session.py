@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Literal, Self, get_args, overload
 
 import numpy as np
 
@@ -18,15 +18,27 @@ from tfx.errors import BackendError, FeedError
 from tfx.signature import Feed, Signature
 
 from .answers import Answer, Answers
-from .backend import Executable, RunFacts, RunOptions, find_backend, get_backend, session_closed
+from .backend import (
+    Executable,
+    GpuExecutable,
+    RunFacts,
+    RunOptions,
+    find_backend,
+    get_backend,
+    session_closed,
+)
 from .batching import cut_batches
 from .cpus import usable_cpus
+from .device_arrays import DeviceArray, device_array, outlines_of
 from .tokenizer import Text, Tokenizer
 
 # Texts, and tokens with padding, of one run. Measured on 2 CPU cores with MiniLM: 16 sentences
 # a run are 1.3 times as fast as 32 or more, and for long texts 512 to 4096 tokens are the same.
 BATCH_ROWS = 16
 BATCH_TOKENS = 2048
+
+# What predict gives for arrays.
+Outputs = Literal["numpy", "dlpack"]
 
 INPUT_HINT = "Pass a mapping of input names to arrays, a text, or a list of texts."
 
@@ -62,8 +74,12 @@ class Session:
     def __init__(self, bundle: Bundle, executable: Executable, load_s: float) -> None:
         self.bundle = bundle
         self._executable = executable
+        self._on_gpu = executable if isinstance(executable, GpuExecutable) else None
         self._signature = bundle.manifest.signature
         self._accepts = self._signature.acceptor()
+        self._lowest = {
+            spec.name: spec.values.min for spec in self._signature.inputs if spec.values
+        }
         self._answers = Answers(bundle)
         self._closed = False
         self._lock = threading.Lock()
@@ -81,7 +97,14 @@ class Session:
         return self._report
 
     @overload
-    def predict(self, inputs: Feed, *, check_finite: bool = False) -> dict[str, np.ndarray]: ...
+    def predict(
+        self, inputs: Feed, *, check_finite: bool = False, outputs: Literal["numpy"] = "numpy"
+    ) -> dict[str, np.ndarray]: ...
+
+    @overload
+    def predict(
+        self, inputs: Mapping[str, Any], *, check_finite: bool = False, outputs: Literal["dlpack"]
+    ) -> dict[str, np.ndarray | DeviceArray]: ...
 
     @overload
     def predict(self, inputs: Text, *, max_rows: int | None = None) -> Answer: ...
@@ -93,19 +116,24 @@ class Session:
 
     def predict(
         self,
-        inputs: Feed | Text | list[str] | list[Text],
+        inputs: Mapping[str, Any] | Text | list[str] | list[Text],
         *,
         check_finite: bool = False,
         max_rows: int | None = None,
-    ) -> dict[str, np.ndarray] | Answer | np.ndarray | list[Answer]:
+        outputs: Outputs = "numpy",
+    ) -> Any:
         """Run the model on arrays, on a text, or on a list of texts.
 
         Args:
             inputs: Input name to array, exactly as ``signature`` says; tensors of other
-                libraries that speak DLPack (PyTorch, JAX) are taken without a copy. Or a
-                string; or a tuple of two, which the model reads together; or a list of those.
+                libraries that speak DLPack (PyTorch, JAX) are taken without a copy, on the GPU
+                too where the session runs there; values on it are not checked. Or a string; or
+                a tuple of two, which the model reads together; or a list of those.
             check_finite: Also refuse NaN and infinities in float inputs.
             max_rows: Most texts in one run of the model; None for ``BATCH_ROWS``.
+            outputs: For arrays: "numpy"; or "dlpack" to leave the outputs where the model makes
+                them, which on a GPU are of ``DeviceArray``, for ``torch.from_dlpack`` and its
+                like, and on a CPU of NumPy.
 
         Returns:
             For arrays, output name to array: same names, dtypes and shapes from every
@@ -122,11 +150,13 @@ class Session:
             raise session_closed()
         # What a service does millions of times comes first, and touches as little as it can.
         if type(inputs) is dict and not check_finite and self._accepts(inputs):
-            return self._executable.run(inputs)
+            if outputs == "numpy":
+                return self._executable.run(inputs)
+            return self._run_where_it_is(inputs, outputs)
         if isinstance(inputs, Mapping):
-            feed = {name: _as_array(name, value) for name, value in inputs.items()}
-            self._signature.bind(feed, check_finite=check_finite)
-            return self._executable.run(feed)
+            feed = {name: self._as_array(name, value) for name, value in inputs.items()}
+            self._signature.bind(outlines_of(feed, self._lowest), check_finite=check_finite)
+            return self._run_where_it_is(feed, outputs)
         if isinstance(inputs, str | tuple):
             return self._predict_texts([inputs], max_rows)[0]
         if isinstance(inputs, list):
@@ -135,6 +165,33 @@ class Session:
             f"got {type(inputs).__name__}, expected arrays by name, a text or a list of texts",
             hint=INPUT_HINT,
         )
+
+    def _as_array(self, name: str, value: Any) -> Any:
+        if isinstance(value, np.ndarray) or (array := device_array(value, name)) is None:
+            return _as_host_array(name, value)
+        if self._on_gpu is None:
+            facts = self._report.facts
+            raise FeedError(
+                f"{name}: got a tensor on cuda:{array.device}, "
+                f"and {facts.backend} runs on {facts.device} here",
+                hint="Copy it to the CPU first, or open the session with device='cuda:0'.",
+            )
+        if array.device != self._on_gpu.gpu:
+            raise FeedError(
+                f"{name}: got a tensor on cuda:{array.device}, "
+                f"expected one on cuda:{self._on_gpu.gpu}",
+                hint="Copy it there first.",
+            )
+        return array
+
+    def _run_where_it_is(self, feed: Mapping[str, Any], outputs: Outputs) -> dict[str, Any]:
+        if outputs not in get_args(Outputs):
+            raise FeedError(
+                f"outputs is {outputs!r}, expected one of {', '.join(get_args(Outputs))}"
+            )
+        if self._on_gpu is None:  # NumPy's arrays speak DLPack too
+            return self._executable.run(feed)
+        return self._on_gpu.run_on_gpu(feed, keep=outputs == "dlpack")
 
     def _predict_texts(
         self, texts: Sequence[Text], max_rows: int | None
@@ -264,7 +321,7 @@ def _first_available() -> str:
     )
 
 
-def _as_array(name: str, value: Any) -> Any:
+def _as_host_array(name: str, value: Any) -> Any:
     # bind() tells the caller about what is neither an array nor DLPack.
     if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
         return value

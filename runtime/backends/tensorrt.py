@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -18,8 +19,16 @@ from tfx.recipe import EngineBuild, Target
 from tfx.signature import Feed
 from tfx.workspace import bundles_in
 
-from ..backend import RunFacts, RunOptions, float_type, precision_refused, session_closed
+from ..backend import (
+    RunFacts,
+    RunOptions,
+    float_type,
+    gpu_index,
+    precision_refused,
+    session_closed,
+)
 from ..cuda import Device, count_devices, cuda_runtime, describe_device
+from ..device_arrays import DeviceArray
 from ..engines import errors_of, is_known_engine, library_log, load_library
 from .tensorrt_lane import Lane, Loaded
 
@@ -87,7 +96,7 @@ class TensorRt:
                 hint="Build it again from its parent, or use --trust if you know its maker.",
             )
         trt = load_library(build.recipe.target)
-        device = describe_device(_index_of(options.device))
+        device = describe_device(gpu_index(options.device, "tensorrt"))
         require_key(bundle, build, trt, device)
         plan = read_engine(bundle)
         with errors_of(trt) as errors:
@@ -125,10 +134,12 @@ class TensorRtExecutable:
 
     Attributes:
         facts: What really runs.
+        gpu: Index of the GPU.
     """
 
     def __init__(self, loaded: Loaded, facts: RunFacts) -> None:
         self.facts = facts
+        self.gpu = loaded.device
         self._loaded: Loaded | None = loaded
         self._lock = threading.Lock()
         # The last lane given back is the first taken: its buffers are warm. None: not made yet.
@@ -144,6 +155,12 @@ class TensorRtExecutable:
             FeedError: If no profile takes the feed's sizes.
             BackendError: If it is closed, or the library fails.
         """
+        return self.run_on_gpu(feed, keep=False)  # type: ignore[return-value]
+
+    def run_on_gpu(
+        self, feed: Mapping[str, np.ndarray | DeviceArray], *, keep: bool
+    ) -> dict[str, np.ndarray | DeviceArray]:
+        """Run the engine once on arrays that may be on the GPU, as ``GpuExecutable`` says."""
         lane = self._lanes.get()
         try:
             loaded = self._loaded
@@ -151,7 +168,7 @@ class TensorRtExecutable:
                 raise session_closed()
             if lane is None:
                 lane = Lane(loaded)
-            return lane.run(feed)
+            return lane.run(feed, keep=keep)
         finally:
             self._give_back(lane)
 
@@ -222,13 +239,6 @@ def read_engine(bundle: Bundle) -> bytes:
             hint="Build the engine again, or copy it again from where it came.",
         )
     return plan
-
-
-def _index_of(device: str) -> int:
-    kind, _, index = device.partition(":")
-    if kind != "cuda" or not (index or "0").isdecimal():
-        raise BackendError(f"tensorrt runs on GPUs, not on {device!r}", hint="Use device='cuda:0'.")
-    return int(index or "0")
 
 
 def _deserialize(

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from tfx.errors import BackendError, FeedError
-from tfx.signature import Feed, ShapeRange, Signature, TensorSpec
+from tfx.signature import ShapeRange, Signature, TensorSpec
 
-from ..cuda import Buffer, call
+from ..cuda import Buffer, Memory, call
+from ..device_arrays import DeviceArray
 from ..engines import errors_of
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 MAX_GRAPHS = 16
 
 Profile = Mapping[str, ShapeRange]
+MixedFeed = Mapping[str, np.ndarray | DeviceArray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +97,20 @@ class Lane:
         }
         self._profile = 0
         self._capture = loaded.capture
-        # Shapes of the inputs to a cudaGraphExec_t and the shapes of the outputs.
+        # What a recording depends on to a cudaGraphExec_t and the shapes of the outputs.
         self._graphs: dict[Any, tuple[Any, list[tuple[int, ...]]]] = {}
         self._seen: Any = None
         self._allocators: dict[str, Any] = {}
 
-    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+    def run(self, feed: MixedFeed, *, keep: bool = False) -> dict[str, np.ndarray | DeviceArray]:
         """Run the engine once; outputs by name, in memory of their own.
+
+        Arrays on the GPU are read where they are. Outputs that stay there are copied once, within
+        the GPU: a recorded run writes to the same memory each time.
+
+        Args:
+            feed: Arrays of NumPy, or on the GPU.
+            keep: Leave the outputs on the GPU.
 
         Raises:
             FeedError: If no profile takes the feed's sizes.
@@ -110,7 +119,8 @@ class Lane:
         loaded = self._loaded
         # A thread starts with device 0.
         call(loaded.cuda.cudaSetDevice, loaded.device)
-        key = tuple(feed[spec.name].shape for spec in loaded.signature.inputs)
+        arrays = [feed[spec.name] for spec in loaded.signature.inputs]
+        key = (keep, *((array.shape, _address_of(array)) for array in arrays))
         if key in self._graphs:
             self._fill(feed)
             graph, shapes = self._graphs[key]
@@ -119,14 +129,21 @@ class Lane:
             with errors_of(loaded.trt) as errors:
                 self._prepare(feed, errors)
                 if self._seen == key and self._capture and not self._allocators:
-                    shapes = self._record(key, errors)
+                    shapes = self._record(key, feed, errors)
                 else:
-                    shapes = self._enqueue(errors)
+                    shapes = self._enqueue(feed, errors, keep=keep)
             self._seen = key
+        outputs = list(zip(loaded.signature.outputs, shapes, strict=True))
+        kept = {
+            spec.name: self._kept(spec, shape)
+            for spec, shape in outputs
+            if keep and spec.name not in self._on_host
+        }
         call(loaded.cuda.cudaStreamSynchronize, self._stream)
         return {
-            spec.name: self._buffers[spec.name].array(spec.dtype.numpy, shape).copy()
-            for spec, shape in zip(loaded.signature.outputs, shapes, strict=True)
+            spec.name: kept.get(spec.name)
+            or self._buffers[spec.name].array(spec.dtype.numpy, shape).copy()
+            for spec, shape in outputs
         }
 
     def close(self) -> None:
@@ -140,7 +157,7 @@ class Lane:
             call(cuda.cudaStreamDestroy, self._stream)
             self._stream = None
 
-    def _prepare(self, feed: Feed, errors: list[str]) -> None:
+    def _prepare(self, feed: MixedFeed, errors: list[str]) -> None:
         """Choose the profile, and give every tensor its shape and its memory."""
         loaded, context = self._loaded, self._context
         sizes = {
@@ -157,7 +174,10 @@ class Lane:
             self._profile = profile
         for spec in loaded.signature.inputs:
             array = feed[spec.name]
-            self._reserve(spec.name, array.nbytes)
+            if (address := _address_of(array)) and spec.name not in self._on_host:
+                context.set_tensor_address(spec.name, address)
+            else:
+                self._reserve(spec.name, _size_bytes(spec, array.shape))
             if not context.set_input_shape(spec.name, array.shape):
                 raise _failed(f"refuses {spec.name} of shape {list(array.shape)}", errors)
         self._fill(feed)
@@ -177,28 +197,47 @@ class Lane:
         address = buffer.host if name in self._on_host else buffer.device
         self._context.set_tensor_address(name, address)
 
-    def _fill(self, feed: Feed) -> None:
+    def _fill(self, feed: MixedFeed) -> None:
+        """Put what is on the host into pinned memory; wait for who makes the rest."""
+        cuda = self._loaded.cuda
         for spec in self._loaded.signature.inputs:
-            array = feed[spec.name]
-            self._buffers[spec.name].array(array.dtype, array.shape)[...] = array
+            array, buffer = feed[spec.name], self._buffers[spec.name]
+            if isinstance(array, np.ndarray):
+                buffer.array(array.dtype, array.shape)[...] = array
+                continue
+            array.wait_on(int(self._stream))
+            if spec.name in self._on_host:
+                kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+                size = array.size_bytes
+                call(cuda.cudaMemcpyAsync, buffer.host, array.address, size, kind, self._stream)
+                call(cuda.cudaStreamSynchronize, self._stream)
 
-    def _enqueue(self, errors: list[str]) -> list[tuple[int, ...]]:
+    def _enqueue(self, feed: MixedFeed, errors: list[str], *, keep: bool) -> list[tuple[int, ...]]:
         """Copy in, run, copy out, in the stream's order; the shapes of the outputs."""
         loaded = self._loaded
         for spec in loaded.signature.inputs:
-            if spec.name not in self._on_host:
-                shape = tuple(self._context.get_tensor_shape(spec.name))
-                self._buffers[spec.name].upload(_size_bytes(spec, shape), self._stream)
+            array = feed[spec.name]
+            if isinstance(array, np.ndarray) and spec.name not in self._on_host:
+                self._buffers[spec.name].upload(array.nbytes, self._stream)
         if not self._context.execute_async_v3(int(self._stream)):
             raise _failed("fails to run", errors)
         shapes = []
         for spec in loaded.signature.outputs:
             shapes.append(self._shape(spec))
-            if spec.name not in self._on_host:
+            if not keep and spec.name not in self._on_host:
                 self._buffers[spec.name].download(_size_bytes(spec, shapes[-1]), self._stream)
         return shapes
 
-    def _record(self, key: Any, errors: list[str]) -> list[tuple[int, ...]]:
+    def _kept(self, spec: TensorSpec, shape: tuple[int, ...]) -> DeviceArray:
+        """A copy of an output, in memory of its own."""
+        loaded, size = self._loaded, _size_bytes(spec, shape)
+        memory = Memory(loaded.cuda, size, self._stream)
+        buffer = self._buffers[spec.name]
+        if size:
+            buffer.move(memory.address, buffer.device, size, self._stream)
+        return DeviceArray(memory.address, spec.dtype, shape, loaded.device, memory)
+
+    def _record(self, key: Any, feed: MixedFeed, errors: list[str]) -> list[tuple[int, ...]]:
         """Keep the run of these shapes as a CUDA graph, and run it.
 
         The first run of a shape cannot be recorded: the library sets itself up in it.
@@ -207,13 +246,13 @@ class Lane:
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         call(cuda.cudaStreamBeginCapture, self._stream, mode)
         try:
-            shapes = self._enqueue(errors)
+            shapes = self._enqueue(feed, errors, keep=key[0])
         except BackendError as error:
             # Engines with loops or sizes that depend on data cannot be recorded.
             log.warning("runs without CUDA graphs: %s", error)
             self._capture = False
             cuda.cudaStreamEndCapture(self._stream)  # fails too, and ends the recording
-            return self._enqueue(errors)
+            return self._enqueue(feed, errors, keep=key[0])
         recorded = call(cuda.cudaStreamEndCapture, self._stream)
         if len(self._graphs) >= MAX_GRAPHS:
             oldest, _ = self._graphs.pop(next(iter(self._graphs)))
@@ -278,6 +317,11 @@ def _context(trt: ModuleType, engine: Any, *, capture: bool) -> Any:
             hint="Free memory of the GPU, or build the engine for smaller shapes.",
         )
     return context
+
+
+def _address_of(array: np.ndarray | DeviceArray) -> int:
+    """Where it is on the GPU; 0 for an array of the host."""
+    return array.address if isinstance(array, DeviceArray) else 0
 
 
 def _size_bytes(spec: TensorSpec, shape: tuple[int, ...]) -> int:

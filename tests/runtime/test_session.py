@@ -23,6 +23,7 @@ from tfx.dtypes import DType
 from tfx.errors import BackendError, BundleError, FeedError
 from tfx.processing import Activation, Embedding, Pooling
 from tfx.runtime.answers import TextLabel, TokenLabel
+from tfx.runtime.device_arrays import DeviceArray
 from tfx.runtime.tokenizer import TextError
 from tfx.signature import Signature, TensorSpec
 
@@ -71,10 +72,10 @@ def test_dlpack_tensors_are_taken(arrays):
 
 def test_dlpack_is_not_a_copy():
     torch = pytest.importorskip("torch")
-    from tfx.runtime.session import _as_array
+    from tfx.runtime.session import _as_host_array
 
     tensor = torch.zeros(3)
-    _as_array("x", tensor)[0] = 7
+    _as_host_array("x", tensor)[0] = 7
     assert tensor[0] == 7
 
 
@@ -84,6 +85,25 @@ def test_a_tensor_that_cannot_be_shared(arrays):
     with pytest.raises(FeedError, match="input_ids: got a Tensor that is not shared") as caught:
         arrays.predict(feed)
     assert caught.value.hint == "Convert it to a NumPy array first."
+
+
+def test_outputs_of_a_cpu_speak_dlpack(arrays):
+    torch = pytest.importorskip("torch")
+    outputs = arrays.predict(FEED, outputs="dlpack")
+    expected = arrays.predict(FEED)["last_hidden_state"]
+    assert torch.from_dlpack(outputs["last_hidden_state"]).equal(torch.from_numpy(expected))
+
+
+def test_a_tensor_on_a_gpu_in_a_session_on_a_cpu(arrays):
+    tensor = DeviceArray(1, DType.INT64, (1, 3), 0, None)
+    with pytest.raises(FeedError) as caught:
+        arrays.predict(FEED | {"input_ids": tensor})
+    assert str(caught.value) == (
+        "input_ids: got a tensor on cuda:0, and onnxruntime runs on cpu here"
+    )
+    assert caught.value.hint == (
+        "Copy it to the CPU first, or open the session with device='cuda:0'."
+    )
 
 
 def test_every_problem_of_a_feed_is_listed(arrays):

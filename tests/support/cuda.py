@@ -8,6 +8,11 @@ import ctypes
 import enum
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
+
+from tfx.dtypes import DType
+from tfx.runtime.device_arrays import DeviceArray
+
 Error = enum.IntEnum("Error", "cudaSuccess cudaErrorMemoryAllocation cudaErrorNoDevice", start=0)
 
 
@@ -18,6 +23,7 @@ class FakeCuda:
         self.capability, self.memory_bytes, self.count = capability, memory_bytes, count
         self.memory, self.streams, self.graphs, self.capturing = {}, {}, {}, {}
         self.calls, self.device, self.handles = {}, 0, 0
+        self.kinds = {}  # of copies: 1 to the GPU, 2 from it, 3 within it
         self.capturable = True
 
     def module(self) -> ModuleType:
@@ -26,7 +32,9 @@ class FakeCuda:
         for name in dir(self):
             if name.startswith("cuda"):
                 setattr(module, name, self._counted(name, getattr(self, name)))
-        module.cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+        module.cudaMemcpyKind = SimpleNamespace(
+            cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
+        )
         module.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
         return module
 
@@ -60,6 +68,9 @@ class FakeCuda:
 
     cudaMalloc = cudaMallocHost = _allocate
     cudaFree = cudaFreeHost = _free
+
+    def cudaMallocAsync(self, size, stream):
+        return self._allocate(size)
 
     def cudaGetDeviceCount(self):
         if not self.count:
@@ -97,6 +108,7 @@ class FakeCuda:
 
     def cudaMemcpyAsync(self, target, source, size, kind, stream):
         assert size <= min(len(self.memory[target]), len(self.memory[source]))
+        self.kinds[kind] = self.kinds.get(kind, 0) + 1
         self.enqueue(stream, lambda: ctypes.memmove(target, source, size))
         return (Error.cudaSuccess,)
 
@@ -124,3 +136,21 @@ class FakeCuda:
     def cudaGraphLaunch(self, graph, stream):
         self.streams[stream] += self.graphs[graph]
         return (Error.cudaSuccess,)
+
+
+def on_gpu(gpu, feed):
+    """The feed's arrays in the GPU's memory, and what holds them."""
+    found = {}
+    for name, array in feed.items():
+        error, address = gpu.cudaMalloc(array.nbytes)
+        assert not error
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+        found[name] = DeviceArray(address, DType.parse(array.dtype), array.shape, 0, None)
+    return found
+
+
+def host(array):
+    """What a ``DeviceArray`` in the stand-in's memory holds."""
+    return np.frombuffer(
+        ctypes.string_at(array.address, array.size_bytes), array.dtype.numpy
+    ).reshape(array.shape)
