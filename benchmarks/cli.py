@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tfx.console import FOLDER, chosen_bundle, console, emit_json, json_option, progress
+from tfx.console import FILE, FOLDER, chosen_bundle, console, emit_json, json_option, progress
 from tfx.errors import BackendError, ParityError
 from tfx.runtime.backend import BACKENDS, PRECISIONS
 
@@ -50,6 +50,9 @@ PRECISION = click.Choice(list(PRECISIONS))
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @click.option("--trust", is_flag=True, help="Let the factory's Python file run.")
 @click.option("--seed", default=0, help="Of feeds and order.  [default: 0]")
+@click.option("--eval", "data", type=FILE, help="Samples that accuracy is measured on.")
+@click.option("--metric", default="auto", help="Of --eval; default: the task's own.")
+@click.option("--samples", type=int, help="At most so many of --eval, drawn; default: all.")
 @json_option
 def bench(
     bundles: tuple[Path, ...],
@@ -63,19 +66,24 @@ def bench(
     threads: int | None,
     trust: bool,
     seed: int,
+    data: Path | None,
+    metric: str,
+    samples: int | None,
     as_json: bool,
 ) -> None:
     """Measure a family of bundles on every backend that works here.
 
     Without BUNDLE: the newest one and its family. Rows of a shape run in interleaved rounds, each
     in a process of its own, and are compared in speed, and in what they answer, with PyTorch, which
-    runs once for bundles of one source.
+    runs once for bundles of one source. With --eval the task's metric stands beside the speed, as
+    in tfx evaluate; without labels, how far answers agree with PyTorch's.
     """
     from tfx.workspace import family_of
 
     from .machine import this_machine
-    from .report import Status, show_report
+    from .report import Status
     from .runner import measure
+    from .table import show_report
 
     plan = Plan(
         batches=tuple(dict.fromkeys(batches)) or DEFAULT_BATCHES,
@@ -86,6 +94,9 @@ def bench(
         threads=threads,
         trust=trust,
         seed=seed,
+        data="" if data is None else str(data),
+        metric=metric,
+        samples=samples,
     )
     chosen = [chosen_bundle(path) for path in dict.fromkeys(bundles)] or family_of(
         chosen_bundle(None)

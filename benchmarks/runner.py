@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from datetime import UTC, datetime
 
 import numpy as np
 
 from tfx.bundle import Bundle
 from tfx.console import Progress
-from tfx.errors import BundleError, TfxError
-from tfx.runtime.backend import RunOptions, float_type
+from tfx.errors import BundleError, DataError, TfxError
 from tfx.runtime.clock import SETTLE_S, Clock, WarmUp, block_calls
-from tfx.runtime.compare import tolerance_of
 from tfx.runtime.stats import LEAST_ROUNDS, compare_speed, latency_of
 
+from .accuracy import Judge, Judged
+from .family import (
+    OF_SOURCE,
+    REFERENCE,
+    allowed_error,
+    is_reference,
+    model_bytes,
+    pairs_of,
+    said,
+    same_model,
+)
 from .machine import Machine
-from .report import Agreement, BenchReport, Measurement, Row, Status, agreement_of
-from .worker import Loaded, ProcessWorker, Worker
+from .report import (
+    Agreement,
+    BenchReport,
+    Measurement,
+    Row,
+    Status,
+    agreement_of,
+    percentiles_of,
+)
+from .worker import Loaded, ProcessWorker, Start, Worker
 from .workload import Plan, Shape, Way, shapes_of
 
-REFERENCE = Way("torch")
-# They run a bundle's source and not its graph.
-OF_SOURCE = (REFERENCE.backend, "torch-compiled")
+# What is unfinished of a run whose shapes are measured, and not their accuracy.
+ACCURACY = "accuracy"
 
-# Makes the worker of a row; tests give others.
-Start = Callable[[Path, Way, Shape, Plan], Worker]
 # Reference outputs, or why there are none.
 Reference = dict[str, np.ndarray] | str
 
@@ -60,6 +75,11 @@ class _Run:
         return not self.reason and not self.wrong
 
     @property
+    def settled(self) -> bool:
+        """Whether there is something to report: it failed, is wrong, or ran a round."""
+        return bool(self.reason or self.wrong or self.rounds)
+
+    @property
     def median(self) -> float:
         return float(np.median(self.rounds))
 
@@ -70,7 +90,7 @@ class _Run:
         try:
             step()
         except TfxError as error:
-            self.reason = _said(error)
+            self.reason = said(error)
             self.worker.close()
 
 
@@ -84,12 +104,15 @@ def measure(
     start: Start = ProcessWorker,
     clock: Clock = time.perf_counter_ns,
     sleep: Callable[[float], None] = time.sleep,
+    earlier: BenchReport | None = None,
+    keep: Callable[[BenchReport], None] = lambda report: None,
 ) -> BenchReport:
     """Measure every bundle in every way.
 
-    All rows of a shape are loaded and warmed up, each in its own process; then rounds in which
-    every row runs one block of calls, in an order drawn anew each time. What the machine does
-    meanwhile (heat, other processes) so hits all rows alike.
+    All rows of a shape are loaded, each in its own process, and give their outputs; those that are
+    not wrong are warmed up; then rounds in which every row runs one block of calls, in an order
+    drawn anew each time. What the machine does meanwhile (heat, other processes) so hits all rows
+    alike. Accuracy, where the plan asks for it, comes last, one row after the other.
 
     Args:
         bundles: At least one.
@@ -100,40 +123,163 @@ def measure(
         start: Makes the worker of a row.
         clock: Nanoseconds, for the budget.
         sleep: Waits, in seconds.
+        earlier: What an interrupted run of the same plan left; what it finished is not done again.
+        keep: Given the report so far after each step that counts, also when interrupted.
 
     Returns:
         A row per shape, bundle and way; one that cannot run says why and takes no other along.
 
     Raises:
         BundleError: If outputs of a bundle's precision cannot be judged.
+        DataError: If the data of accuracy cannot be read.
     """
     for bundle in bundles:
         for way in ways:
             allowed_error(bundle, way)
+    judge = Judge(plan, progress, start) if plan.data else None
     shapes, notes = shapes_of([bundle.manifest.signature for bundle in bundles], plan)
-    rows: list[Row] = []
     damaged = {}
     for bundle in bundles:
         progress.step(f"checking {bundle.name}")
         damaged[bundle.path] = _damage(bundle)
-    pairs = _pairs(bundles, ways, damaged)
-    for shape in shapes:
-        runs = [
-            _Run(bundle, way, start(bundle.path, way, shape, plan), damaged[bundle.path])
-            for bundle, way in pairs
-        ]
-        try:
-            _prepare(runs, shape, plan, progress)
-            progress.step(f"{shape}: measuring", plan.rounds)
-            _interleave(runs, plan, progress, clock, sleep)
-            for run in runs:
-                run.attempt(lambda run=run: _collect(run))  # type: ignore[misc]
-        finally:
-            for run in runs:
-                run.worker.close()
-        _judge_outputs(runs, shape, plan, progress, start)
-        rows += [_row(run, runs, shape, plan) for run in runs]
-    return BenchReport(machine, plan, notes, tuple(rows))
+    pairs = pairs_of(bundles, ways, damaged)
+    begun = earlier.created if earlier else datetime.now(UTC).isoformat(timespec="seconds")
+    done = _finished_rows(earlier, shapes, pairs)
+    left = [str(shape) for shape in shapes if str(shape) not in done]
+
+    def report(*, judged: bool = False) -> BenchReport:
+        rows = tuple(row for shape in shapes for row in done.get(str(shape), ()))
+        unfinished = (*left, *((ACCURACY,) if judge and not judged else ()))
+        return BenchReport(machine, plan, notes, rows, begun, unfinished)
+
+    try:
+        for shape in shapes:
+            if str(shape) not in left:
+                continue
+            runs = [
+                _Run(bundle, way, start(bundle.path, way, shape, plan), damaged[bundle.path])
+                for bundle, way in pairs
+            ]
+            try:
+                _measure_shape(runs, shape, plan, progress, start, clock, sleep)
+                left.remove(str(shape))
+            finally:
+                for run in runs:
+                    run.worker.close()
+                if all(run.settled for run in runs):
+                    _same_rounds(runs)
+                    done[str(shape)] = [_row(run, runs, shape, plan) for run in runs]
+                keep(report())
+        if judge is not None:
+            for judged_rows in _judged(done, shapes, pairs, judge):
+                done |= judged_rows
+                keep(report())
+    finally:
+        if judge is not None:
+            judge.close()
+    finished = report(judged=True)
+    keep(finished)
+    return finished
+
+
+def _finished_rows(
+    earlier: BenchReport | None, shapes: Sequence[Shape], pairs: Sequence[tuple[Bundle, Way]]
+) -> dict[str, list[Row]]:
+    """Rows of the shapes that an earlier run came to the end of, by title.
+
+    Raises:
+        DataError: If it measured other bundles, in other ways or shapes.
+    """
+    if earlier is None:
+        return {}
+    wanted = [(bundle.digest, way) for bundle, way in pairs]
+    found = {
+        title: rows for title, rows in earlier.by_shape().items() if title not in earlier.unfinished
+    }
+    if strange := found.keys() - {str(shape) for shape in shapes}:
+        raise DataError(
+            f"the earlier run measured {', '.join(sorted(strange))}, this one does not",
+            hint="Give the same sizes, or begin anew without --resume.",
+        )
+    for title, rows in found.items():
+        if [(row.digest, row.way) for row in rows] != wanted:
+            names = ", ".join(row.name for row in rows)
+            raise DataError(
+                f"the earlier run measured other rows at {title}: {names}",
+                hint="Give the same bundles and backends, or begin anew without --resume.",
+            )
+    return found
+
+
+def _judged(
+    done: Mapping[str, Sequence[Row]],
+    shapes: Sequence[Shape],
+    pairs: Sequence[tuple[Bundle, Way]],
+    judge: Judge,
+) -> Iterator[dict[str, list[Row]]]:
+    """Rows with their accuracy, again after each bundle and way; it is that of every shape."""
+    for index, (bundle, way) in enumerate(pairs):
+        mine = [done[str(shape)][index] for shape in shapes]
+        known = next((row for row in mine if row.accuracy or row.no_accuracy), None)
+        if known is not None:
+            judged = Judged(known.accuracy, known.no_accuracy)
+        elif any(row.status is Status.MEASURED for row in mine):
+            judged = judge.judge(bundle, way, shapes[0])
+        else:
+            continue
+        yield {
+            str(shape): [
+                dataclasses.replace(row, accuracy=judged.accuracy, no_accuracy=judged.reason)
+                if at == index and row.status is Status.MEASURED
+                else row
+                for at, row in enumerate(done[str(shape)])
+            ]
+            for shape in shapes
+        }
+
+
+def _measure_shape(
+    runs: Sequence[_Run],
+    shape: Shape,
+    plan: Plan,
+    progress: Progress,
+    start: Start,
+    clock: Clock,
+    sleep: Callable[[float], None],
+) -> None:
+    def load(run: _Run) -> None:
+        run.loaded = run.worker.load()
+        run.outputs = run.worker.outputs()
+
+    def warm_up(run: _Run) -> None:
+        run.warm_up = run.worker.warm_up(plan.seconds)
+        run.calls = block_calls(run.warm_up.median_ms)
+
+    def collect(run: _Run) -> None:
+        run.peak_memory_mb = run.worker.peak_memory_mb()
+
+    for run in runs:
+        progress.step(f"{shape}: loading {run.name}")
+        run.attempt(lambda run=run: load(run))  # type: ignore[misc]
+    _judge_outputs(runs, shape, plan, progress, start)
+    for run in runs:
+        if run.wrong:  # nothing is measured on wrong outputs
+            run.worker.close()
+            continue
+        progress.step(f"{shape}: warming up {run.name}")
+        run.attempt(lambda run=run: warm_up(run))  # type: ignore[misc]
+    progress.step(f"{shape}: measuring", plan.rounds)
+    fair = [run for run in runs if run.fair]
+    _interleave(fair, plan, progress, clock, sleep)
+    for run in fair:
+        run.attempt(lambda run=run: collect(run))  # type: ignore[misc]
+
+
+def _same_rounds(runs: Sequence[_Run]) -> None:
+    """Leave out a round that an interruption cut: rows are compared round by round."""
+    count = min((len(run.rounds) for run in runs if run.fair), default=0)
+    for run in runs:
+        del run.rounds[count:]
 
 
 def _damage(bundle: Bundle) -> str:
@@ -141,60 +287,8 @@ def _damage(bundle: Bundle) -> str:
     try:
         bundle.verify()
     except BundleError as error:
-        return _said(error)
+        return said(error)
     return ""
-
-
-def _pairs(
-    bundles: Sequence[Bundle], ways: Sequence[Way], damaged: Mapping[Path, str]
-) -> list[tuple[Bundle, Way]]:
-    """What the rows of a shape are: PyTorch runs a source, so once for all bundles made from it."""
-    pairs: list[tuple[Bundle, Way]] = []
-    for bundle in bundles:
-        for way in ways:
-            again = way.backend in OF_SOURCE and any(
-                other == way and not damaged[one.path] and _same_model(one, bundle)
-                for one, other in pairs
-            )
-            if not again:
-                pairs.append((bundle, way))
-    return pairs
-
-
-def _said(error: TfxError) -> str:
-    return f"{error} ({error.hint})" if error.hint else str(error)
-
-
-def is_reference(way: Way) -> bool:
-    """Whether a row's outputs are what the others' are compared with: PyTorch in float32."""
-    return way.backend == REFERENCE.backend and way.precision in ("", "fp32")
-
-
-def allowed_error(bundle: Bundle, way: Way) -> float:
-    """Largest scaled error of the bundle's precision, or of the one it runs in if that is lower.
-
-    Raises:
-        BundleError: If there is no tolerance for it.
-    """
-    try:
-        runs_in = float_type(bundle, RunOptions(precision=way.precision))
-        return tolerance_of(bundle.manifest.precision, runs_in)
-    except BundleError as error:
-        raise BundleError(f"{bundle.name}: {error}", hint=error.hint) from error
-
-
-def _prepare(runs: Iterable[_Run], shape: Shape, plan: Plan, progress: Progress) -> None:
-    def load(run: _Run) -> None:
-        run.loaded = run.worker.load()
-
-    def warm_up(run: _Run) -> None:
-        run.warm_up = run.worker.warm_up(plan.seconds)
-        run.calls = block_calls(run.warm_up.median_ms)
-
-    for run in runs:
-        progress.step(f"{shape}: loading {run.name}")
-        run.attempt(lambda run=run: load(run))  # type: ignore[misc]
-        run.attempt(lambda run=run: warm_up(run))  # type: ignore[misc]
 
 
 def _interleave(
@@ -221,11 +315,6 @@ def _interleave(
         progress.advance()
 
 
-def _collect(run: _Run) -> None:
-    run.peak_memory_mb = run.worker.peak_memory_mb()
-    run.outputs = run.worker.outputs()
-
-
 def _judge_outputs(
     runs: Sequence[_Run], shape: Shape, plan: Plan, progress: Progress, start: Start
 ) -> None:
@@ -234,7 +323,7 @@ def _judge_outputs(
     for run in runs:
         if run.reason:
             continue
-        reference = next((found for one, found in references if _same_model(one, run.bundle)), None)
+        reference = next((found for one, found in references if same_model(one, run.bundle)), None)
         if reference is None:
             reference = _reference_of(run.bundle, runs, shape, plan, progress, start)
             references.append((run.bundle, reference))
@@ -259,7 +348,7 @@ def _reference_of(
 ) -> Reference:
     """Outputs of the PyTorch model a bundle was made from; of a row, if one ran it."""
     for run in runs:
-        if is_reference(run.way) and _same_model(run.bundle, bundle):
+        if is_reference(run.way) and same_model(run.bundle, bundle):
             return run.reason or run.outputs
     progress.step(f"{shape}: outputs of PyTorch")
     worker = start(bundle.path, REFERENCE, shape, plan)
@@ -267,20 +356,14 @@ def _reference_of(
         worker.load()
         return worker.outputs()
     except TfxError as error:
-        return _said(error)
+        return said(error)
     finally:
         worker.close()
 
 
-def _same_model(one: Bundle, other: Bundle) -> bool:
-    """Whether two bundles come from one PyTorch model and get the same feeds."""
-    left, right = one.manifest, other.manifest
-    return left.source == right.source and left.signature.inputs == right.signature.inputs
-
-
 def _row(run: _Run, runs: Sequence[_Run], shape: Shape, plan: Plan) -> Row:
     measurement = comparison = None
-    if not run.reason:
+    if run.fair:
         assert run.loaded is not None
         assert run.warm_up is not None
         latency = latency_of(run.rounds)
@@ -293,9 +376,11 @@ def _row(run: _Run, runs: Sequence[_Run], shape: Shape, plan: Plan) -> Row:
             rounds=len(run.rounds),
             latency=latency,
             throughput_per_s=shape.batch * 1000 / latency.median_ms,
+            round_ms=tuple(round(float(np.median(one)) / 1e6, 6) for one in run.rounds),
+            percentiles_ms=percentiles_of(run.rounds),
         )
         baseline = _baseline_of(run, runs)
-        if run.fair and baseline is not None and baseline is not run:
+        if baseline is not None and baseline is not run:
             rng = np.random.default_rng(plan.seed)
             comparison = compare_speed(run.rounds, baseline.rounds, against=baseline.name, rng=rng)
     return Row(
@@ -311,6 +396,7 @@ def _row(run: _Run, runs: Sequence[_Run], shape: Shape, plan: Plan) -> Row:
         agreement=run.agreement,
         no_reference=run.no_reference,
         comparison=comparison,
+        model_bytes=None if run.way.backend in OF_SOURCE else model_bytes(run.bundle),
     )
 
 
@@ -318,6 +404,6 @@ def _baseline_of(run: _Run, runs: Sequence[_Run]) -> _Run | None:
     """The first PyTorch row of the same model; without one, the fastest row."""
     fair = [other for other in runs if other.fair]
     for other in fair:
-        if is_reference(other.way) and _same_model(other.bundle, run.bundle):
+        if is_reference(other.way) and same_model(other.bundle, run.bundle):
             return other
     return min(fair, key=lambda other: other.median, default=None)

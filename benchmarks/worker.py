@@ -10,9 +10,10 @@ another library, and a backend that crashes takes no other row along.
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,10 @@ from tfx.codec import decode, encode
 from tfx.runtime.backend import RunFacts
 from tfx.runtime.child import Child, serve
 from tfx.runtime.clock import WarmUp, time_calls, warm_up
+from tfx.runtime.datasets import read_dataset
+from tfx.runtime.evaluation import Evaluation, evaluate, record
+from tfx.runtime.metrics import Form
+from tfx.runtime.observations import Recorded
 from tfx.runtime.session import Session, open_session
 
 from .workload import Plan, Shape, Way
@@ -75,9 +80,32 @@ class Worker(Protocol):
         """Outputs of the feed."""
         ...
 
+    def evaluate(
+        self, metric: str, reference: Path | None, on_progress: Callable[[int], None]
+    ) -> Evaluation:
+        """Measure a metric on the plan's data.
+
+        Args:
+            metric: Its name.
+            reference: What ``record`` wrote, for a metric that needs it.
+            on_progress: Told how many more samples are done.
+        """
+        ...
+
+    def record(self, metric: str, path: Path) -> None:
+        """Write what the row says of the plan's data, as other rows are compared with it."""
+        ...
+
     def close(self) -> None:
         """Free everything; may be called at any time, and twice."""
         ...
+
+
+# Beyond the limit of a block: thousands of samples take longer than one.
+EVALUATION_S = 3600.0
+
+# Makes the worker of a row; tests give others.
+Start = Callable[[Path, Way, Shape, Plan], Worker]
 
 
 class ProcessWorker:
@@ -97,6 +125,7 @@ class ProcessWorker:
             "trust": plan.trust,
             "seed": plan.seed,
         }
+        self._data = {"data": plan.data, "samples": plan.samples, "seed": plan.seed}
         self.child = Child("tfx.bench.worker", plan.limit_s)
 
     def load(self) -> Loaded:
@@ -131,6 +160,29 @@ class ProcessWorker:
             names: list[str] = self.child.ask(do="outputs", path=str(path))
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[str(index)] for index, name in enumerate(names)}
+
+    def evaluate(
+        self, metric: str, reference: Path | None, on_progress: Callable[[int], None]
+    ) -> Evaluation:
+        """Measure a metric on the plan's data; each chunk of samples has the time limit."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rows.npy"
+            found = self.child.ask(
+                EVALUATION_S,
+                do="evaluate",
+                metric=metric,
+                reference=str(reference) if reference else "",
+                path=str(path),
+                **self._data,
+            )
+            on_progress(found["samples"])
+            found.pop("unit")
+            warnings = tuple(found.pop("warnings"))
+            return Evaluation(**found, warnings=warnings, rows=np.load(path, allow_pickle=False))
+
+    def record(self, metric: str, path: Path) -> None:
+        """Write what the row says of the plan's data."""
+        self.child.ask(EVALUATION_S, do="record", metric=metric, path=str(path), **self._data)
 
     def close(self) -> None:
         """End the process."""
@@ -170,6 +222,10 @@ class Server:
                 arrays = {str(index): array for index, array in enumerate(outputs.values())}
                 np.savez(arguments["path"], allow_pickle=False, **arrays)
                 return list(outputs)
+            case "evaluate":
+                return self._evaluate(**arguments)
+            case "record":
+                return self._record(**arguments)
             case other:
                 raise AssertionError(f"no such question: {other}")
 
@@ -198,9 +254,47 @@ class Server:
         (first_call_ns,) = time_calls(self._call, 1, time.perf_counter_ns)
         return Loaded(self._session.report.facts, load_s, first_call_ns / 1e6)
 
+    def _evaluate(
+        self,
+        data: str,
+        samples: int | None,
+        seed: int,
+        metric: str,
+        reference: str,
+        path: str,
+    ) -> dict[str, Any]:
+        assert self._session is not None  # load() comes first
+        found = evaluate(
+            self._session,
+            read_dataset(Path(data), limit=samples, seed=seed),
+            metric,
+            reference=_read_recorded(Path(reference)) if reference else None,
+            seed=seed,
+        )
+        np.save(path, found.rows, allow_pickle=False)
+        return found.to_dict()
+
+    def _record(self, data: str, samples: int | None, seed: int, metric: str, path: str) -> None:
+        assert self._session is not None  # load() comes first
+        dataset = read_dataset(Path(data), limit=samples, seed=seed)
+        _write_recorded(Path(path), record(self._session, dataset, metric))
+
     def _call(self) -> dict[str, np.ndarray]:
         assert self._session is not None  # load() comes first
         return self._session.predict(self._feed)
+
+
+def _write_recorded(path: Path, found: Recorded) -> None:
+    about = json.dumps([found.name, found.bundle, found.data, found.form])
+    arrays = {str(index): np.asarray(value) for index, value in enumerate(found.values)}
+    np.savez(path, allow_pickle=False, about=np.array(about), **arrays)
+
+
+def _read_recorded(path: Path) -> Recorded:
+    with np.load(path, allow_pickle=False) as file:
+        name, bundle, data, form = json.loads(str(file["about"]))
+        values = tuple(file[str(index)] for index in range(len(file.files) - 1))
+    return Recorded(name, bundle, data, Form(form), values)
 
 
 def memory_mb(field: str, proc: Path = Path("/proc")) -> float | None:

@@ -34,6 +34,9 @@ class Plan:
         threads: CPU threads of one run; None for all this process may use.
         trust: Whether a factory's Python file may run.
         seed: Of the feeds, the order of rows in a round, and the bootstrap.
+        data: File of samples that accuracy is measured on; "" to measure none.
+        metric: What is measured on it; "auto" for the task's own.
+        samples: At most so many of it, drawn with ``seed``; None for all.
     """
 
     batches: tuple[int, ...] = DEFAULT_BATCHES
@@ -44,6 +47,9 @@ class Plan:
     threads: int | None = None
     trust: bool = False
     seed: int = 0
+    data: str = ""
+    metric: str = "auto"
+    samples: int | None = None
 
     def __post_init__(self) -> None:
         problems = [
@@ -53,6 +59,7 @@ class Plan:
                 ("length", self.lengths),
                 ("rounds", (self.rounds,)),
                 ("threads", () if self.threads is None else (self.threads,)),
+                ("samples", () if self.samples is None else (self.samples,)),
             )
             for value in values
             if value < 1
