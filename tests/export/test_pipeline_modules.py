@@ -1,0 +1,124 @@
+"""Hand-written modules: axes, names of outputs, weights beside the graph."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from support import modules
+from support.exports import assert_portable, count
+from torch import nn
+
+import tfx
+from tfx.errors import BackendError, ExportError
+from tfx.export.pipeline import export_bundle
+from tfx.recipe import ExportRecipe, SourceKind
+
+
+def test_padding_mask_with_named_axes(padded):
+    assert_portable(padded)
+    signature = padded.manifest.signature
+    assert [str(spec) for spec in (*signature.inputs, *signature.outputs)] == [
+        "x: float32[batch, sequence, 16]",
+        "padding_mask: bool[batch, sequence]",
+        "output: float32[batch, sequence, 16]",
+    ]
+    assert padded.manifest.source.kind is SourceKind.FACTORY
+    assert padded.manifest.source.seed == 3
+    assert padded.manifest.task == ""
+
+
+def test_padding_mask_with_inferred_axes(factories, tmp_path):
+    bundle = export_bundle(f"{factories}:encoder", tmp_path / "to")
+    assert_portable(bundle)
+    assert [spec.shape for spec in bundle.manifest.signature.inputs] == [
+        ("batch", "sequence", 16),
+        ("batch", "sequence"),
+    ]
+    assert "axis 2 of x is fixed at 16 by the model" in bundle.manifest.notes
+
+
+def test_source_and_target_have_their_own_lengths(tmp_path):
+    torch.manual_seed(0)
+    examples = {
+        "src": torch.randn(2, 7, 16),
+        "tgt": torch.randn(2, 5, 16),
+        "tgt_mask": modules.causal_mask(5),
+    }
+    bundle = export_bundle(modules.Seq2Seq(), tmp_path / "to", examples=examples)
+    assert_portable(bundle)
+    shapes = {spec.name: spec.shape for spec in bundle.manifest.signature.inputs}
+    assert shapes["src"] == ("batch", "sequence", 16)
+    assert shapes["tgt"][0] == "batch"
+    assert shapes["tgt"][1] != "sequence"
+    assert shapes["tgt_mask"] == (shapes["tgt"][1], shapes["tgt"][1])
+
+
+def test_attention_of_ones_own_in_memory(tmp_path):
+    torch.manual_seed(0)
+    mask = torch.zeros(2, 1, 1, 5)
+    mask[1, ..., 3:] = -1e9
+    bundle = export_bundle(
+        modules.SelfAttention(), tmp_path / "to", examples=(torch.randn(2, 5, 16), mask)
+    )
+    assert_portable(bundle)
+    assert count(bundle, "Attention") == 1
+    with pytest.raises(BackendError, match="exported from a module in memory"):
+        tfx.open_session(bundle, backend="torch")
+
+
+@pytest.mark.parametrize(
+    ("module", "outputs"),
+    [
+        (modules.ManyOutputs, ["logits", "states.0", "states.1"]),
+        (modules.Pair, ["output.0", "output.1"]),
+        (lambda: nn.Linear(4, 3), ["output"]),
+    ],
+    ids=["mapping", "tuple", "tensor"],
+)
+def test_names_of_outputs(module, outputs, tmp_path):
+    bundle = export_bundle(module(), tmp_path / "to", examples=torch.randn(3, 4))
+    assert [spec.name for spec in bundle.manifest.signature.outputs] == outputs
+    with tfx.open_session(bundle, threads=1) as session:
+        assert list(session.predict({next(iter(session.signature.inputs)).name: _rows(4)})) == (
+            outputs
+        )
+
+
+def _rows(width):
+    return np.ones((2, width), np.float32)
+
+
+def test_axis_the_module_fixes(tmp_path):
+    x = torch.randn(2, 6, 4)
+    bundle = export_bundle(modules.FixedSize(), tmp_path / "guessed", examples=x)
+    assert bundle.manifest.signature.inputs[0].shape == ("batch", 6, 4)
+    with pytest.raises(ExportError, match=r"x: axis 1 \(sequence\) is fixed at 6"):
+        export_bundle(
+            modules.FixedSize(),
+            tmp_path / "asked",
+            ExportRecipe(dynamic={"x": ("batch", "sequence", "")}),
+            examples=x,
+        )
+    assert os.listdir(tmp_path) == ["guessed"]
+
+
+def test_module_that_branches_on_values(tmp_path):
+    with pytest.raises(ExportError, match=r"^PyTorch cannot trace the model: ") as caught:
+        export_bundle(modules.Branching(), tmp_path / "to", examples=torch.ones(2, 3))
+    assert caught.value.hint == "Run with -vv for PyTorch's own report."
+    assert os.listdir(tmp_path) == []
+
+
+def test_module_that_fails_on_its_examples(tmp_path):
+    with pytest.raises(ExportError, match=r"^the model fails on its example inputs: mat1 and mat2"):
+        export_bundle(nn.Linear(4, 3), tmp_path / "to", examples=torch.ones(2, 5))
+    assert os.listdir(tmp_path) == []
+
+
+def test_named_axes_are_not_for_transformers_models(encoder_folder, tmp_path):
+    with pytest.raises(ExportError, match=r"^--dynamic is for hand-written modules") as caught:
+        export_bundle(
+            str(encoder_folder), tmp_path / "to", ExportRecipe(dynamic={"input_ids": ("b", "s")})
+        )
+    assert caught.value.hint == "Leave it out; bound the axes with --max-batch and --max-seq."
