@@ -24,7 +24,7 @@ from tfx.codec import encode
 from tfx.console import FOLDER, chosen_bundle, console, emit_json, json_option
 from tfx.errors import TfxError
 from tfx.runtime.backend import RunOptions
-from tfx.runtime.backends.onnxruntime import OnnxRuntime
+from tfx.runtime.backends.onnxruntime import OnnxExecutable, OnnxRuntime
 from tfx.runtime.clock import Clock, warm_up
 from tfx.runtime.cpus import usable_cpus
 from tfx.runtime.session import Session
@@ -169,6 +169,7 @@ def bundle_overheads(bundle: Bundle, plan: Plan) -> list[Overhead]:
     shapes, _ = shapes_of([signature], plan)
     names = [spec.name for spec in signature.outputs]
     executable = OnnxRuntime().load(bundle, RunOptions(threads=plan.threads or usable_cpus()))
+    assert isinstance(executable, OnnxExecutable)
     model: Inference = executable.inference
     with Session(bundle, executable, load_s=0.0) as session:
         for shape in shapes:

@@ -26,17 +26,24 @@ class RunOptions:
 
     Attributes:
         device: "cpu" or "cuda:0".
-        threads: CPU threads of one run.
+        threads: CPU threads of all runs at once.
         trust: Whether code that the bundle brings may run: a factory's file, an engine that was
             not built here.
         precision: Type of float matrix products, a name in ``PRECISIONS``; "" for that of the
             bundle's manifest. Integer products of a quantized graph stay as they are.
+        streams: Runs at once that share the threads.
     """
 
     device: str = "cpu"
     threads: int = 1
     trust: bool = False
     precision: str = ""
+    streams: int = 1
+
+    @property
+    def run_threads(self) -> int:
+        """CPU threads of one run."""
+        return max(1, self.threads // self.streams)
 
     def __post_init__(self) -> None:
         if self.precision and self.precision not in PRECISIONS:
@@ -58,6 +65,7 @@ class RunFacts:
         precision: Element type matrix products are done in.
         threads: CPU threads of one run; 0 where a GPU does the work.
         notes: Anything a reader of a benchmark must know, one sentence each.
+        streams: Runs at once that it is set up for; more wait, or slow each other down.
     """
 
     backend: str
@@ -67,6 +75,7 @@ class RunFacts:
     precision: str
     threads: int
     notes: tuple[str, ...] = field(default=())
+    streams: int = 1
 
     def __str__(self) -> str:
         return f"{self.backend} {self.version} {self.engine} {self.precision}"
@@ -147,6 +156,29 @@ def gpu_index(device: str, backend: str) -> int:
     return int(index or "0")
 
 
+# Those that can run a model several times at once, each on its part of the threads.
+STREAMED = ("onnxruntime", "openvino")
+
+
+def check_streams(backend: str, options: RunOptions) -> None:
+    """Refuse streams that there are no threads for, or that a backend does not have.
+
+    Raises:
+        BackendError: If it does not.
+    """
+    if options.streams == 1:
+        return
+    if not 1 <= options.streams <= options.threads:
+        raise BackendError(
+            f"streams is {options.streams}, expected 1 to {options.threads}, one thread each"
+        )
+    if backend not in STREAMED or options.device != "cpu":
+        raise BackendError(
+            f"{backend} on {options.device} runs in one stream here, not in {options.streams}",
+            hint=f"Use streams=1, or backend {' or '.join(map(repr, STREAMED))} on the CPU.",
+        )
+
+
 def require_graph(bundle: Bundle, backend: str) -> None:
     """Refuse a bundle that holds an engine instead of a graph.
 
@@ -163,13 +195,15 @@ def require_graph(bundle: Bundle, backend: str) -> None:
 def float_type(bundle: Bundle, options: RunOptions) -> DType:
     """The element type a backend must do float matrix products in.
 
-    What the options ask for; else the manifest's, which for 8 bits and fewer is float32: that
-    of the products that a quantized graph leaves alone.
+    What the options ask for; else the manifest's, which for 8 bits and fewer is that of the
+    products that a quantized graph leaves alone.
     """
     if options.precision:
         return PRECISIONS[options.precision]
-    own = bundle.manifest.precision
-    return own if own in PRECISIONS.values() else DType.FLOAT32
+    own, how = bundle.manifest.precision, bundle.manifest.quantization
+    if own in PRECISIONS.values():
+        return own
+    return how.recipe.rest if how is not None else DType.FLOAT32
 
 
 def precision_refused(backend: str, asked: DType, able: Iterable[DType]) -> BackendError:
@@ -187,9 +221,17 @@ BACKENDS: dict[str, str] = {
     "torch": "tfx.runtime.backends.torch_eager:TorchEager",
     "torch-compiled": "tfx.runtime.backends.torch_compiled:TorchCompiled",
     "onnxruntime": "tfx.runtime.backends.onnxruntime:OnnxRuntime",
+    "onnxruntime-tensorrt": "tfx.runtime.backends.onnxruntime_gpu:OnnxRuntimeTensorRt",
     "openvino": "tfx.runtime.backends.openvino:OpenVino",
     "tensorrt": "tfx.runtime.backends.tensorrt:TensorRt",
 }
+
+
+# Those that run a bundle's own graph: what runs unless a backend is named, in order.
+GRAPH_BACKENDS = ("onnxruntime", "openvino")
+
+# In place of a name: what ``tfx tune`` chose.
+AUTO = "auto"
 
 
 def find_backend(name: str) -> Backend:

@@ -66,6 +66,16 @@ def count_devices() -> int:
     return count
 
 
+def missing_gpu() -> str:
+    """Why nothing can run on a GPU here, with what to do about it, or ""."""
+    try:
+        count = count_devices()
+    except BackendError as error:
+        hint = error.hint or "Install an NVIDIA driver, or use a machine that has one."
+        return f"{error} ({hint})"
+    return "" if count else "the NVIDIA driver finds no GPU"
+
+
 def describe_device(index: int) -> Device:
     """Ask the driver what a GPU is.
 

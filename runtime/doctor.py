@@ -45,6 +45,7 @@ DISTRIBUTIONS = (
 LIBRARY = {
     "torch-compiled": ("torch",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime-tensorrt": ("onnxruntime-gpu",),
     "tensorrt": ("tensorrt", "tensorrt-rtx-cu12-bindings"),
 }
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime: runs the bundle's graph as it stands, on the CPU execution provider."""
+"""ONNX Runtime: runs the bundle's graph as it stands, on the CPU or, by CUDA, on a GPU."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from tfx.signature import Feed
 
 from ..backend import (
     PRECISIONS,
+    Executable,
     RunFacts,
     RunOptions,
     precision_refused,
     require_graph,
     session_closed,
 )
+from .onnxruntime_gpu import CUDA, load_on_gpu
 
-PROVIDERS = {"cpu": "CPUExecutionProvider"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": CUDA}
 
 # Fusions whose kernel for the CPU is slower than what it stands for. BERT base on 2 cores (AVX-512
 # with VNNI), ONNX Runtime 1.31.1, time without these two over time with them, runs interleaved:
@@ -40,7 +42,7 @@ class OnnxRuntime:
             return f"{error} ({error.hint or install_hint('onnxruntime')})"
         return ""
 
-    def load(self, bundle: Bundle, options: RunOptions) -> OnnxExecutable:
+    def load(self, bundle: Bundle, options: RunOptions) -> Executable:
         """Create an inference session on the graph of ``bundle``.
 
         Raises:
@@ -52,9 +54,11 @@ class OnnxRuntime:
         kind = options.device.partition(":")[0]
         if kind not in PROVIDERS:
             raise BackendError(
-                f"onnxruntime runs on {', '.join(PROVIDERS)} here, not on {options.device!r}",
-                hint="Use device='cpu'.",
+                f"onnxruntime runs on {' and '.join(PROVIDERS)}, not on {options.device!r}",
+                hint="Use device='cpu' or device='cuda:0'.",
             )
+        if kind == "cuda":
+            return load_on_gpu(bundle, options, CUDA)
         provider = PROVIDERS[kind]
         variant = bundle.manifest.variants.get(f"onnxruntime-{kind}")
         graph = bundle.path / variant if variant else bundle.model
@@ -65,7 +69,7 @@ class OnnxRuntime:
         runs_in = precision if precision.is_floating else DType.FLOAT32
         if options.precision and PRECISIONS[options.precision] is not runs_in:
             raise precision_refused("onnxruntime", PRECISIONS[options.precision], [runs_in])
-        settings = settings_of(ort, options.threads)
+        settings = settings_of(ort, options.run_threads)
         if bundle.manifest.precision is DType.FLOAT8_E4M3:
             # 1.31 fuses a product of 8-bit floats into the kernel for integers, and then finds
             # that this takes none: INVALID_GRAPH, type of MatMulIntegerToFloat.
@@ -84,7 +88,8 @@ class OnnxRuntime:
             engine=provider,
             device=options.device,
             precision=precision,
-            threads=options.threads,
+            threads=options.run_threads,
+            streams=options.streams,
             notes=(f"runs {variant}, the form of the graph made for it",) if variant else (),
         )
         return OnnxExecutable(session, facts)

@@ -27,7 +27,7 @@ from ..backend import (
     precision_refused,
     session_closed,
 )
-from ..cuda import Device, count_devices, cuda_runtime, describe_device
+from ..cuda import Device, cuda_runtime, describe_device, missing_gpu
 from ..device_arrays import DeviceArray
 from ..engines import errors_of, is_known_engine, library_log, load_library
 from .tensorrt_lane import Lane, Loaded
@@ -63,12 +63,7 @@ class TensorRt:
                 reasons.append(f"{error} ({error.hint})")
         else:
             return "; ".join(reasons)
-        try:
-            count = count_devices()
-        except BackendError as error:
-            hint = error.hint or "Install an NVIDIA driver, or use a machine that has one."
-            return f"{error} ({hint})"
-        return "" if count else "the NVIDIA driver finds no GPU"
+        return missing_gpu()
 
     def load(self, bundle: Bundle, options: RunOptions) -> TensorRtExecutable:
         """Deserialize the engine of ``bundle`` on a GPU that it was built for.

@@ -421,7 +421,7 @@ def test_what_is_missing(monkeypatch, gpu):
         "cudaGetDeviceCount failed: cudaErrorNoDevice "
         "(Install an NVIDIA driver, or use a machine that has one.)"
     )
-    monkeypatch.setattr(backend, "count_devices", lambda: 0)
+    monkeypatch.setattr(cuda_module, "count_devices", lambda: 0)
     assert TensorRt().missing() == "the NVIDIA driver finds no GPU"
 
 
