@@ -1,4 +1,4 @@
-"""Einsum of two operands to MatMul, which every engine has a fast kernel for."""
+"""Einsum of two operands to MatMul or Mul, which every engine has fast kernels for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ class Product:
 
 
 def lower_einsums(model: ir.Model) -> int:
-    """Replace each einsum that is one matrix product, batched or not; returns how many.
+    """Replace each einsum that is one product, of matrices or of elements; returns how many.
+
+    A product of elements sums nothing: of masks, say, which may be of integers, and TensorRT takes
+    no einsum of those.
 
     Args:
         model: Changed in place.
@@ -28,9 +31,13 @@ def lower_einsums(model: ir.Model) -> int:
     for node in list(model.graph):
         if node.op_type != "Einsum" or node.domain or len(node.inputs) != 2:
             continue
-        product = as_product(node.attributes.get_string("equation", ""))
+        equation = node.attributes.get_string("equation", "")
+        product = as_product(equation)
         left, right = node.inputs
-        if product is None or left is None or right is None:
+        if left is None or right is None:
+            continue
+        if product is None:
+            lowered += _multiply(model.graph, node, left, right, equation)
             continue
         build = Builder(model.graph, node)
         result = build(
@@ -78,6 +85,32 @@ def as_product(equation: str) -> Product | None:
         tuple(right.index(label) for label in right_order),
         tuple(result.index(label) for label in output),
     )
+
+
+def _multiply(
+    graph: ir.Graph, node: ir.Node, left: ir.Value, right: ir.Value, equation: str
+) -> bool:
+    """Replace an einsum that sums nothing; whether it is one."""
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    sides = inputs.split(",")
+    if not arrow or len(sides) != 2 or "." in equation:
+        return False
+    if any(len(set(labels)) != len(labels) for labels in (*sides, output)):
+        return False
+    if set(output) != set("".join(sides)):
+        return False
+    build, factors = Builder(graph, node), []
+    for value, labels in zip((left, right), sides, strict=True):
+        factor = _permuted(build, value, tuple(labels.index(x) for x in output if x in labels))
+        missing = [place for place, label in enumerate(output) if label not in labels]
+        if missing:
+            factor = build("Unsqueeze", [factor, build.constant(missing)])
+        factors.append(factor)
+    old = node.outputs[0]
+    result = build("Mul", factors)
+    result.shape, result.type = old.shape, old.type
+    build.replace(old, result)
+    return True
 
 
 def _permuted(build: Builder, value: ir.Value, axes: tuple[int, ...]) -> ir.Value:

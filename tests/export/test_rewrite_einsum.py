@@ -1,4 +1,5 @@
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,12 +11,12 @@ from tfx.export.rewrite.einsum import as_product, lower_einsums
 SIZES = {"b": 2, "h": 3, "q": 4, "k": 5, "d": 6, "s": 7}
 
 
-def einsum(equation):
+def einsum(equation, dtype="float"):
     inputs, output = equation.split("->")
     left, right = inputs.split(",")
 
     def declared(axes):
-        return f"float[{', '.join(str(SIZES[axis]) for axis in axes)}]"
+        return f"{dtype}[{', '.join(str(SIZES[axis]) for axis in axes)}]"
 
     return graph_of(
         f"g ({declared(left)} x, {declared(right)} y) => ({declared(output)} z)"
@@ -53,6 +54,34 @@ def test_fires_and_keeps_the_numbers(equation, rng):
     assert [value.name for value in model.graph.outputs] == ["z"]
     expected = np.einsum(equation, feed["x"], feed["y"])
     np.testing.assert_allclose(run_reference(model, feed)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "equation",
+    ["bq,bk->bqk", "bkq,bhkd->bhkqd", "bk,bq->kqb", "bq,dk->bqdk", "bqd,bqd->bqd", "bqd,q->dbq"],
+)
+@pytest.mark.parametrize("dtype", ["float", "int64"])
+def test_what_sums_nothing_is_a_product_of_elements(equation, dtype, rng):
+    model = einsum(equation, dtype)
+    feed = {
+        name: rng.integers(-3, 4, array.shape).astype(array.dtype if dtype == "float" else "int64")
+        for name, array in feed_of(equation, rng).items()
+    }
+    assert lower_einsums(model) == 1
+    simplify(model)
+    assert set(operators(model)) - {"Constant"} <= {"Mul", "Transpose", "Unsqueeze"}
+    expected = np.einsum(equation, feed["x"], feed["y"])
+    np.testing.assert_array_equal(run_reference(model, feed)[0], expected)
+
+
+@pytest.mark.parametrize(
+    "equation", ["bq,bq->b", "bqs,bdk->bqk", "ii,ij->ij", "bq,qd->", "...q,qd->...qd", "bq,qd"]
+)
+def test_sums_are_no_product_of_elements(equation):
+    model = einsum("bq,qd->bqd")
+    node = model.graph[0]
+    node.attributes["equation"] = ir.AttrString("equation", equation)
+    assert lower_einsums(model) == 0
 
 
 @pytest.mark.parametrize(
