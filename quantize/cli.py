@@ -8,7 +8,7 @@ import click
 
 from tfx.bundle import Bundle
 from tfx.console import FILE, FOLDER, chosen_bundle, console, emit_json, json_option, progress
-from tfx.quantization import PRECISIONS, QuantizeRecipe, RangeMethod, WeightMethod
+from tfx.quantization import PRECISIONS, RESTS, QuantizeRecipe, RangeMethod, WeightMethod
 
 
 @click.command
@@ -19,6 +19,13 @@ from tfx.quantization import PRECISIONS, QuantizeRecipe, RangeMethod, WeightMeth
 @click.option("--bf16", "precision", flag_value="bf16", help="16-bit floats of float32's range.")
 @click.option("--fp8", "precision", flag_value="fp8", help="8-bit floats (e4m3), for TensorRT.")
 @click.option("--int4", "precision", flag_value="int4", help="4-bit weights.")
+@click.option(
+    "--rest",
+    type=click.Choice([PRECISIONS.get(one, "fp32") for one in RESTS]),
+    default="fp32",
+    show_default=True,
+    help="Floats around int8, fp8 and int4; fp16 for TensorRT, whose attention is then one kernel.",
+)
 @click.option("--dynamic", is_flag=True, help="int8 by the range of each run; needs no data.")
 @click.option(
     "--calibrate",
@@ -58,6 +65,7 @@ def quantize(
     bundle: Path | None,
     output: Path | None,
     precision: str | None,
+    rest: str,
     dynamic: bool,
     calibration: str | None,
     evaluation: Path | None,
@@ -88,6 +96,7 @@ def quantize(
         raise click.UsageError(f"say which precision: {words}")
     recipe = QuantizeRecipe(
         next(dtype for dtype, word in PRECISIONS.items() if word == precision),
+        rest=next(one for one in RESTS if PRECISIONS.get(one, "fp32") == rest),
         dynamic=dynamic,
         method=RangeMethod(method),
         percentile=percentile,

@@ -212,14 +212,14 @@ def lower(
         names = {str(one.weight.name) for one in chosen}
         lower_weights_int4(model, recipe, names, hessians)
     else:
-        quantize_weights(model.graph, chosen, recipe.precision)
+        quantize_weights(model.graph, chosen, recipe.precision, recipe.rest)
     if recipe.precision is not DType.INT4 and not recipe.dynamic:
         amax = {
             name: one.amax(recipe.method, recipe.percentile)
             for name, one in prepared.statistics.items()
         }
         quantize_activations(model.graph, chosen, amax, recipe.precision)
-    quantize_tables(model.graph, tables)
+    quantize_tables(model.graph, tables, rest=recipe.rest)
     nodes = [(one.node, one.group) for one in lookups] + [(one.node, one.group) for one in products]
     kept = tuple(
         KeptNode(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ class Lowering:
         recipe: Precision and methods.
         data: Feeds that calibrated it; None for none.
         prepared: The calibrated graph; None for 16-bit floats.
-        ranges: Value name to largest magnitude, for 16-bit floats.
+        ranges: Value name to largest magnitude, where 16-bit floats are asked for.
         hessians: Weight name to ``X.T @ X``, for GPTQ.
     """
 
@@ -73,7 +73,11 @@ class Lowering:
             QuantizeError: If a weight cannot be lowered.
         """
         if self.prepared is not None:
-            return lower(self.prepared, self.recipe, keep, self.hessians)
+            lowered = lower(self.prepared, self.recipe, keep, self.hessians)
+            if self.recipe.rest is DType.FLOAT32:
+                return lowered
+            floats = lower_floats(lowered.model, self.recipe.rest, self.ranges)
+            return replace(lowered, kept=(*lowered.kept, *floats))
         model = load_graph(self.parent)
         total = sum(1 for _ in model.graph)
         kept = lower_floats(model, self.recipe.precision, self.ranges, (*self.recipe.keep, *keep))
@@ -126,6 +130,9 @@ def prepare_lowering(
     if recipe.weight_method is WeightMethod.GPTQ and data is not None:
         on_step("calibrating: products of activations")
         hessians = see_hessians(prepared.model, find_products(prepared.model), data)
+    if recipe.rest is not DType.FLOAT32:
+        on_step("looking for what overflows")
+        ranges = see_magnitudes(prepared.model, data or proof_data(prepared.origin or parent))
     return Lowering(parent, recipe, data, prepared, ranges, hessians)
 
 
@@ -165,12 +172,13 @@ def _save(model: ir.Model, recipe: QuantizeRecipe, folder: Path) -> dict[str, st
     """Write the portable graph and the form for ONNX Runtime; both read the same weights."""
     ir.save(model, folder / MODEL_FILE, external_data=WEIGHTS_FILE)
     saved = ir.load(folder / MODEL_FILE)
-    if recipe.precision in HALVES:
-        ir.save(cpu_variant(saved), folder / VARIANT_FILE)
-    elif recipe.precision is not DType.FLOAT8_E4M3 and lower_for_ort_cpu(saved):
-        ir.save(saved, folder / VARIANT_FILE)
-    else:
+    in_halves = recipe.precision in HALVES or recipe.rest in HALVES
+    if in_halves:
+        saved = cpu_variant(saved)
+    has_kernels = recipe.precision not in (*HALVES, DType.FLOAT8_E4M3)
+    if not (has_kernels and lower_for_ort_cpu(saved)) and not in_halves:
         return {}
+    ir.save(saved, folder / VARIANT_FILE)
     return {ORT_CPU: VARIANT_FILE}
 
 

@@ -22,6 +22,9 @@ MARGIN = 2.0
 # A constant that stands for a threshold or an epsilon is off by less than this, or stays.
 CONSTANT_ERROR = 0.01
 
+# Scales of quantized numbers: inputs whose every number must be right.
+SCALES = frozenset((("QuantizeLinear", 1), ("DequantizeLinear", 1)))
+
 # A constant of up to so many numbers may be kept in two types; a larger one is stored once.
 SMALL = 1024
 
@@ -341,12 +344,11 @@ class _Finder:
                 return f"weight {value.name} holds NaN"
             if (largest := _largest(value, finite=True)) > self.limits.largest:
                 return f"weight {value.name} reaches {largest:.1e}, {self.limits}"
-            if _size(value) == 1 and largest:
-                with np.errstate(under="ignore"):
-                    rounded = float(np.asarray(largest).astype(self.limits.dtype.numpy))
-                if abs(rounded / largest - 1) > CONSTANT_ERROR:
+            if (_size(value) == 1 or (node.op_type, index) in SCALES) and largest:
+                number, rounded = _worst_rounded(value, self.limits.dtype)
+                if abs(rounded / number - 1) > CONSTANT_ERROR:
                     return (
-                        f"constant {value.name} is {largest:.2e}, "
+                        f"constant {value.name} is {number:.2e}, "
                         f"{self.limits.dtype} rounds it to {rounded:.2e}"
                     )
         return ""
@@ -424,6 +426,17 @@ def _bits(dtype: DType) -> int:
 def _size(value: ir.Value) -> int:
     assert value.const_value is not None
     return int(value.const_value.size)
+
+
+def _worst_rounded(value: ir.Value, dtype: DType) -> tuple[float, float]:
+    """The number of a constant that a type rounds most, by its share, and what becomes of it."""
+    assert value.const_value is not None
+    array = value.const_value.numpy().astype(np.float64).reshape(-1)
+    array = array[array != 0]
+    with np.errstate(under="ignore"):
+        rounded = array.astype(dtype.numpy).astype(np.float64)
+    worst = int(np.argmax(np.abs(rounded / array - 1)))
+    return abs(float(array[worst])), abs(float(rounded[worst]))
 
 
 def _magnitudes(tensor: ir.TensorProtocol) -> tuple[float, float]:

@@ -120,6 +120,8 @@ def write_draft(lowering: Lowering, lowered: Lowered, folder: Path) -> Bundle:
 def default_path(parent: Bundle, recipe: QuantizeRecipe) -> Path:
     """The parent's folder with the precision at its end, e.g. "minilm-int8"."""
     word = PRECISIONS[recipe.precision] + ("-dynamic" if recipe.dynamic else "")
+    if recipe.rest is not DType.FLOAT32:
+        word += f"-{PRECISIONS[recipe.rest]}"
     return parent.path.with_name(f"{parent.path.resolve().name}-{word}")
 
 

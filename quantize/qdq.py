@@ -57,7 +57,10 @@ def quantize_activations(
 
 
 def quantize_weights(
-    graph: ir.Graph, products: Sequence[Product], dtype: DType = DType.INT8
+    graph: ir.Graph,
+    products: Sequence[Product],
+    dtype: DType = DType.INT8,
+    rest: DType = DType.FLOAT32,
 ) -> None:
     """Put integers and a DQ in place of weights, with a scale per output channel.
 
@@ -65,6 +68,7 @@ def quantize_weights(
         graph: Changed in place.
         products: Those to quantize; a weight that several share is stored once.
         dtype: int8, or float8_e4m3fn.
+        rest: Type that the scales will have: integers are rounded by what is left of them.
 
     Raises:
         QuantizeError: If a weight has a NaN or infinity; names it.
@@ -72,18 +76,24 @@ def quantize_weights(
     done: dict[ir.Value, ir.Value] = {}
     for product in products:
         if product.weight not in done:
-            done[product.weight] = _dequantized(graph, product.node, product.weight, 1, dtype)
+            done[product.weight] = _dequantized(graph, product.node, product.weight, 1, dtype, rest)
         product.node.replace_input_with(1, done[product.weight])
         drop_unused(graph, product.weight)
 
 
-def quantize_tables(graph: ir.Graph, lookups: Sequence[Lookup], dtype: DType = DType.INT8) -> None:
+def quantize_tables(
+    graph: ir.Graph,
+    lookups: Sequence[Lookup],
+    dtype: DType = DType.INT8,
+    rest: DType = DType.FLOAT32,
+) -> None:
     """Put integers and a DQ in place of tables, with a scale per row.
 
     Args:
         graph: Changed in place.
         lookups: Those to quantize; a table that several read is stored once.
         dtype: int8, or float8_e4m3fn.
+        rest: As of ``quantize_weights``.
 
     Raises:
         QuantizeError: If a table has a NaN or infinity; names it.
@@ -91,17 +101,17 @@ def quantize_tables(graph: ir.Graph, lookups: Sequence[Lookup], dtype: DType = D
     done: dict[ir.Value, ir.Value] = {}
     for lookup in lookups:
         if lookup.table not in done:
-            done[lookup.table] = _dequantized(graph, lookup.node, lookup.table, 0, dtype)
+            done[lookup.table] = _dequantized(graph, lookup.node, lookup.table, 0, dtype, rest)
         lookup.node.replace_input_with(0, done[lookup.table])
         drop_unused(graph, lookup.table)
 
 
 def _dequantized(
-    graph: ir.Graph, before: ir.Node, weight: ir.Value, axis: int, dtype: DType
+    graph: ir.Graph, before: ir.Node, weight: ir.Value, axis: int, dtype: DType, rest: DType
 ) -> ir.Value:
     round_to = quantize_e4m3 if dtype is DType.FLOAT8_E4M3 else quantize_symmetric
     try:
-        values, steps = round_to(array_of(weight), axis=axis)
+        values, steps = round_to(array_of(weight), axis=axis, scale_dtype=rest)
     except QuantizeError as error:
         raise QuantizeError(f"{weight.name}: {error}", hint=error.hint) from error
     node = ir.node(

@@ -162,7 +162,7 @@ def _least(holds: Callable[[int], bool], most: int) -> int:
     while not holds(min(step, most)):
         if step >= most:
             raise QuantizeError(
-                "the budget does not hold even with every group kept in float32",
+                "the budget does not hold even with every group kept",
                 hint="Allow a larger --max-drop.",
             )
         fails, step = step, step * 2

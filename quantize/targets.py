@@ -134,11 +134,19 @@ def _constant_dequantized(value: ir.Value, axis: int) -> tuple[ir.Value, ir.Valu
     if node is None or node.op_type != "DequantizeLinear" or len(node.inputs) > 2:
         return None
     values, scale = node.inputs[0], node.inputs[1]
-    if values is None or scale is None or not is_constant(values) or not is_constant(scale):
+    if values is None or scale is None or not is_constant(values) or not _is_known(scale):
         return None
     if scale.shape is None or len(scale.shape) != 1 or node.attributes.get_int("axis", 1) != axis:
         return None
     return values, scale
+
+
+def _is_known(value: ir.Value) -> bool:
+    """Whether a value is a constant, or one of 16 bits that is cast when the graph is loaded."""
+    node = value.producer()
+    if node is not None and node.op_type == "Cast" and not node.domain:
+        value = node.inputs[0] or value
+    return is_constant(value)
 
 
 def _bias_of(node: ir.Node, scale: ir.Value) -> tuple[ir.Node, ir.Value] | None:
@@ -147,7 +155,7 @@ def _bias_of(node: ir.Node, scale: ir.Value) -> tuple[ir.Node, ir.Value] | None:
     if len(users) != 1 or output.is_graph_output() or users[0].node.op_type != "Add":
         return None
     bias = users[0].node.inputs[1 - users[0].idx]
-    if bias is None or not is_constant(bias) or bias.shape != scale.shape:
+    if bias is None or not _is_known(bias) or bias.shape != scale.shape:
         return None
     return users[0].node, bias
 

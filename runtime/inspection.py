@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.bundle import Bundle
 from tfx.codec import encode
+from tfx.dtypes import DType
 from tfx.errors import BundleError, listing
 from tfx.extras import need
 from tfx.manifest import FILE_NAME, Manifest
+from tfx.processing import ImagePreparation
 from tfx.quantization import Quantization
 from tfx.report import ParityReport
 
@@ -50,7 +52,8 @@ def _quantization_lines(how: Quantization) -> Iterator[str]:
     method = f", {how.recipe.method} ranges" if how.calibration and recipe.needs_calibration else ""
     smooth = f", SmoothQuant {how.smooth:.1f}" if how.smooth else ""
     ranges = ", ranges of each run" if recipe.dynamic else ""
-    yield f"{recipe.precision}: {how.quantized:,} nodes{method}{ranges}{smooth}"
+    rest = "" if recipe.rest is DType.FLOAT32 else f", the rest {recipe.rest}"
+    yield f"{recipe.precision}: {how.quantized:,} nodes{rest}{method}{ranges}{smooth}"
     if (data := how.calibration) is not None:
         # Ranges of each run and weights alone take nothing from data: it only judged them.
         free = not recipe.needs_calibration and not recipe.precision.is_floating
@@ -227,6 +230,8 @@ def _facts(manifest: Manifest) -> dict[str, str]:
     processing = manifest.processing
     if (tokens := processing.tokenization) is not None:
         facts["text"] = f"{tokens.file}, up to {tokens.max_length} tokens"
+    if (images := processing.images) is not None:
+        facts["images"] = _image_steps(images)
     if (embedding := processing.embedding) is not None:
         facts["embedding"] = " + ".join(embedding.pooling) + (
             " pooling, normalized" if embedding.normalize else " pooling"
@@ -235,6 +240,18 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         shown = ", ".join(labels.labels[:5]) + (", ..." if len(labels.labels) > 5 else "")
         facts["labels"] = f"{len(labels.labels)}: {shown}"
     return facts
+
+
+def _image_steps(images: ImagePreparation) -> str:
+    steps = []
+    if images.resize:
+        edge = "shorter edge " if len(images.resize) == 1 else ""
+        steps.append(f"{edge}{' x '.join(map(str, images.resize))}, {images.resample}")
+    if images.crop:
+        steps.append(f"the middle {' x '.join(map(str, images.crop))}")
+    if images.mean:
+        steps.append("normalized")
+    return ", ".join(steps) or "as they are"
 
 
 def _indented(text: str) -> str:

@@ -39,6 +39,8 @@ TYPES = {
     **{name: dtype for dtype, name in HINTS.items()},
     "i8": DType.INT8,
     "u8": DType.INT8,  # the weights it is multiplied with are signed
+    "i4": DType.INT4,  # weights; what they are multiplied with is floats
+    "u4": DType.INT4,  # weights with zero points
 }
 
 # Nodes of its execution graph that multiply matrices.
@@ -83,7 +85,7 @@ class OpenVino:
             # A child bundle runs wherever its parent does: in more bits than it was made for.
             wider = (f"computes in float32: this CPU multiplies no {floats}",)
             floats = DType.FLOAT32
-        settings = settings_of(options.threads, floats)
+        settings = settings_of(options.threads, floats, options.streams)
         version = version_of("openvino") or openvino.__version__
         entry = entry_for(bundle, f"openvino {version}", floats)
         compiled = None if entry is None else _kept(openvino, core, entry, settings)
@@ -95,6 +97,8 @@ class OpenVino:
         hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if hint != HINTS[floats]:
             raise BackendError(f"openvino gave precision {hint}, not {HINTS[floats]}")
+        if (streams := compiled.get_property("NUM_STREAMS")) != options.streams:
+            raise BackendError(f"openvino gave {streams} streams, not {options.streams}")
         products = products_of(compiled)
         lower = [t for t in products if t.is_floating and t.itemsize < floats.itemsize]
         if lower:
@@ -105,25 +109,27 @@ class OpenVino:
             engine=PLUGIN,
             device=options.device,
             precision=max(products, key=lambda dtype: products[dtype], default=floats),
-            threads=compiled.get_property("INFERENCE_NUM_THREADS"),
+            threads=max(1, compiled.get_property("INFERENCE_NUM_THREADS") // streams),
+            streams=streams,
             notes=wider + _notes(products) + notes,
         )
         return OpenVinoExecutable(compiled, bundle.manifest.signature, facts)
 
 
-def settings_of(threads: int, floats: DType) -> dict[str, Any]:
-    """The plugin's configuration for runs of one at a time, each on all ``threads``.
+def settings_of(threads: int, floats: DType, streams: int = 1) -> dict[str, Any]:
+    """The plugin's configuration.
 
     Args:
-        threads: CPU threads of one run.
+        threads: CPU threads of all runs at once.
         floats: Element type of float products. Left alone, the plugin takes bfloat16 wherever
             the CPU has it.
+        streams: Runs at once, each on its share of the threads.
     """
     return {
         "INFERENCE_PRECISION_HINT": HINTS[floats],
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
+        "NUM_STREAMS": streams,
         # Pinned, its threads wait for whatever else runs on their CPU, another session's above
         # all: MiniLM 1x128 took 61 ms instead of 40 ms beside one busy process on 2 cores.
         "ENABLE_CPU_PINNING": False,

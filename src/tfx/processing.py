@@ -1,4 +1,4 @@
-"""How text becomes a feed and outputs become answers: what a bundle must say about it."""
+"""How texts and images become feeds and outputs answers: what a bundle must say about it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ class Activation(StrEnum):
     NONE = "none"
 
 
+class Resample(StrEnum):
+    """How an image is made larger or smaller; names as in Pillow."""
+
+    NEAREST = "nearest"
+    BOX = "box"
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+    LANCZOS = "lanczos"
+
+
 @dataclass(frozen=True, slots=True)
 class Tokenization:
     """How a batch of texts becomes the token inputs of a model.
@@ -39,6 +49,32 @@ class Tokenization:
     max_length: int
     pad_id: int = 0
     pad_side: str = "right"
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePreparation:
+    """How images become an input of shape ``[batch, channels, height, width]``.
+
+    In this order: resized, cropped, scaled, normalized.
+
+    Attributes:
+        input: The input they become.
+        resize: Height and width; or the shorter edge, where the longer one keeps its share;
+            empty for none.
+        resample: How they are resized.
+        crop: Height and width that are cut out of the middle; empty for all of it.
+        scale: What a level of 0 to 255 is multiplied with.
+        mean: Subtracted from each channel after that; empty for none.
+        std: Each channel is divided by it then; empty for none.
+    """
+
+    input: str = "pixel_values"
+    resize: tuple[int, ...] = ()
+    resample: Resample = Resample.BILINEAR
+    crop: tuple[int, ...] = ()
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +117,4 @@ class Processing:
     tokenization: Tokenization | None = None
     embedding: Embedding | None = None
     classification: Classification | None = None
+    images: ImagePreparation | None = None

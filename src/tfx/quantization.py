@@ -17,6 +17,9 @@ PRECISIONS: dict[DType, str] = {
     DType.INT4: "int4",
 }
 
+# What floats can be around products of fewer bits.
+RESTS = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
+
 # The key of ``Manifest.variants`` for ONNX Runtime's CPU execution provider.
 ORT_CPU = "onnxruntime-cpu"
 
@@ -45,6 +48,7 @@ class QuantizeRecipe:
 
     Attributes:
         precision: One of ``PRECISIONS``.
+        rest: Type of the floats around int8, fp8 and int4: one of ``RESTS``.
         dynamic: int8 activations by the range of each run, without calibration.
         method: How activation ranges are chosen.
         percentile: For ``RangeMethod.PERCENTILE``, in (50, 100].
@@ -60,6 +64,7 @@ class QuantizeRecipe:
     """
 
     precision: DType
+    rest: DType = DType.FLOAT32
     dynamic: bool = False
     method: RangeMethod = RangeMethod.PERCENTILE
     percentile: float = 99.99
@@ -78,6 +83,10 @@ class QuantizeRecipe:
         if self.precision not in PRECISIONS:
             names = ", ".join(PRECISIONS)
             problems.append(f"precision is {self.precision}, expected one of {names}")
+        if self.rest not in RESTS:
+            problems.append(f"rest is {self.rest}, expected one of {', '.join(RESTS)}")
+        elif self.rest is not DType.FLOAT32 and self.precision in RESTS:
+            problems.append(f"rest is for int8, fp8 and int4, got {self.precision}")
         if self.dynamic and self.precision is not DType.INT8:
             problems.append(f"dynamic ranges are for int8, got {self.precision}")
         if not 50 < self.percentile <= 100:

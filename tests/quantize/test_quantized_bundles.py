@@ -18,7 +18,7 @@ from tfx.errors import BundleError, ParityError, RecipeError
 from tfx.export.engine import build_engine
 from tfx.extras import need
 from tfx.manifest import Step
-from tfx.quantization import ORT_CPU, QuantizeRecipe
+from tfx.quantization import ORT_CPU, QuantizeRecipe, WeightMethod
 from tfx.quantize import lowering
 from tfx.quantize.calibration import calibration_texts
 from tfx.quantize.pipeline import PROOF_FEEDS, default_path, quantize_bundle
@@ -36,10 +36,24 @@ RECIPES = {
     "int8": QuantizeRecipe(DType.INT8),
     "int8-dynamic": QuantizeRecipe(DType.INT8, dynamic=True),
     "fp8": QuantizeRecipe(DType.FLOAT8_E4M3),
+    "int8-fp16": QuantizeRecipe(DType.INT8, rest=DType.FLOAT16),
+    "fp8-fp16": QuantizeRecipe(DType.FLOAT8_E4M3, rest=DType.FLOAT16),
+    "int4-bf16": QuantizeRecipe(DType.INT4, rest=DType.BFLOAT16),
+    "int4": QuantizeRecipe(DType.INT4),
 }
 # Largest file of weights beside one of float32; what is small stays in float32, and 8-bit floats
 # leave tables there, too.
-WEIGHTS = {"fp16": 0.55, "bf16": 0.55, "int8": 0.3, "int8-dynamic": 0.3, "fp8": 0.4}
+WEIGHTS = {
+    "fp16": 0.55,
+    "bf16": 0.55,
+    "int8": 0.3,
+    "int8-dynamic": 0.3,
+    "fp8": 0.4,
+    "int8-fp16": 0.28,
+    "fp8-fp16": 0.35,
+    "int4-bf16": 0.2,
+    "int4": 0.3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +94,7 @@ def test_the_manifest_says_where_it_comes_from(child, classifier):
     assert manifest.parity.passed
     assert {"onnx", "onnxruntime", "tfx-toolkit"} <= manifest.tools.keys()
     assert (manifest.quantization.calibration is None) == (not recipe.needs_calibration)
-    has_form = recipe.precision is not DType.FLOAT8_E4M3
+    has_form = recipe.precision is not DType.FLOAT8_E4M3 or recipe.rest is not DType.FLOAT32
     assert (ORT_CPU in manifest.variants) == has_form
     statistics = recipe.needs_calibration
     assert (child.path / "calibration.npz").is_file() == statistics
@@ -135,6 +149,14 @@ def test_openvino_opens_it(child, classifier):
             assert close(child, parent.predict(case.feed), session.predict(case.feed))
 
 
+def test_openvino_opens_weights_with_zero_points(classifier, tmp_path):
+    pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'tfx-toolkit[openvino]'")
+    recipe = QuantizeRecipe(DType.INT4, weight_method=WeightMethod.HQQ)
+    child = quantize_bundle(classifier, tmp_path / "hqq", recipe=recipe)
+    with tfx.open_session(child, backend="openvino") as session:
+        assert session.report.facts.precision is DType.INT4
+
+
 def test_tensorrt_builds_it(child):
     pytest.importorskip(
         MODULES[Target.TENSORRT_RTX], reason="needs TensorRT-RTX: pip install 'tfx-toolkit[rtx]'"
@@ -143,6 +165,10 @@ def test_tensorrt_builds_it(child):
     engine = build_engine(child, EngineRecipe(gpus=("sm89",), profiles=(profile,)))
     assert engine.build.attention == 2
     assert len(engine.plan) > 0
+    # Floats of 16 bits keep attention in one kernel, whatever the products around it are.
+    recipe = child.manifest.quantization.recipe
+    halves = {DType.FLOAT16, DType.BFLOAT16}
+    assert bool(engine.build.fused_kernels) == bool(halves & {recipe.precision, recipe.rest})
 
 
 def test_it_checks(child):
@@ -179,7 +205,7 @@ def test_a_source_from_the_root_stays(classifier, tmp_path):
     assert child.manifest.source.location == "/models/x"
 
 
-@pytest.mark.parametrize("name", ["fp16", "int8", "int8-dynamic", "fp8"])
+@pytest.mark.parametrize("name", ["fp16", "int8", "int8-dynamic", "fp8", "int8-fp16"])
 def test_a_name_beside_the_parent(name, classifier):
     path = default_path(classifier, RECIPES[name])
     assert path == classifier.path.with_name(f"tiny-{name}")
