@@ -1,0 +1,66 @@
+"""Real texts of mixed length, as a service that embeds them gets them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tfx.errors import DataError
+
+# What the folder of data must have: a column of sentences, and lines of prose.
+SENTENCES = ("sst2/dev.tsv", "sst2/train.tsv")
+PROSE = "text/wikitext2-test.txt"
+
+# Sentences joined to a paragraph.
+PARAGRAPH = (3, 12)
+
+
+def read_sentences(data: Path, count: int, seed: int = 0) -> list[str]:
+    """Texts in a random order: half single sentences, a quarter paragraphs, a quarter prose.
+
+    Args:
+        data: Has the files of ``SENTENCES``, tab-separated with a header and the sentence first,
+            and ``PROSE``, in which a line is a paragraph and headings begin with "=".
+        count: How many; no sentence and no line is in it twice.
+        seed: Of the draw.
+
+    Raises:
+        DataError: If a file is missing, or there are too few texts.
+    """
+    rng = np.random.default_rng(seed)
+    single = [
+        line.partition("\t")[0].strip() for name in SENTENCES for line in _lines(data / name)[1:]
+    ]
+    prose = [
+        line.strip()
+        for line in _lines(data / PROSE)
+        if line.strip() and not line.strip().startswith("=")
+    ]
+    rng.shuffle(single)
+    rng.shuffle(prose)
+    paragraphs = count // 4
+    lengths = rng.integers(*PARAGRAPH, paragraphs, endpoint=True)
+    wanted = count - 2 * paragraphs
+    if len(single) < wanted + lengths.sum() or len(prose) < paragraphs:
+        raise DataError(
+            f"{data} has {len(single)} sentences and {len(prose)} lines of prose: got {count} "
+            f"texts to make, expected fewer"
+        )
+    texts, rest = single[:wanted], single[wanted:]
+    for length in lengths:
+        texts.append(" ".join(rest[:length]))
+        rest = rest[length:]
+    texts += prose[:paragraphs]
+    rng.shuffle(texts)
+    return texts
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}",
+            hint=f"Give a folder that has {', '.join((*SENTENCES, PROSE))}.",
+        ) from error
