@@ -72,13 +72,16 @@ class Answers:
     @property
     def needs_spans(self) -> bool:
         """Whether the tokenizer must say where each token is in its text."""
-        per_token = self.classification is not None and self.classification.per_token
-        return per_token or self.needs_windows
+        return self.extracts or self._per_token
 
     @property
-    def needs_windows(self) -> bool:
-        """Whether a text is a question and a context, to be read in windows."""
-        return self.extracts
+    def joins_windows(self) -> bool:
+        """Whether the answers to the windows of a long text make one to all of it."""
+        return self.extracts or self.classification is not None or self.embedding is not None
+
+    @property
+    def _per_token(self) -> bool:
+        return self.classification is not None and self.classification.per_token
 
     def of_batch(
         self,
@@ -110,21 +113,32 @@ class Answers:
         ]
 
     def joined(
-        self, found: Sequence[Answer | Candidate], owners: Sequence[int], texts: Sequence[Text]
-    ) -> list[Any]:
-        """The answer for each text, from those of its windows.
+        self, found: Sequence[Answer | Candidate], text: Text, encoded: Sequence[Encoded]
+    ) -> Any:
+        """The answer for a text, from those of its windows.
+
+        Embeddings and scores are the mean over the windows; a token's label is that of the window
+        which has most of the text on both sides of it.
 
         Args:
-            found: What ``of_batch`` gave.
-            owners: Index of the text that each is of.
-            texts: All of them.
+            found: What ``of_batch`` gave for each window.
+            text: All of it.
+            encoded: The windows.
         """
-        if not self.extracts:
-            return list(found)  # one of each text, in their order
-        windows: list[list[Any]] = [[] for _ in texts]
-        for one, owner in zip(found, owners, strict=True):
-            windows[owner].append(one)
-        return [answer_from(some, text[1]) for some, text in zip(windows, texts, strict=True)]
+        if self.extracts:
+            candidates = [one for one in found if isinstance(one, Candidate)]
+            return answer_from(candidates, text[1])
+        if len(found) == 1:
+            return found[0]
+        assert self.joins_windows  # else nobody asked for windows
+        if self.classification is None:
+            mean = np.mean([np.asarray(one) for one in found], axis=0)
+            said = self.embedding
+            return normalized(mean) if said is not None and said.normalize else mean
+        if not self._per_token:
+            scores = np.array([one.scores for one in found if isinstance(one, TextLabel)])
+            return text_label(self.classification.labels, scores.mean(axis=0))
+        return joined_tokens([one for one in found if isinstance(one, list)], encoded)
 
     def _candidates(
         self, outputs: Mapping[str, np.ndarray], batch: TokenBatch, encoded: Sequence[Encoded]
@@ -294,6 +308,32 @@ def token_labels(
         )
         for span in encoded.spans
     ]
+
+
+def joined_tokens(
+    found: Sequence[list[TokenLabel]], encoded: Sequence[Encoded]
+) -> list[TokenLabel]:
+    """The labels of a long text's tokens, each from the window that has most on both sides of it.
+
+    Args:
+        found: Of the tokens of each window.
+        encoded: The windows.
+    """
+    best: dict[tuple[int, int], tuple[int, TokenLabel]] = {}
+    for labels, one in zip(found, encoded, strict=True):
+        part = max((span.part for span in one.spans), default=0)  # of a pair the second is cut
+        count = sum(span.part == part for span in one.spans)
+        seen = 0
+        for label, span in zip(labels, one.spans, strict=True):
+            if span.part == part:
+                around, place = min(seen, count - 1 - seen), span.position + one.skipped
+                seen += 1
+            else:
+                around, place = 0, span.position
+            key = (span.part, place)
+            if key not in best or around > best[key][0]:
+                best[key] = (around, label)
+    return [label for _, (_, label) in sorted(best.items(), key=lambda item: item[0])]
 
 
 def own_part(

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+# What it costs to start a run, in tokens. Measured on 2 CPU cores with MiniLM, ONNX Runtime and
+# OpenVINO in float32: 2 to 3 ms of processor time for a run, 0.12 ms for each token of it.
+RUN_TOKENS = 24
+
 
 def cut_batches(
     lengths: Sequence[int], *, max_rows: int, max_tokens: int, equal: bool = False
-) -> Iterator[list[int]]:
-    """Group indices of similar length, longest first.
+) -> list[list[int]]:
+    """Group indices of similar length so that runs and padding together cost least.
 
-    The longest go first so that a run that does not fit in memory fails at once.
+    Sorted by length, a batch is a stretch of its neighbours; where to cut is the shortest path
+    through the places between them. The longest go first so that a run that does not fit in memory
+    fails at once.
 
     Args:
         lengths: Tokens of each text.
@@ -19,22 +25,31 @@ def cut_batches(
         equal: Only put texts of the same length together: for a model without an
             ``attention_mask``, which would take padding for text.
 
-    Yields:
+    Returns:
         Indices into ``lengths``; every index comes exactly once.
     """
     if max_rows < 1:
         raise ValueError(f"max_rows is {max_rows}, expected 1 or more")
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])  # stable
-    batch: list[int] = []
-    for index in order:
-        longest = lengths[batch[0]] if batch else 0
-        full = len(batch) == max_rows or (len(batch) + 1) * longest > max_tokens
-        if batch and (full or (equal and lengths[index] != longest)):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+    widths = [lengths[index] for index in order]
+    costs = [0] * (len(order) + 1)  # of all texts from a place on
+    stops = [0] * len(order)  # where the batch that begins there ends
+    for start in reversed(range(len(order))):
+        width = widths[start]
+        most = max(1, min(max_rows, max_tokens // max(1, width), len(order) - start))
+        if equal:
+            most = next((n for n in range(1, most) if widths[start + n] != width), most)
+        # Of equals the fullest: a list of texts of one length is full batches and a rest.
+        costs[start], stops[start] = min(
+            (RUN_TOKENS + (stop - start) * width + costs[stop], -stop)
+            for stop in range(start + 1, start + most + 1)
+        )
+    batches, start = [], 0
+    while start < len(order):
+        stop = -stops[start]
+        batches.append(order[start:stop])
+        start = stop
+    return batches
 
 
 def even_slices(rows: int, max_rows: int) -> Iterator[slice]:

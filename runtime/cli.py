@@ -60,6 +60,20 @@ STDIO = Path("-")
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @PRECISION
 @click.option("--batch", type=click.IntRange(1), help="Most texts or rows in one run of the model.")
+@click.option(
+    "--streams",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Runs at once, which share the threads: faster for many texts.",
+)
+@click.option(
+    "--long",
+    type=click.Choice(["truncate", "windows"]),
+    default="truncate",
+    show_default=True,
+    help="Cut texts longer than the model takes, or read them in windows that overlap.",
+)
 @click.option("--trust", is_flag=True, help="Let the factory's file or a foreign engine run.")
 def predict(
     bundle: Path | None,
@@ -74,6 +88,8 @@ def predict(
     threads: int | None,
     precision: str | None,
     batch: int | None,
+    streams: int,
+    long: str,
     trust: bool,
 ) -> None:
     """Run a bundle on text, JSONL or npz.
@@ -115,6 +131,7 @@ def predict(
                 precision=precision or "",
                 verify=False,
                 trust=trust,
+                streams=streams,
             )
         )
         reading: Sequence[str] | BinaryIO = texts
@@ -138,6 +155,7 @@ def predict(
             field=field,
             as_arrays=as_arrays,
             max_rows=batch,
+            long=long,
             advance=shown.advance,
         )
         duration_s = time.perf_counter() - started
@@ -146,6 +164,8 @@ def predict(
         said = f"{report.texts:,} texts in {duration_s:.1f} s"
         if report.truncated:
             said += f", {report.truncated:,} of them longer than the model takes, and cut"
+        if report.windowed:
+            said += f", {report.windowed:,} longer than the model takes, and read in windows"
         click.echo(said, err=True)
 
 

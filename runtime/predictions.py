@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, BinaryIO
@@ -28,11 +28,7 @@ from .records import (
     write_arrays,
 )
 from .session import Session
-from .tokenizer import TextError
-
-# Texts read before the first of them is answered: enough to sort by length, few enough that
-# memory does not grow with the file.
-CHUNK_TEXTS = 512
+from .tokenizer import LongTexts, Text, TextError
 
 Answered = tuple[Record, Answer]
 
@@ -47,6 +43,7 @@ def predict_stream(
     field: str = "text",
     as_arrays: bool = False,
     max_rows: int | None = None,
+    long: LongTexts | str = LongTexts.TRUNCATE,
     advance: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Answer what a stream holds into another.
@@ -62,6 +59,7 @@ def predict_stream(
         field: Of a JSONL object, the one that holds the text.
         as_arrays: Write npz, not JSONL.
         max_rows: Most texts or rows in one run of the model.
+        long: What is done with texts longer than the model takes, as ``Session.predict``.
         advance: Told how many more texts, or parts of an npz file, are done.
 
     Raises:
@@ -79,7 +77,7 @@ def predict_stream(
         records = read_jsonl(source, where, field=field)
     else:
         records = read_texts(source, where)
-    _predict_texts(session, records, where, into, as_arrays, max_rows, advance)
+    _predict_texts(session, records, where, into, as_arrays, max_rows, long, advance)
 
 
 def _predict_texts(
@@ -89,11 +87,12 @@ def _predict_texts(
     into: BinaryIO,
     as_arrays: bool,
     max_rows: int | None,
+    long: LongTexts | str,
     advance: Callable[[int], None],
 ) -> None:
     kept: list[Answer] = []
     empty = True
-    for chunk in answer_records(session, records, where, max_rows=max_rows):
+    for chunk in answer_records(session, records, where, max_rows=max_rows, long=long):
         if as_arrays:
             kept += [answer for _, answer in chunk]
         else:
@@ -134,30 +133,46 @@ def _predict_arrays(
 
 
 def answer_records(
-    session: Session, records: Iterable[Record], where: str, *, max_rows: int | None = None
+    session: Session,
+    records: Iterable[Record],
+    where: str,
+    *,
+    max_rows: int | None = None,
+    long: LongTexts | str = LongTexts.TRUNCATE,
+    stretch: int | None = None,
 ) -> Iterator[list[Answered]]:
-    """Answer a stream of texts, ``CHUNK_TEXTS`` at a time, in their order.
+    """Answer a stream of texts, some hundreds at a time, in their order.
 
     Args:
         session: What answers.
         records: Taken as they are needed.
         where: Where they come from, for messages.
         max_rows: Most texts in one run of the model.
+        long: What is done with texts longer than the model takes.
+        stretch: Texts sorted by length together; None for what ``Session.map`` takes.
 
     Raises:
         DataError: If a text cannot be read by the tokenizer; names its line.
         FeedError: If the bundle takes no text.
     """
-    remaining = iter(records)
-    while chunk := list(itertools.islice(remaining, CHUNK_TEXTS)):
-        try:
-            answers = session.predict([record.text for record in chunk], max_rows=max_rows)
-        except TextError as error:
-            index, problem = next(iter(error.problems.items()))
-            raise DataError(
-                f"{where}, line {chunk[index].line}: {problem}", hint=error.hint
-            ) from error
-        yield list(zip(chunk, answers, strict=True))
+    waiting: deque[Record] = deque()  # from the oldest that is not answered
+    given = 0
+
+    def texts() -> Iterator[Text]:
+        for record in records:
+            waiting.append(record)
+            yield record.text
+
+    try:
+        for answers in session.map_stretches(
+            texts(), max_rows=max_rows, long=long, stretch=stretch
+        ):
+            given += len(answers)
+            yield [(waiting.popleft(), answer) for answer in answers]
+    except TextError as error:
+        index, problem = next(iter(error.problems.items()))
+        line = waiting[index - given].line
+        raise DataError(f"{where}, line {line}: {problem}", hint=error.hint) from error
 
 
 def run_arrays(

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, get_args, overload
@@ -17,25 +17,22 @@ from tfx.bundle import Bundle, open_bundle
 from tfx.errors import BackendError, FeedError
 from tfx.signature import Feed, Signature
 
-from .answers import Answer, Answers
+from .answers import Answer
 from .backend import (
     Executable,
     GpuExecutable,
     RunFacts,
     RunOptions,
+    check_streams,
     find_backend,
     get_backend,
     session_closed,
 )
-from .batching import cut_batches
 from .cpus import usable_cpus
 from .device_arrays import DeviceArray, device_array, outlines_of
-from .tokenizer import Text, Tokenizer
-
-# Texts, and tokens with padding, of one run. Measured on 2 CPU cores with MiniLM: 16 sentences
-# a run are 1.3 times as fast as 32 or more, and for long texts 512 to 4096 tokens are the same.
-BATCH_ROWS = 16
-BATCH_TOKENS = 2048
+from .stream import answer_stretches
+from .texts import TextRunner, stacked
+from .tokenizer import LongTexts, Text
 
 # What predict gives for arrays.
 Outputs = Literal["numpy", "dlpack"]
@@ -54,6 +51,7 @@ class SessionReport:
         load_s: Seconds from the call of ``open_session`` to a session ready to run.
         texts: Texts answered.
         truncated: How many of them were longer than the model takes, and cut.
+        windowed: How many were as long, and read in windows.
     """
 
     bundle: str
@@ -62,6 +60,7 @@ class SessionReport:
     load_s: float
     texts: int = 0
     truncated: int = 0
+    windowed: int = 0
 
 
 class Session:
@@ -80,10 +79,9 @@ class Session:
         self._lowest = {
             spec.name: spec.values.min for spec in self._signature.inputs if spec.values
         }
-        self._answers = Answers(bundle)
+        self._texts = TextRunner(bundle, self._run)
         self._closed = False
         self._lock = threading.Lock()
-        self._tokenizer: Tokenizer | None = None
         self._report = SessionReport(str(bundle.path), bundle.digest, executable.facts, load_s)
 
     @property
@@ -107,11 +105,21 @@ class Session:
     ) -> dict[str, np.ndarray | DeviceArray]: ...
 
     @overload
-    def predict(self, inputs: Text, *, max_rows: int | None = None) -> Answer: ...
+    def predict(
+        self,
+        inputs: Text,
+        *,
+        max_rows: int | None = None,
+        long: LongTexts | str = LongTexts.TRUNCATE,
+    ) -> Answer: ...
 
     @overload
     def predict(
-        self, inputs: list[str] | list[Text], *, max_rows: int | None = None
+        self,
+        inputs: list[str] | list[Text],
+        *,
+        max_rows: int | None = None,
+        long: LongTexts | str = LongTexts.TRUNCATE,
     ) -> np.ndarray | list[Answer]: ...
 
     def predict(
@@ -121,6 +129,7 @@ class Session:
         check_finite: bool = False,
         max_rows: int | None = None,
         outputs: Outputs = "numpy",
+        long: LongTexts | str = LongTexts.TRUNCATE,
     ) -> Any:
         """Run the model on arrays, on a text, or on a list of texts.
 
@@ -134,6 +143,10 @@ class Session:
             outputs: For arrays: "numpy"; or "dlpack" to leave the outputs where the model makes
                 them, which on a GPU are of ``DeviceArray``, for ``torch.from_dlpack`` and its
                 like, and on a CPU of NumPy.
+            long: Of texts longer than the model takes: "truncate" cuts them, "windows" reads
+                them in windows that overlap, and gives the mean of embeddings or scores, or each
+                token's label from the window that has most around it; of a pair the second text.
+                ``report`` counts both. A question's context is always read in windows.
 
         Returns:
             For arrays, output name to array: same names, dtypes and shapes from every
@@ -158,9 +171,9 @@ class Session:
             self._signature.bind(outlines_of(feed, self._lowest), check_finite=check_finite)
             return self._run_where_it_is(feed, outputs)
         if isinstance(inputs, str | tuple):
-            return self._predict_texts([inputs], max_rows)[0]
+            return self._predict_texts([inputs], max_rows, long)[0]
         if isinstance(inputs, list):
-            return self._predict_texts(inputs, max_rows)
+            return stacked(self._predict_texts(inputs, max_rows, long))
         raise FeedError(
             f"got {type(inputs).__name__}, expected arrays by name, a text or a list of texts",
             hint=INPUT_HINT,
@@ -193,53 +206,108 @@ class Session:
             return self._executable.run(feed)
         return self._on_gpu.run_on_gpu(feed, keep=outputs == "dlpack")
 
-    def _predict_texts(
-        self, texts: Sequence[Text], max_rows: int | None
-    ) -> np.ndarray | list[Answer]:
+    def map(
+        self,
+        texts: Iterable[Text],
+        *,
+        max_rows: int | None = None,
+        long: LongTexts | str = LongTexts.TRUNCATE,
+        on_progress: Callable[[int], None] = lambda count: None,
+    ) -> Iterator[Answer]:
+        """Answer a stream of texts of any length, in its order and in constant memory.
+
+        Some hundreds of texts are sorted by length together, tokenized in a thread of their own
+        while the model runs on those before. The iterable is read in the caller's thread and only
+        as far ahead as that takes. Stopping early, or an error, leaves no thread behind.
+
+        Args:
+            texts: Strings, or pairs of strings.
+            max_rows: Most texts in one run of the model; None for ``BATCH_ROWS``.
+            long: As in ``predict``.
+            on_progress: Told how many more texts are answered, in the caller's thread.
+
+        Yields:
+            The answer to each, as ``predict`` gives it for one.
+
+        Raises:
+            TextError: If a text cannot be read, when those before it were given; its ``problems``
+                are numbered as the stream is.
+            FeedError: If the bundle takes no text.
+            BackendError: If the session is closed or the backend fails.
+        """
+        if isinstance(texts, str | Mapping):
+            raise FeedError(
+                f"got {type(texts).__name__}, expected an iterable of texts",
+                hint="Put a single text in a list, or use predict.",
+            )
+        found = self.map_stretches(texts, max_rows=max_rows, long=long, on_progress=on_progress)
+        return (answer for stretch in found for answer in stretch)
+
+    def map_stretches(
+        self,
+        texts: Iterable[Text],
+        *,
+        max_rows: int | None = None,
+        long: LongTexts | str = LongTexts.TRUNCATE,
+        stretch: int | None = None,
+        on_progress: Callable[[int], None] = lambda count: None,
+    ) -> Iterator[list[Answer]]:
+        """The same as ``map``, some hundreds of answers at a time: what is ready together.
+
+        Args:
+            texts: As ``map`` takes them.
+            max_rows: As ``map`` takes it.
+            long: As ``map`` takes it.
+            stretch: Texts sorted by length together; None for ``STRETCH_TEXTS``, or fewer where
+                an answer is large.
+            on_progress: As ``map`` takes it.
+        """
+        self._check_open(max_rows)
+        return answer_stretches(
+            self._texts,
+            texts,
+            streams=self._report.facts.streams,
+            count=self._count,
+            max_rows=max_rows,
+            long=long,
+            stretch=stretch,
+            on_progress=on_progress,
+        )
+
+    def _run(self, feed: Feed) -> dict[str, np.ndarray]:
+        return self._executable.run(feed)
+
+    def _check_open(self, max_rows: int | None) -> None:
+        if self._closed:
+            raise session_closed()
         if max_rows is not None and max_rows < 1:
             raise FeedError(f"max_rows is {max_rows}, expected 1 or more")
-        tokenizer = self._loaded_tokenizer()
+
+    def _predict_texts(
+        self, texts: Sequence[Text], max_rows: int | None, long: LongTexts | str
+    ) -> list[Answer]:
+        self._check_open(max_rows)
         if not texts:
             raise FeedError("got an empty list, expected at least one text")
-        pieces = tokenizer.pieces(texts)
-        owners = [index for index, some in enumerate(pieces) for _ in some]
-        encoded = [one for some in pieces for one in some]
-        answers: list[Any] = [None] * len(encoded)
-        rows = max_rows or BATCH_ROWS
-        batches = cut_batches(
-            [len(one.ids) for one in encoded],
-            max_rows=min(rows, tokenizer.max_rows or rows),
-            max_tokens=BATCH_TOKENS,
-            equal=not tokenizer.has_mask,
-        )
-        for indices in batches:
-            chosen = [encoded[index] for index in indices]
-            batch = tokenizer.batch(chosen)
-            self._signature.bind(batch.feed)
-            outputs = self._executable.run(batch.feed)
-            found = self._answers.of_batch(
-                outputs, batch, [texts[owners[index]] for index in indices], chosen
-            )
-            for index, answer in zip(indices, found, strict=True):
-                answers[index] = answer
-        answers = self._answers.joined(answers, owners, texts)
-        with self._lock:
-            self._report = dataclasses.replace(
-                self._report,
-                texts=self._report.texts + len(texts),
-                truncated=self._report.truncated + sum(one.truncated for one in encoded),
-            )
-        return np.stack(answers) if isinstance(answers[0], np.ndarray) else answers
+        reading = self._texts.read(texts, long)
+        found: list[Any] = [None] * len(reading.pieces)
+        for indices in self._texts.batches(reading.pieces, max_rows=max_rows):
+            pieces = [reading.pieces[index] for index in indices]
+            for index, answer in zip(indices, self._texts.run(pieces), strict=True):
+                found[index] = answer
+        answers = self._texts.joined(reading, found)
+        self._count(len(texts), reading.truncated, reading.windowed)
+        return answers
 
-    def _loaded_tokenizer(self) -> Tokenizer:
+    def _count(self, texts: int, truncated: int, windowed: int) -> None:
         with self._lock:
-            if self._tokenizer is None:
-                self._tokenizer = Tokenizer(
-                    self.bundle,
-                    spans=self._answers.needs_spans,
-                    windows=self._answers.needs_windows,
-                )
-            return self._tokenizer
+            said = self._report
+            self._report = dataclasses.replace(
+                said,
+                texts=said.texts + texts,
+                truncated=said.truncated + truncated,
+                windowed=said.windowed + windowed,
+            )
 
     def close(self) -> None:
         """Free the model; a closed session refuses to predict. May be called twice."""
@@ -267,6 +335,7 @@ def open_session(
     precision: str = "",
     verify: bool = True,
     trust: bool = False,
+    streams: int = 1,
 ) -> Session:
     """Load a bundle on a backend.
 
@@ -282,6 +351,8 @@ def open_session(
         verify: Compare the sha256 of every file with the manifest first.
         trust: Let code that the bundle brings run: a factory's file, as torch reference, or an
             engine that was not built here.
+        streams: Runs of the model at once that share the CPU threads: for throughput, as ``map``
+            takes them all. One run alone then has ``threads // streams`` of them.
 
     Returns:
         A session, ready to predict.
@@ -300,7 +371,8 @@ def open_session(
     if name == "auto":
         name = "tensorrt" if is_engine else _first_available()
     where = device or ("cuda:0" if is_engine and name == "tensorrt" else "cpu")
-    options = RunOptions(where, threads or usable_cpus(), trust, precision)
+    options = RunOptions(where, threads or usable_cpus(), trust, precision, streams)
+    check_streams(name, options)
     executable = get_backend(name).load(opened, options)
     return Session(opened, executable, time.perf_counter() - started)
 

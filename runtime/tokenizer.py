@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,15 @@ QUESTION_HINT = "Give each as a pair: a question, and the context that holds its
 # where that is less.
 WINDOW_OVERLAP = 128
 
+LONG_HINT = "Shorten it, or use long='truncate'."
+
+
+class LongTexts(StrEnum):
+    """What is done with texts longer than the model takes."""
+
+    TRUNCATE = "truncate"
+    WINDOWS = "windows"
+
 
 class TextError(FeedError):
     """Texts that cannot become tokens.
@@ -35,6 +45,11 @@ class TextError(FeedError):
         lines = (f"texts[{index}]: {problem}" for index, problem in problems.items())
         super().__init__(listing("texts cannot be read:", lines), hint=hint)
         self.problems = dict(problems)
+
+    def shifted(self, places: int) -> TextError:
+        """The same of texts that are so many places further on."""
+        moved = {index + places: problem for index, problem in self.problems.items()}
+        return TextError(moved, hint=self.hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +78,14 @@ class Encoded:
         types: ``int64[tokens]``: 1 for the second text of a pair, where the model tells them apart.
         truncated: Whether tokens were cut off.
         spans: Of every token that is not special; empty unless asked for.
+        skipped: Of a window of a long text, the tokens of the text that are in earlier ones only.
     """
 
     ids: np.ndarray
     types: np.ndarray
     truncated: bool
     spans: tuple[Span, ...] = ()
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +112,22 @@ class Tokenizer:
         has_mask: Whether the model can be told which tokens are padding.
     """
 
-    def __init__(self, bundle: Bundle, *, spans: bool = False, windows: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        spans: bool = False,
+        windows: bool = False,
+        questions: bool = False,
+    ) -> None:
         """Load the tokenizer of ``bundle``.
 
         Args:
             bundle: Its manifest says how texts are cut and padded.
             spans: Also find where each token is in its text; slower.
-            windows: Take only pairs, and read a second text that is too long in windows that
-                overlap, instead of cutting it; needs ``spans``.
+            windows: Let ``pieces`` read a text that is too long in windows that overlap, instead
+                of cutting it; of a pair the second text.
+            questions: Let it take only pairs whose second text has tokens; needs ``spans``.
 
         Raises:
             FeedError: If the bundle takes no text.
@@ -134,6 +159,7 @@ class Tokenizer:
         self.has_mask = "attention_mask" in specs
         self._spans = spans
         self._windows = windows
+        self._questions = questions
         self._tokenizer = _load(bundle, settings.file, None if windows else self.max_tokens)
 
     def encode(self, texts: Sequence[Text]) -> list[Encoded]:
@@ -172,27 +198,32 @@ class Tokenizer:
         """
         if not self._windows:
             return [[one] for one in self.encode(texts)]
-        problems = {i: p for i, text in enumerate(texts) if (p := _question_problem(text))}
+        find = _question_problem if self._questions else text_problem
+        hint = QUESTION_HINT if self._questions else PAIR_HINT
+        problems = {i: p for i, text in enumerate(texts) if (p := find(text))}
         if problems:
-            raise TextError(problems, hint=QUESTION_HINT)
-        found = []
-        for index, encoding in enumerate(self._tokenizer.encode_batch(list(texts))):
+            raise TextError(problems, hint=hint)
+        found: list[list[Encoded]] = []
+        run = self._tokenizer.encode_batch if self._spans else self._tokenizer.encode_batch_fast
+        for index, encoding in enumerate(run(list(texts))):
             whole = self._encoded(encoding)
-            context = [span for span in whole.spans if span.part == 1]
-            if not context:
+            last_part = 0 if isinstance(texts[index], str) else 1
+            begin, end = _places(encoding, last_part)
+            outside = len(whole.ids) - (end - begin)
+            if not len(whole.ids):
+                problems[index], hint = "has no tokens", ""
+            elif self._questions and begin == end:
                 problems[index] = "has a context without tokens"
-                continue
-            begin, end = context[0].position, context[-1].position + 1
-            room = self.max_tokens - (len(whole.ids) - (end - begin))
-            if room < 1:
-                problems[index] = (
-                    f"has a question of {sum(span.part == 0 for span in whole.spans)} tokens, "
-                    f"which leaves no room for its context: the model takes {self.max_tokens}"
-                )
+            elif len(whole.ids) > self.max_tokens and outside >= self.max_tokens:
+                said, hint = self._no_room(whole, outside)
+                problems[index] = f"{said}: the model takes {self.max_tokens}"
+            elif len(whole.ids) <= self.max_tokens:
+                found.append([whole])
             else:
-                found.append(list(_windows(whole, begin, end, room)))
+                room = self.max_tokens - outside
+                found.append(list(_windows(whole, begin, end, room, even=not self._questions)))
         if problems:
-            raise TextError(problems, hint=QUESTION_HINT)
+            raise TextError(problems, hint=hint)
         return found
 
     def batch(self, encoded: Sequence[Encoded]) -> TokenBatch:
@@ -222,6 +253,15 @@ class Tokenizer:
             name: arrays[name].astype(dtype, copy=False) for name, dtype in self._dtypes.items()
         }
         return TokenBatch(feed, mask, len(encoded))
+
+    def _no_room(self, whole: Encoded, outside: int) -> tuple[str, str]:
+        """What is wrong with a text whose windows would hold none of it, and a hint."""
+        if self._questions:
+            first = sum(span.part == 0 for span in whole.spans)
+            return f"has a question of {first} tokens, which leaves no room for its context", (
+                QUESTION_HINT
+            )
+        return f"has {outside} tokens that every window must hold", LONG_HINT
 
     @property
     def _pads_left(self) -> bool:
@@ -277,11 +317,33 @@ def _question_problem(text: object) -> str:
     return problem
 
 
-def _windows(whole: Encoded, begin: int, end: int, room: int) -> Iterator[Encoded]:
-    """A text with ``room`` of the tokens ``begin:end`` at a time; the others in every window."""
+def _places(encoding: Any, part: int) -> tuple[int, int]:
+    """First place of a text's own tokens in its encoding, and one past the last."""
+    places = [
+        place
+        for place, (owner, special) in enumerate(
+            zip(encoding.sequence_ids, encoding.special_tokens_mask, strict=True)
+        )
+        if owner == part and not special
+    ]
+    return (places[0], places[-1] + 1) if places else (0, 0)
+
+
+def _windows(whole: Encoded, begin: int, end: int, room: int, *, even: bool) -> Iterator[Encoded]:
+    """A text with ``room`` of the tokens ``begin:end`` at a time; the others in every window.
+
+    Args:
+        whole: All of it.
+        begin: Its first token that is in one window, or two, only.
+        end: One past the last of them.
+        room: How many of them a window takes.
+        even: Let the last window begin earlier and be full: where all windows count the same.
+    """
     step = room - min(WINDOW_OVERLAP, room // 2)
     for first in range(begin, end, step):
         last = min(first + room, end)
+        if even:
+            first = last - room
         kept = [*range(begin), *range(first, last), *range(end, len(whole.ids))]
         places = {old: new for new, old in enumerate(kept)}
         spans = (
@@ -289,7 +351,7 @@ def _windows(whole: Encoded, begin: int, end: int, room: int) -> Iterator[Encode
             for span in whole.spans
             if span.position in places
         )
-        yield Encoded(whole.ids[kept], whole.types[kept], False, tuple(spans))
+        yield Encoded(whole.ids[kept], whole.types[kept], False, tuple(spans), first - begin)
         if last == end:
             return
 

@@ -1,12 +1,10 @@
 """Batches: every text once, none over the budget, order restored by the indices."""
 
-import itertools
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfx.runtime.batching import cut_batches, even_slices
+from tfx.runtime.batching import RUN_TOKENS, cut_batches, even_slices
 
 lengths = st.lists(st.integers(1, 300), max_size=60)
 
@@ -32,13 +30,34 @@ def test_equal_batches_need_no_padding(lengths, rows):
         assert len({lengths[index] for index in batch}) == 1
 
 
-@given(lengths)
-def test_batches_are_filled(lengths):
-    """Two neighbours never fit into one batch: the second would have joined the first."""
-    batches = list(cut_batches(lengths, max_rows=4, max_tokens=600))
-    for first, _ in itertools.pairwise(batches):
-        width = lengths[first[0]]
-        assert len(first) == 4 or (len(first) + 1) * width > 600
+def cost_of(batches, lengths):
+    return sum(RUN_TOKENS + len(b) * max(lengths[index] for index in b) for b in batches)
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=9), st.integers(1, 4))
+def test_no_way_to_cut_costs_less(lengths, rows):
+    ordered = sorted(lengths, reverse=True)
+
+    def least(left):
+        if not left:
+            return 0
+        fits = (n for n in range(1, min(rows, len(left)) + 1) if n == 1 or n * left[0] <= 200)
+        return min(RUN_TOKENS + n * left[0] + least(left[n:]) for n in fits)
+
+    batches = cut_batches(lengths, max_rows=rows, max_tokens=200)
+    assert cost_of(batches, lengths) == least(ordered)
+
+
+def test_padding_is_worth_no_more_than_a_run():
+    far, near = 40, 40 - RUN_TOKENS + 1
+    assert cut_batches([far, near], max_rows=2, max_tokens=1000) == [[0, 1]]
+    assert cut_batches([far, near - 2], max_rows=2, max_tokens=1000) == [[0], [1]]
+
+
+def test_the_longest_go_first():
+    batches = cut_batches([5, 90, 40, 7, 300], max_rows=2, max_tokens=1000)
+    assert batches[0] == [4]
+    assert batches[-1] == [3, 0]
 
 
 def test_similar_lengths_share_a_batch():

@@ -97,7 +97,7 @@ def test_the_best_window_answers():
 def windows_of(tmp_path, question, context, *, limit):
     settings = Tokenization("tokenizer.json", max_length=limit)
     bundle = write_reader(tmp_path / "reader", tokenization=settings)
-    tokenizer = Tokenizer(bundle, spans=True, windows=True)
+    tokenizer = Tokenizer(bundle, spans=True, windows=True, questions=True)
     (found,) = tokenizer.pieces([(" ".join(question), " ".join(context))])
     return found
 

@@ -234,7 +234,7 @@ class Compiled:
     def get_property(self, name):
         if name == "INFERENCE_PRECISION_HINT":
             return SimpleNamespace(get_type_name=lambda: self.hint)
-        return 2
+        return 1 if name == "NUM_STREAMS" else 2
 
     def get_runtime_model(self):
         return SimpleNamespace(
@@ -252,7 +252,7 @@ def rt_info(name):
     }
 
 
-def load_compiled(tmp_path, monkeypatch, hint, types):
+def load_compiled(tmp_path, monkeypatch, hint, types, streams=1):
     import openvino
 
     class Core:
@@ -266,12 +266,23 @@ def load_compiled(tmp_path, monkeypatch, hint, types):
             return Compiled(hint, types)
 
     monkeypatch.setattr(openvino, "Core", Core)
-    return OpenVino().load(write_bundle(tmp_path / "b"), RunOptions(threads=2)).facts
+    options = RunOptions(threads=2, streams=streams)
+    return OpenVino().load(write_bundle(tmp_path / "b"), options).facts
 
 
 def test_another_precision_than_asked_for_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(BackendError, match="openvino gave precision bf16, not f32"):
         load_compiled(tmp_path, monkeypatch, "bf16", ["bf16"])
+
+
+def test_other_streams_than_asked_for_are_an_error(tmp_path, monkeypatch):
+    with pytest.raises(BackendError, match="openvino gave 1 streams, not 2"):
+        load_compiled(tmp_path, monkeypatch, "f32", ["f32"], streams=2)
+
+
+def test_streams_share_the_threads(tmp_path):
+    facts = OpenVino().load(write_bundle(tmp_path / "b"), RunOptions(threads=2, streams=2)).facts
+    assert (facts.threads, facts.streams) == (1, 2)
 
 
 def test_a_graph_that_says_otherwise_is_an_error(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ import tfx
 from tfx.cli import main
 from tfx.dtypes import DType
 from tfx.processing import Activation
-from tfx.runtime import predictions
+from tfx.runtime import predictions, stream
 from tfx.signature import Signature, TensorSpec
 
 
@@ -206,11 +206,11 @@ def test_texts_that_were_cut_are_told(embedder):
 
 
 def test_answers_come_before_the_input_ends(embedder, monkeypatch):
-    monkeypatch.setattr(predictions, "CHUNK_TEXTS", 4)
+    monkeypatch.setattr(stream, "STRETCH_TEXTS", 4)
     taken, written = [], []
 
     def source():
-        for number in range(12):
+        for number in range(40):
             taken.append(number)
             yield b"good film\n"
 
@@ -225,7 +225,20 @@ def test_answers_come_before_the_input_ends(embedder, monkeypatch):
 
     with tfx.open_session(embedder) as session:
         predictions.predict_stream(session, Source(), Sink(), where="test")
-    assert written == [(4, 4), (8, 4), (12, 4)]
+    assert [count for _, count in written] == [4] * 10
+    for index, (read, _) in enumerate(written):  # two stretches beyond the one that is given
+        assert read <= 4 * (index + 1 + stream.STRETCHES_AHEAD)
+
+
+def test_long_texts_in_windows(embedder):
+    result = predict("--long", "windows", "-t", "very " * 50, "-t", "good")
+    assert "2 texts in" in result.stderr
+    assert "1 longer than the model takes, and read in windows" in result.stderr
+    cut, whole = (
+        predict("-t", "good " * 16 + "film " * 20),
+        predict("--long", "windows", "-t", "good " * 16 + "film " * 20),
+    )
+    assert cut.stdout != whole.stdout
 
 
 # What is refused, and that nothing is left behind.
@@ -242,14 +255,14 @@ def test_answers_come_before_the_input_ends(embedder, monkeypatch):
     ],
 )
 def test_bad_lines_leave_no_output(classifier, workspace, monkeypatch, data, message):
-    monkeypatch.setattr(predictions, "CHUNK_TEXTS", 1)  # so that line 1 was answered before
+    monkeypatch.setattr(stream, "STRETCH_TEXTS", 1)  # so that line 1 was answered before
     (workspace / "in.jsonl").write_bytes(data)
     assert message in refused(predict("-i", "in.jsonl", "-o", "out.jsonl"))
     assert sorted(os.listdir(workspace)) == ["classifier", "in.jsonl"]
 
 
 def test_a_text_without_tokens_is_named_by_its_line(workspace, monkeypatch):
-    monkeypatch.setattr(predictions, "CHUNK_TEXTS", 2)
+    monkeypatch.setattr(stream, "STRETCH_TEXTS", 2)
     write_text_bundle(workspace / "b", tokenizer=tokenizer_json(special=False), embedding=MEAN)
     said = refused(predict(stdin="a\nb\nfilm\n\n"))
     assert "error: stdin, line 4: has no tokens" in said
