@@ -21,6 +21,7 @@ from .workload import (
 )
 
 BACKEND = click.Choice(list(BACKENDS))
+OUTPUT = click.Path(path_type=Path, dir_okay=False)
 PRECISION = click.Choice(list(PRECISIONS))
 
 
@@ -53,6 +54,10 @@ PRECISION = click.Choice(list(PRECISIONS))
 @click.option("--eval", "data", type=FILE, help="Samples that accuracy is measured on.")
 @click.option("--metric", default="auto", help="Of --eval; default: the task's own.")
 @click.option("--samples", type=int, help="At most so many of --eval, drawn; default: all.")
+@click.option("-o", "--output", type=OUTPUT, help="Also write the JSON document, as it grows.")
+@click.option("--csv", "csv_file", type=OUTPUT, help="Also write a line a row.")
+@click.option("--html", "html_file", type=OUTPUT, help="Also write a page with plots.")
+@click.option("--resume", type=FILE, help="Go on with what --output holds.")
 @json_option
 def bench(
     bundles: tuple[Path, ...],
@@ -69,6 +74,10 @@ def bench(
     data: Path | None,
     metric: str,
     samples: int | None,
+    output: Path | None,
+    csv_file: Path | None,
+    html_file: Path | None,
+    resume: Path | None,
     as_json: bool,
 ) -> None:
     """Measure a family of bundles on every backend that works here.
@@ -81,7 +90,9 @@ def bench(
     from tfx.workspace import family_of
 
     from .machine import this_machine
-    from .report import Status
+    from .output import write_csv, write_html, write_json
+    from .report import BenchReport, Status
+    from .resume import continued
     from .runner import measure
     from .table import show_report
 
@@ -106,12 +117,39 @@ def bench(
         for backend in dict.fromkeys(backends or BACKENDS)
         for precision in dict.fromkeys(precisions or ("",))
     ]
+    machine = this_machine()
+    earlier = None if resume is None else continued(resume, plan, machine)
+    target = output or resume
+    kept: list[BenchReport] = []
+
+    def keep(found: BenchReport) -> None:
+        kept[:] = [found]
+        if target is not None:
+            write_json(target, found)
+
+    interrupted = False
     with progress() as shown:
-        report = measure(chosen, plan, ways, this_machine(), progress=shown)
+        try:
+            report = measure(
+                chosen, plan, ways, machine, progress=shown, earlier=earlier, keep=keep
+            )
+        except KeyboardInterrupt:
+            if not kept or not kept[0].rows:
+                raise
+            report, interrupted = kept[0], True
+    if csv_file is not None:
+        write_csv(csv_file, report)
+    if html_file is not None:
+        write_html(html_file, report)
     if as_json:
         emit_json(report.to_dict())
     else:
         show_report(console(), report)
+    if interrupted:
+        where = f"--resume {target}" if target else "--output FILE, then --resume FILE"
+        raise BackendError(
+            f"interrupted, without: {'; '.join(report.unfinished)}", hint=f"Go on with {where}."
+        )
     if all(row.status is Status.NOT_RUN for row in report.rows):
         raise BackendError("nothing could be measured", hint="See what is missing with: tfx doctor")
     if wrong := sorted({row.name for row in report.rows if row.status is Status.WRONG}):

@@ -110,12 +110,12 @@ def _columns(rows: Sequence[Row], several: bool) -> list[Column]:
     columns += [
         Column("backend", lambda row, found: str(row.way)),
         Column("calls", lambda row, found: str(found.latency.samples)),
-        Column("p50", lambda row, found: _ms(found.latency.median_ms)),
-        Column("p95", lambda row, found: _ms(found.latency.p95_ms)),
+        Column("p50", lambda row, found: ms_text(found.latency.median_ms)),
+        Column("p95", lambda row, found: ms_text(found.latency.p95_ms)),
     ]
     # Few runs are long enough for it, and its column would take the room of the others.
     if any(row.measurement and row.measurement.latency.p99_ms is not None for row in rows):
-        columns.append(Column("p99", lambda row, found: _ms(found.latency.p99_ms)))
+        columns.append(Column("p99", lambda row, found: ms_text(found.latency.p99_ms)))
     columns += [
         Column("per s", lambda row, found: significant(found.throughput_per_s)),
         Column("load", lambda row, found: f"{found.load_s:.1f}s"),
@@ -128,7 +128,7 @@ def _columns(rows: Sequence[Row], several: bool) -> list[Column]:
                 lambda row, found: _mb(None if row.model_bytes is None else row.model_bytes / 1e6),
             )
         )
-    columns.append(Column("error", lambda row, found: _error(row)))
+    columns.append(Column("error", lambda row, found: error_text(row)))
     columns.append(Column("speed, 95 %", lambda row, found: _speed(row)))
     columns.append(Column("", lambda row, found: _verdict(row)))
     metrics = {row.accuracy.metric for row in rows if row.accuracy}
@@ -217,7 +217,8 @@ def notes_of(report: BenchReport) -> list[str]:
     return list(notes)
 
 
-def _error(row: Row) -> str:
+def error_text(row: Row) -> str:
+    """The largest scaled error of a row's outputs; "-" where it has none."""
     if row.agreement is None:
         return "-"
     errors = [one.scaled_error for one in row.agreement]
@@ -228,7 +229,8 @@ def _mb(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
-def _ms(value: float | None) -> str:
+def ms_text(value: float | None) -> str:
+    """Milliseconds in three digits that count; "-" for None."""
     return "-" if value is None else significant(value)
 
 
