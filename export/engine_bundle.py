@@ -141,7 +141,10 @@ def _hull(build: EngineBuild) -> dict[str, ShapeRange]:
 def _notes(build: EngineBuild) -> tuple[str, ...]:
     notes = []
     if build.spelled_out:
-        notes.append(f"{build.spelled_out} attentions are spelled out: TensorRT takes no soft cap")
+        notes.append(
+            f"{build.spelled_out} attentions are spelled out: TensorRT takes no soft cap, nor "
+            "shared keys of float32"
+        )
     if build.fused_kernels:
         count, all_ = build.fused_kernels, build.attention
         notes.append(f"fused attention kernels in the engine: {count}, for {all_} attentions")

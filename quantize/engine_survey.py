@@ -31,12 +31,17 @@ from .lowering import proof_data
 from .pipeline import quantize_bundle
 
 # What a column is, in the order of the table; float32 is the export itself.
-COLUMNS = ("fp32", "fp16", "int8")
+COLUMNS = ("fp32", "fp16", "int8", "bf16", "fp8")
 
-# In int8 what is no product of weights stays float32, attention too: it is then no single kernel.
+# What is tried of every family, unless others are asked for.
+USUAL = ("fp32", "fp16", "int8")
+
+# In 8 bits what is no product of weights stays float32, attention too: it is then no single kernel.
 RECIPES = {
     "fp16": QuantizeRecipe(DType.FLOAT16),
     "int8": QuantizeRecipe(DType.INT8),
+    "bf16": QuantizeRecipe(DType.BFLOAT16),
+    "fp8": QuantizeRecipe(DType.FLOAT8_E4M3),
 }
 
 # Of an axis without limits.
@@ -72,7 +77,7 @@ def survey(
     families: Iterable[Family],
     recipe: EngineRecipe,
     work: Path,
-    precisions: Sequence[str] = COLUMNS,
+    precisions: Sequence[str] = USUAL,
     on_attempt: Callable[[Attempt], None] = lambda _: None,
 ) -> list[Attempt]:
     """Export each family, lower its precision, and build engines of the results.
@@ -257,7 +262,14 @@ def _merged(earlier: Iterable[Attempt], found: Iterable[Attempt]) -> list[Attemp
 @click.command
 @click.argument("names", nargs=-1)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Markdown file to write.")
-@click.option("--gpu", default="sm89", show_default=True, help="Compute capability to build for.")
+@click.option(
+    "--gpu",
+    "gpus",
+    multiple=True,
+    default=("sm89", "sm120"),
+    show_default=True,
+    help="Compute capabilities that one engine is for.",
+)
 @click.option("--precision", "precisions", multiple=True, type=click.Choice(COLUMNS))
 @click.option(
     "--rows",
@@ -269,7 +281,7 @@ def _merged(earlier: Iterable[Attempt], found: Iterable[Attempt]) -> list[Attemp
 def main(
     names: tuple[str, ...],
     output: Path | None,
-    gpu: str,
+    gpus: tuple[str, ...],
     precisions: tuple[str, ...],
     store: Path | None,
     work: Path | None,
@@ -280,7 +292,7 @@ def main(
         for family in FAMILIES
         if not names or any(name.lower() in family.name.lower() for name in names)
     ]
-    recipe = EngineRecipe(gpus=(gpu,))
+    recipe = EngineRecipe(gpus=gpus)
 
     def show(attempt: Attempt) -> None:
         what = f"{attempt.step}: {attempt.problem}" if attempt.problem else "ok"
@@ -289,7 +301,7 @@ def main(
         if store is not None:
             append_attempt(store, attempt)
 
-    asked = precisions or COLUMNS
+    asked = precisions or USUAL
     earlier = read_attempts(store) if store else []
     pending = [family for family in chosen if not _is_done(family, earlier, asked)]
     with contextlib.ExitStack() as stack:
@@ -302,10 +314,11 @@ def main(
     left = "; ".join(dict.fromkeys(f.name for f in FAMILIES if _key(f) not in known))
     missing = f"\nNot tried yet: {left}." if left else ""
     text = (
-        f"# TensorRT engines\n\nThe tiny models of [families.md](families.md), built for {gpu} on "
-        "a machine without a GPU. None of\nthese engines has been run. fp32 is the export itself; "
-        "fp16 and int8 are what `tfx quantize` makes of it,\nint8 with the rest in float32, "
-        "calibrated with the feeds of its proof.\n\n"
+        f"# TensorRT engines\n\nThe tiny models of [families.md](families.md), built for "
+        f"{' and '.join(gpus)} at once, on a\nmachine without a GPU. None of these engines has "
+        "been run. fp32 is the export itself; the others are\nwhat `tfx quantize` makes of it, "
+        "int8 and fp8 with the rest in float32, calibrated with the feeds of its\nproof. An empty "
+        "cell was not tried. int4 needs widths that these models have not: a test builds it.\n\n"
         '"fused" and "split" say whether attention kernels of one piece were found in the engine. '
         "Heads here are\nof 8, too small for any; `tests/export/test_engine.py` shows the same "
         "node fused at 32. A bare yes: no\n`Attention` in it, or one spelled out for its soft "

@@ -19,7 +19,12 @@ def rng():
     return np.random.default_rng(20261121)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if "every" not in config.option.markexpr:
+        every = pytest.mark.skip(reason="takes minutes: run pytest -m every")
+        for item in items:
+            if "every" in item.keywords:
+                item.add_marker(every)
     if shutil.which("nvidia-smi"):
         return
     skip = pytest.mark.skip(reason="needs an NVIDIA GPU: nvidia-smi is not on the path")

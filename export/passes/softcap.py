@@ -1,8 +1,9 @@
-"""Attention with a soft cap, spelled out for engines that do not take the attribute."""
+"""Attention spelled out for engines that do not take it as one node."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import onnx_ir as ir
@@ -25,13 +26,28 @@ def spell_out_softcaps(model: ir.Model) -> int:
     Returns:
         How many were replaced. One that is causal, has a cache or gives its scores is left.
     """
-    count = 0
-    for node in list(model.graph):
-        if node.op_type != "Attention" or node.domain or not _cap(node):
-            continue
-        if _spell_out(model.graph, node):
-            count += 1
-    return count
+    return sum(_spell_out(model.graph, node) for node in _attentions(model) if _cap(node))
+
+
+def spell_out_shared_keys(model: ir.Model) -> int:
+    """Replace Attentions of float32 that read the same keys by products and Softmax.
+
+    TensorRT-RTX 1.7 ends its process (signal 11) while it builds two of them; sparse BigBird has
+    such: its first and its last block see all keys. In 16 bits it builds them.
+
+    Args:
+        model: Changed in place; its Attentions have inputs of 4 dimensions.
+
+    Returns:
+        How many were replaced. One that is causal, has a cache or gives its scores is left.
+    """
+    found = [node for node in _attentions(model) if node.outputs[0].dtype == ir.DataType.FLOAT]
+    readers = Counter(node.inputs[1] for node in found)
+    return sum(_spell_out(model.graph, node) for node in found if readers[node.inputs[1]] > 1)
+
+
+def _attentions(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type == "Attention" and not node.domain]
 
 
 def _cap(node: ir.Node) -> float:
@@ -65,8 +81,9 @@ def _spell_out(graph: ir.Graph, node: ir.Node) -> bool:
     turned = build("Transpose", [key], {"perm": [0, 1, 3, 2]})
     scaled = build("Mul", [query, build.constant(scale, dtype)])
     scores = build("MatMul", [scaled, turned])
-    bounded = build("Tanh", [build("Mul", [scores, build.constant(1 / cap, dtype)])])
-    scores = build("Mul", [bounded, build.constant(cap, dtype)])
+    if cap:
+        bounded = build("Tanh", [build("Mul", [scores, build.constant(1 / cap, dtype)])])
+        scores = build("Mul", [bounded, build.constant(cap, dtype)])
     if rest and (mask := rest[0]) is not None:
         if mask.dtype == ir.DataType.BOOL:
             low = build.constant(_lowest(dtype), dtype)

@@ -162,7 +162,7 @@ def test_tensorrt_builds_it(child):
         MODULES[Target.TENSORRT_RTX], reason="needs TensorRT-RTX: pip install 'tfx-toolkit[rtx]'"
     )
     profile = {"batch": ShapeRange(1, 4, 8), "sequence": ShapeRange(1, 16, 32)}
-    engine = build_engine(child, EngineRecipe(gpus=("sm89",), profiles=(profile,)))
+    engine = build_engine(child, EngineRecipe(gpus=("sm89", "sm120"), profiles=(profile,)))
     assert engine.build.attention == 2
     assert len(engine.plan) > 0
     # Floats of 16 bits keep attention in one kernel, whatever the products around it are.
