@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Self, get_args, overload
 
@@ -21,46 +20,22 @@ from .answers import Answer
 from .backend import (
     Executable,
     GpuExecutable,
-    RunFacts,
     RunOptions,
     check_streams,
     find_backend,
     get_backend,
     session_closed,
 )
+from .batcher import Batcher, Batching, no_inputs, request_of
 from .cpus import usable_cpus
 from .device_arrays import DeviceArray, device_array, outlines_of
+from .session_report import SessionReport
 from .stream import answer_stretches
 from .texts import TextRunner, stacked
 from .tokenizer import LongTexts, Text
 
 # What predict gives for arrays.
 Outputs = Literal["numpy", "dlpack"]
-
-INPUT_HINT = "Pass a mapping of input names to arrays, a text, or a list of texts."
-
-
-@dataclass(frozen=True, slots=True)
-class SessionReport:
-    """What a session really runs, and what it has done so far.
-
-    Attributes:
-        bundle: Path of the bundle.
-        digest: Its digest.
-        facts: Backend, engine, device, precision and threads.
-        load_s: Seconds from the call of ``open_session`` to a session ready to run.
-        texts: Texts answered.
-        truncated: How many of them were longer than the model takes, and cut.
-        windowed: How many were as long, and read in windows.
-    """
-
-    bundle: str
-    digest: str
-    facts: RunFacts
-    load_s: float
-    texts: int = 0
-    truncated: int = 0
-    windowed: int = 0
 
 
 class Session:
@@ -70,7 +45,13 @@ class Session:
         bundle: The bundle it runs.
     """
 
-    def __init__(self, bundle: Bundle, executable: Executable, load_s: float) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        executable: Executable,
+        load_s: float,
+        batching: Batching | None = None,
+    ) -> None:
         self.bundle = bundle
         self._executable = executable
         self._on_gpu = executable if isinstance(executable, GpuExecutable) else None
@@ -80,6 +61,8 @@ class Session:
             spec.name: spec.values.min for spec in self._signature.inputs if spec.values
         }
         self._texts = TextRunner(bundle, self._run)
+        self._batching = batching
+        self._batcher: Batcher | None = None
         self._closed = False
         self._lock = threading.Lock()
         self._report = SessionReport(str(bundle.path), bundle.digest, executable.facts, load_s)
@@ -167,17 +150,18 @@ class Session:
                 return self._executable.run(inputs)
             return self._run_where_it_is(inputs, outputs)
         if isinstance(inputs, Mapping):
-            feed = {name: self._as_array(name, value) for name, value in inputs.items()}
-            self._signature.bind(outlines_of(feed, self._lowest), check_finite=check_finite)
+            feed = self._checked(inputs, check_finite=check_finite)
             return self._run_where_it_is(feed, outputs)
         if isinstance(inputs, str | tuple):
             return self._predict_texts([inputs], max_rows, long)[0]
         if isinstance(inputs, list):
             return stacked(self._predict_texts(inputs, max_rows, long))
-        raise FeedError(
-            f"got {type(inputs).__name__}, expected arrays by name, a text or a list of texts",
-            hint=INPUT_HINT,
-        )
+        raise no_inputs(inputs)
+
+    def _checked(self, inputs: Mapping[str, Any], *, check_finite: bool = False) -> dict[str, Any]:
+        feed = {name: self._as_array(name, value) for name, value in inputs.items()}
+        self._signature.bind(outlines_of(feed, self._lowest), check_finite=check_finite)
+        return feed
 
     def _as_array(self, name: str, value: Any) -> Any:
         if isinstance(value, np.ndarray) or (array := device_array(value, name)) is None:
@@ -205,6 +189,51 @@ class Session:
         if self._on_gpu is None:  # NumPy's arrays speak DLPack too
             return self._executable.run(feed)
         return self._on_gpu.run_on_gpu(feed, keep=outputs == "dlpack")
+
+    def predict_async(
+        self,
+        inputs: Mapping[str, Any] | Text | list[str] | list[Text],
+        *,
+        long: LongTexts | str = LongTexts.TRUNCATE,
+    ) -> Future[Any]:
+        """Answer soon, in one run with what else is asked at about the same time.
+
+        For many callers that each have a little: threads of a service, or coroutines, through
+        ``asyncio.wrap_future``. First come, first served; ``open_session(batching=...)`` sets how
+        long requests wait for others and how many may wait. A future can be cancelled until it
+        runs. What is wrong with one request fails its future and no other.
+
+        Args:
+            inputs: As in ``predict``. Arrays are merged where their other axes are equal; they
+                must not change before the answer is there.
+            long: As in ``predict``.
+
+        Returns:
+            A future of what ``predict`` would return or raise.
+
+        Raises:
+            QueueFullError: If too many texts or feeds wait.
+            FeedError: If the inputs are neither arrays nor texts.
+            BackendError: If the session is closed.
+        """
+        request = request_of(inputs, long)
+        return self._opened_batcher().submit(request)
+
+    def _opened_batcher(self) -> Batcher:
+        with self._lock:
+            if self._closed:
+                raise session_closed()
+            if self._batcher is None:
+                self._batcher = Batcher(
+                    self._texts,
+                    self._signature,
+                    lambda feed: self._run_where_it_is(feed, "numpy"),
+                    check_feed=self._checked,
+                    count=self._count,
+                    streams=self._report.facts.streams,
+                    settings=self._batching,
+                )
+            return self._batcher
 
     def map(
         self,
@@ -301,17 +330,19 @@ class Session:
 
     def _count(self, texts: int, truncated: int, windowed: int) -> None:
         with self._lock:
-            said = self._report
-            self._report = dataclasses.replace(
-                said,
-                texts=said.texts + texts,
-                truncated=said.truncated + truncated,
-                windowed=said.windowed + windowed,
-            )
+            self._report = self._report.after(texts, truncated, windowed)
 
-    def close(self) -> None:
-        """Free the model; a closed session refuses to predict. May be called twice."""
-        self._closed = True
+    def close(self, *, drop: bool = False) -> None:
+        """Free the model; a closed session refuses to predict. May be called twice.
+
+        Args:
+            drop: Fail what ``predict_async`` accepted and what does not run yet, instead of
+                waiting for its answers.
+        """
+        with self._lock:
+            self._closed = True
+        if self._batcher is not None:
+            self._batcher.close(drop=drop)
         self._executable.close()
 
     def __enter__(self) -> Self:
@@ -323,7 +354,7 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(drop=error is not None)
 
 
 def open_session(
@@ -336,6 +367,7 @@ def open_session(
     verify: bool = True,
     trust: bool = False,
     streams: int = 1,
+    batching: Batching | None = None,
 ) -> Session:
     """Load a bundle on a backend.
 
@@ -353,6 +385,7 @@ def open_session(
             engine that was not built here.
         streams: Runs of the model at once that share the CPU threads: for throughput, as ``map``
             takes them all. One run alone then has ``threads // streams`` of them.
+        batching: How ``predict_async`` merges requests; None for the defaults.
 
     Returns:
         A session, ready to predict.
@@ -374,7 +407,7 @@ def open_session(
     options = RunOptions(where, threads or usable_cpus(), trust, precision, streams)
     check_streams(name, options)
     executable = get_backend(name).load(opened, options)
-    return Session(opened, executable, time.perf_counter() - started)
+    return Session(opened, executable, time.perf_counter() - started, batching)
 
 
 # What "auto" tries, in order: backends that run the bundle's own graph.

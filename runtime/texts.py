@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +44,11 @@ class Piece:
         """How many, special tokens included."""
         return len(self.encoded.ids)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the text was longer than the model takes, and its rest left out."""
+        return self.encoded.truncated
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -60,6 +67,21 @@ class Reading:
     owners: tuple[int, ...]
     truncated: int
     windowed: int
+
+    def part(self, first: int, last: int) -> Reading:
+        """The same of the texts ``first`` to ``last`` alone."""
+        if (first, last) == (0, len(self.texts)):
+            return self
+        begin, end = bisect_left(self.owners, first), bisect_left(self.owners, last)
+        owners = tuple(owner - first for owner in self.owners[begin:end])
+        pieces = self.pieces[begin:end]
+        return Reading(
+            texts=self.texts[first:last],
+            pieces=pieces,
+            owners=owners,
+            truncated=len({o for o, piece in zip(owners, pieces, strict=True) if piece.is_cut}),
+            windowed=sum(count > 1 for count in Counter(owners).values()),
+        )
 
 
 class TextRunner:

@@ -10,6 +10,7 @@ TfxError
 ├── ExportError        a model could not be turned into a graph
 ├── QuantizeError      a graph's precision could not be lowered as asked
 ├── BackendError       a backend is unavailable or failed
+├── QueueFullError     more is asked of a session at once than it lets wait
 └── ParityError        two backends disagree by more than the tolerance
 """
 
@@ -64,6 +65,10 @@ class QuantizeError(TfxError):
 
 class BackendError(TfxError):
     """A backend is unavailable or failed."""
+
+
+class QueueFullError(TfxError):
+    """More is asked of a session at once than it lets wait."""
 
 
 class ParityError(TfxError):
