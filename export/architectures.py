@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.errors import ExportError
 from tfx.extras import need
-from tfx.recipe import DECODER, ENCODER
+from tfx.recipe import DECODER, ENCODER, GENERATOR
+from tfx.runtime.generators import cache_sizes
+from tfx.runtime.kv_cache import CAPACITY, KEPT, KEPT_TOKENS, MASK, PAST, POSITION
 from tfx.runtime.modules import forward_names
-from tfx.signature import BATCH, SEQUENCE
+from tfx.signature import BATCH, SEQUENCE, UNBOUNDED
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +85,8 @@ def plan_inputs(
     """
     if part == DECODER:
         return _plan_decoder(module, config, max_sequence)
+    if part == GENERATOR:
+        return _plan_generator(module, config)
     if part == ENCODER:
         module = module.encoder
     name = type(module).__name__
@@ -160,12 +164,48 @@ def _plan_text(module: torch.nn.Module, config: Any) -> InputPlan:
     if "token_type_ids" in accepted and getattr(config, "type_vocab_size", 0) > 1:
         examples["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
     axes = dict.fromkeys(examples, (BATCH, SEQUENCE))
+    limit = positions_of(config)
+    return InputPlan(examples, axes, {SEQUENCE: limit} if limit else {})
+
+
+def positions_of(config: Any) -> int:
+    """Tokens that a text model has positions for; 0 for any number."""
     positions = next((size for name in POSITIONS if (size := getattr(config, name, None))), None)
     if not isinstance(positions, int) or positions < 1:
-        return InputPlan(examples, axes)
+        return 0
     if config.model_type in OFFSET_POSITIONS:
         positions -= config.pad_token_id + 1
-    return InputPlan(examples, axes, {SEQUENCE: positions})
+    return positions
+
+
+def _plan_generator(module: torch.nn.Module, config: Any) -> InputPlan:
+    """Tokens that go into the middle of a cache, after some and before places left over."""
+    import torch
+
+    whole: Any = module.model
+    generator = torch.Generator().manual_seed(0)
+    batch, length, kept, capacity = EXAMPLE_BATCH, EXAMPLE_SEQUENCE - 6, 5, EXAMPLE_SEQUENCE
+    mask = torch.ones(batch, capacity, dtype=torch.long)
+    mask[1, :2] = 0
+    examples = {
+        "input_ids": torch.arange(batch * length).reshape(batch, length) % config.vocab_size,
+        MASK: mask,
+        POSITION: torch.arange(length) + 2,
+        KEPT_TOKENS: torch.arange(kept) + 1,
+    }
+    axes: dict[str, tuple[str, ...]] = {
+        "input_ids": (BATCH, SEQUENCE),
+        MASK: (BATCH, CAPACITY),
+        POSITION: (SEQUENCE,),
+        KEPT_TOKENS: (KEPT,),
+    }
+    for layer, (heads, *sizes) in enumerate(cache_sizes(whole)):
+        for name, size in zip(PAST, sizes, strict=True):
+            shape = (batch, heads, capacity, size)
+            examples[name.format(layer)] = torch.randn(shape, generator=generator)
+            axes[name.format(layer)] = (BATCH, "", CAPACITY, "")
+    limit = positions_of(config)
+    return InputPlan(examples, axes, dict.fromkeys((SEQUENCE, KEPT, CAPACITY), limit or UNBOUNDED))
 
 
 def _plan_block_sparse(plan: InputPlan, config: Any, max_sequence: int) -> InputPlan:

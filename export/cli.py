@@ -102,6 +102,11 @@ def _read(read: Callable[[str], T], value: str) -> T:
     help="Take attention heads out, LAYER:HEADS;...: 0:1,3;2:0-2.",
 )
 @click.option("--attentions", is_flag=True, help="Give attention maps as outputs too.")
+@click.option(
+    "--cache/--no-cache",
+    default=None,
+    help="A causal language model with its cache, to generate with; default: where it can.",
+)
 @click.option("--random-weights", is_flag=True, help="The architecture, for latency work only.")
 @click.option("--seed", default=0, help="Of random weights and of the feeds compared.")
 @click.option("--opset", default=23, show_default=True, help="ONNX operator set.")
@@ -119,6 +124,7 @@ def export(
     layers: tuple[int, ...],
     drop_heads: tuple[tuple[int, int], ...],
     attentions: bool,
+    cache: bool | None,
     random_weights: bool,
     seed: int,
     opset: int,
@@ -127,8 +133,8 @@ def export(
 ) -> None:
     """Export a PyTorch Transformer to a portable, fused ONNX bundle.
 
-    MODEL is an alias (minilm, bert-base, bert-large, distilbert, roberta-base, vit-base), a
-    folder in the Hugging Face layout, a hub id, or file.py:factory, where factory() returns a
+    MODEL is an alias (minilm, bert-base, bert-large, distilbert, roberta-base, gpt2, vit-base),
+    a folder in the Hugging Face layout, a hub id, or file.py:factory, where factory() returns a
     module and example inputs.
     """
     from tfx.runtime.inspection import show_bundle
@@ -147,7 +153,9 @@ def export(
         seed=seed,
     )
     with progress() as steps:
-        bundles = export_bundles(model, output, recipe, force=force, on_step=steps.step)
+        bundles = export_bundles(
+            model, output, recipe, cache=cache, force=force, on_step=steps.step
+        )
     if as_json:
         documents = [
             {"bundle": str(bundle.path), "digest": bundle.digest} | bundle.manifest.to_dict()

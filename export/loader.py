@@ -15,9 +15,10 @@ from tfx.chatter import quiet
 from tfx.errors import SourceError
 from tfx.extras import install_hint, need
 from tfx.models import KNOWN_MODELS
-from tfx.recipe import PARTS, Changes, ExportRecipe, Source, SourceKind
+from tfx.recipe import GENERATOR, PARTS, Changes, ExportRecipe, Source, SourceKind
 from tfx.runtime.adapters import read_adapter
 from tfx.runtime.checkpoint import checkpoint_folder, config_of, hub_commit
+from tfx.runtime.generators import NO_CACHE, no_cache
 from tfx.runtime.modules import (
     call_factory,
     factory_digest,
@@ -160,7 +161,7 @@ def load(model: str | torch.nn.Module, recipe: ExportRecipe, examples: Any = Non
         config = config_of(source)
         class_name, task = _class_of(source, config, recipe.task)
         part = _checked_part(config, class_name, recipe.part)
-        if part:
+        if part in PARTS:
             _refuse_trimming(class_name, source.changes)
         source = dataclasses.replace(source, class_name=class_name, part=part)
         module = load_module(source)
@@ -172,20 +173,44 @@ def load(model: str | torch.nn.Module, recipe: ExportRecipe, examples: Any = Non
     return _loaded(name_of(model), source, task, module, config=config, folder=folder, notes=notes)
 
 
-def parts_of(model: str, recipe: ExportRecipe) -> tuple[str, ...]:
-    """The parts a model is exported in: ``("encoder", "decoder")``, or ``("",)`` for one graph.
+def parts_of(model: str, recipe: ExportRecipe, *, cache: bool | None = False) -> tuple[str, ...]:
+    """The parts a model is exported in.
+
+    Args:
+        model: Its name.
+        recipe: Which task.
+        cache: Whether a causal language model brings its cache; None for one that can.
+
+    Returns:
+        ``("encoder", "decoder")``, ``("generator",)``, or ``("",)`` for one graph.
 
     Raises:
-        SourceError: If the model cannot be found.
+        SourceError: If the model cannot be found, or a cache is asked of one that has none.
     """
     source = find_source(model, recipe)
     if source.kind is SourceKind.FACTORY:
+        if cache:
+            raise SourceError("a factory's module is exported for one pass", hint=NO_CACHE)
         return ("",)
     source = dataclasses.replace(source, changes=recipe.changes)
     with quiet():
         config = config_of(source)
         class_name, _ = _class_of(source, config, recipe.task)
-    return PARTS if is_encoder_decoder(config, class_name) else ("",)
+    if is_encoder_decoder(config, class_name):
+        if cache:
+            raise SourceError(
+                f"{class_name} is an encoder-decoder: its decoder is exported for one pass",
+                hint=NO_CACHE,
+            )
+        return PARTS
+    if cache is False:
+        return ("",)
+    problem = no_cache(config, class_name)
+    if not problem and recipe.changes.attentions:
+        problem = "gives attention maps in one pass only"
+    if problem and cache:
+        raise SourceError(f"{class_name} {problem}", hint=NO_CACHE)
+    return ("",) if problem else (GENERATOR,)
 
 
 def is_encoder_decoder(config: Any, class_name: str) -> bool:
@@ -307,6 +332,9 @@ def _checked_part(config: Any, class_name: str, part: str) -> str:
                 f"{class_name} is an encoder-decoder: two graphs, not one",
                 hint="Choose part='encoder' or part='decoder', or use export_bundles.",
             )
+    elif part == GENERATOR:
+        if problem := no_cache(config, class_name):
+            raise SourceError(f"{class_name} {problem}", hint=NO_CACHE)
     elif part:
         raise SourceError(f"{class_name} has no {part}: it is one graph", hint="Leave part out.")
     return part

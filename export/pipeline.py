@@ -23,12 +23,14 @@ from tfx.errors import BundleError, ExportError, listing
 from tfx.extras import need, version_of
 from tfx.manifest import Manifest, Step
 from tfx.processing import Processing
-from tfx.recipe import ExportRecipe
+from tfx.recipe import GENERATOR, ExportRecipe
 from tfx.runtime.backend import RunOptions, get_backend
 from tfx.runtime.cpus import usable_cpus
+from tfx.runtime.generators import reader_of
+from tfx.runtime.kv_cache import DECODED, cache_specs, stepwise, text_signature
 from tfx.runtime.modules import run_module
 from tfx.runtime.proof import FILE_NAME as PROOF_FILE
-from tfx.runtime.proof import store_cases
+from tfx.runtime.proof import Run, store_cases
 
 from .architectures import InputPlan, plan_examples, plan_inputs
 from .changes import require_attentions
@@ -97,6 +99,7 @@ def export_bundles(
     path: str | os.PathLike[str] | None = None,
     recipe: ExportRecipe | None = None,
     *,
+    cache: bool | None = False,
     force: bool = False,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> list[Bundle]:
@@ -104,12 +107,14 @@ def export_bundles(
 
     An encoder-decoder becomes two, ``PATH-encoder`` and ``PATH-decoder``; the second takes
     what the first gives. Both are whole and proved before either is put in place. Any other
-    model becomes one, as by ``export_bundle``, whose arguments and errors these are.
+    model becomes one, as by ``export_bundle``, whose arguments and errors these are; ``cache``
+    says whether a causal language model brings its cache, to generate with (None: one that can).
     """
     recipe = recipe or ExportRecipe()
-    parts = parts_of(model, recipe)
+    parts = parts_of(model, recipe, cache=cache)
     target = Path(path or name_of(model))
-    if parts == ("",):
+    if len(parts) == 1:
+        recipe = dataclasses.replace(recipe, part=parts[0])
         return [export_bundle(model, target, recipe, force=force, on_step=on_step)]
     if not target.name or target.name == "..":
         raise BundleError(
@@ -228,13 +233,17 @@ def _write_graph(
         notes += more
     on_step("running PyTorch on the feeds to compare")
     rng = np.random.default_rng(recipe.seed)
-    if known and is_text(signature):
-        cases = text_cases(signature, rng)
+    # Of a graph with a cache whole texts are compared, and PyTorch runs them without one.
+    compared, module = text_signature(signature), loaded.module
+    if recipe.part == GENERATOR:
+        module = reader_of(module)
+    if known and is_text(compared):
+        cases = text_cases(compared, rng)
     else:
-        cases = example_cases(signature, torch_arrays(plan.examples), rng)
+        cases = example_cases(compared, torch_arrays(plan.examples), rng)
     with quiet():
-        given = reference(lambda feed: run_module(loaded.module, feed), signature, cases)
-    store_cases(staging.path / PROOF_FILE, signature, cases, given.outputs, rng)
+        given = reference(functools.partial(run_module, module), compared, cases)
+    store_cases(staging.path / PROOF_FILE, compared, cases, given.outputs, rng)
     operators = collections.Counter(node.op_type for node in graph.graph.all_nodes())
     manifest = Manifest(
         name=loaded.name,
@@ -268,10 +277,14 @@ def _proven(staging: Staging, draft: _Draft) -> Manifest:
     bundle = Bundle(staging.path, draft.manifest, digest="")
     executable = get_backend("onnxruntime").load(bundle, RunOptions(threads=usable_cpus()))
     try:
+        signature = draft.manifest.signature
+        run: Run = executable.run
+        if cache_specs(signature):
+            run = stepwise(run, signature, DECODED)
         parity = prove(
             draft.known,
-            executable.run,
-            draft.manifest.signature,
+            run,
+            text_signature(signature),
             reference_name=f"torch {version_of('torch')} eager float32",
             backend=str(executable.facts),
         )

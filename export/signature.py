@@ -9,6 +9,7 @@ import onnx_ir as ir
 from tfx.dtypes import DType
 from tfx.errors import ExportError, SignatureError
 from tfx.recipe import ExportRecipe
+from tfx.runtime.kv_cache import CAPACITY, KEPT
 from tfx.signature import (
     BATCH,
     SEQUENCE,
@@ -27,10 +28,14 @@ TUNED = {
     BATCH: 8,
     SEQUENCE: 128,
     f"encoder_{SEQUENCE}": 128,
+    CAPACITY: 256,
     "samples": 160_000,  # ten seconds at 16 kHz
     "height": 800,
     "width": 1066,
 }
+
+# Axes that --max-seq bounds: tokens of a text, and those of a cache.
+LENGTHS = (SEQUENCE, CAPACITY, KEPT)
 
 # Operators that hand on the same integers.
 TRANSPARENT = frozenset(
@@ -88,7 +93,7 @@ def signature_of(
 def _largest(axis: str, recipe: ExportRecipe, limits: Mapping[str, int]) -> int:
     limit = limits.get(axis, 0)
     is_batch = axis in (BATCH, *OWN_BATCHES)
-    asked = recipe.max_batch if is_batch else recipe.max_sequence if axis == SEQUENCE else 0
+    asked = recipe.max_batch if is_batch else recipe.max_sequence if axis in LENGTHS else 0
     if asked and limit and asked > limit:
         if is_batch:
             return limit

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.errors import SourceError
 from tfx.extras import need
-from tfx.recipe import DECODER, ENCODER, PARTS
+from tfx.recipe import DECODER, ENCODER, GENERATOR, PARTS
+
+from .generators import generator_of
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +67,10 @@ def _by_end_token(class_name: str, config: Any) -> bool:
 
 
 def part_of(model: Any, part: str) -> torch.nn.Module:
-    """One part of an encoder-decoder of transformers, in eval mode.
+    """One part of a model of transformers, in eval mode.
+
+    What generates is the whole model with its cache (``generator_of``); the others are parts of
+    an encoder-decoder.
 
     The encoder takes what the model takes and returns ``last_hidden_state``. The decoder takes
 
@@ -83,6 +88,8 @@ def part_of(model: Any, part: str) -> torch.nn.Module:
     Raises:
         SourceError: If there is no such part.
     """
+    if part == GENERATOR:
+        return generator_of(model)
     if part not in PARTS:
         raise SourceError(f"no part called {part!r}", hint=f"Use one of: {', '.join(PARTS)}.")
     if part == ENCODER:

@@ -16,6 +16,7 @@ from tfx.signature import BATCH, SEQUENCE, Feed, Signature, ValueRange
 
 from .backend import RunOptions, float_type
 from .compare import compare_outputs, merge_errors, scaled_error, tolerance_of
+from .kv_cache import DECODED, cache_specs, stepwise
 
 FILE_NAME = "proof.npz"
 
@@ -247,7 +248,10 @@ def check_bundle(
     with open_session(
         bundle, backend=backend, threads=threads, precision=precision, trust=trust
     ) as session:
-        errors, verdict = check_cases(session.predict, cases, tolerance)
+        run: Run = session.predict
+        if cache_specs(session.signature):
+            run = stepwise(run, session.signature, DECODED)
+        errors, verdict = check_cases(run, cases, tolerance)
     parity = bundle.manifest.parity
     return ParityReport(
         reference=f"stored outputs of {parity.reference if parity else 'PyTorch'}",

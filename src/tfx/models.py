@@ -60,5 +60,6 @@ KNOWN_MODELS: dict[str, KnownModel] = {
         "RobertaConfig",
         {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
     ),
+    "gpt2": KnownModel("openai-community/gpt2", "GPT2LMHeadModel", "GPT2Config"),
     "vit-base": KnownModel("google/vit-base-patch16-224-in21k", "ViTModel", "ViTConfig"),
 }

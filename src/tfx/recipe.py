@@ -28,6 +28,9 @@ class SourceKind(StrEnum):
 ENCODER, DECODER = "encoder", "decoder"
 PARTS = (ENCODER, DECODER)
 
+# A causal language model with its cache of keys and values as inputs and outputs.
+GENERATOR = "generator"
+
 
 @dataclass(frozen=True, slots=True)
 class Changes:
@@ -107,7 +110,8 @@ class Source:
         revision: Commit of a hub repository; "" where there is none.
         seed: Of the random weights, or of the factory call.
         random_weights: Whether the weights are random: fit for latency work, not for accuracy.
-        part: "encoder" or "decoder" of an encoder-decoder; "" for the whole model.
+        part: "encoder" or "decoder" of an encoder-decoder; "generator" for a causal language
+            model with its cache; "" for the whole model.
         changes: What was done to the model since it was loaded.
         digest: sha256 over the names, shapes and bytes of all weights; "" until loaded.
         file_digest: sha256 of the factory's file; "" for other kinds, and until loaded.
@@ -125,7 +129,7 @@ class Source:
     file_digest: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.part} of " if self.part else ""
+        text = f"{self.part} of " if self.part in PARTS else ""
         text += f"{self.kind} {self.location}"
         if self.class_name:
             text += f" ({self.class_name})"
@@ -192,7 +196,8 @@ class ExportRecipe:
     """Everything that decides which graph an export writes, besides the weights.
 
     Attributes:
-        part: "encoder" or "decoder" of an encoder-decoder; "" for a whole model.
+        part: "encoder" or "decoder" of an encoder-decoder; "generator" for a causal language
+            model with its cache; "" for a whole model.
         task: A task of optimum's ``TasksManager``, or "auto" for the checkpoint's own head.
         opset: ONNX operator set; 23 brought ``Attention`` and ``RotaryEmbedding``.
         max_batch: Largest batch the signature admits.
