@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, pooling and labels to the Processing of a bundle."""
+"""A checkpoint's tokenizer, images, pooling and labels to the Processing of a bundle."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from tfx.extras import need
 from tfx.processing import Activation, Classification, Embedding, Pooling, Processing, Tokenization
 from tfx.recipe import DECODER
 from tfx.signature import SEQUENCE, Signature
+
+from .images import read_images
 
 if TYPE_CHECKING:
     import tokenizers
@@ -38,7 +40,7 @@ CLASSIFYING = {
 def read_processing(
     folder: Path, config: Any, task: str, signature: Signature, target: Path, part: str = ""
 ) -> tuple[Processing, tuple[str, ...]]:
-    """Read what a checkpoint says about text and answers; write its tokenizer.
+    """Read what a checkpoint says about texts, images and answers; write its tokenizer.
 
     Args:
         folder: A checkpoint in the Hugging Face layout; sentence-transformers' own files in
@@ -66,7 +68,8 @@ def read_processing(
         embedding = _embedding(folder, notes)
     if task in CLASSIFYING and "logits" in names and config.id2label:
         classification = classification_of(config, per_token=CLASSIFYING[task])
-    return Processing(tokenization, embedding, classification), tuple(notes)
+    images = read_images(folder, signature, notes)
+    return Processing(tokenization, embedding, classification, images), tuple(notes)
 
 
 def classification_of(config: Any, *, per_token: bool) -> Classification:

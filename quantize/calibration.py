@@ -18,14 +18,18 @@ from tfx.errors import DataError, QuantizeError, listing
 from tfx.extras import need
 from tfx.quantization import CalibrationFacts
 from tfx.runtime.cpus import usable_cpus
+from tfx.runtime.images import image_feed
 from tfx.runtime.tokenizer import Encoded, Text, Tokenizer
-from tfx.signature import Feed
+from tfx.signature import BATCH, Feed
 
 from .linear import Product
 from .observers import Extremes, Histogram
 
 # Tokens, padding included, of one run: every observed activation of it is held at once.
 BATCH_TOKENS = 1024
+
+# Rows of arrays that are run at once.
+ROWS = 8
 
 # Fewer samples than this are said to be few: the range of an activation has not settled.
 FEW_SAMPLES = 32
@@ -134,6 +138,39 @@ def calibration_feeds(bundle: Bundle, feeds: Sequence[Feed], *, name: str) -> Ca
     warnings = _warnings(rows, distinct=_distinct_rows(feeds))
     facts = CalibrationFacts(name, digest.hexdigest(), rows, count, warnings)
     return CalibrationData(facts, tuple(functools.partial(dict, feed) for feed in feeds))
+
+
+def calibration_images(bundle: Bundle, images: np.ndarray, *, name: str) -> CalibrationData:
+    """Calibrate with images, through the bundle's own preparation.
+
+    Args:
+        bundle: Says how images become its input.
+        images: ``uint8[samples, height, width, 3]``.
+        name: Of where they come from, for the manifest.
+
+    Raises:
+        DataError: If the bundle does not say it, or the images are too small.
+        FeedError: If what becomes of them does not fit the signature.
+    """
+    rows = rows_at_once(bundle)
+    parts = [images[start : start + rows] for start in range(0, len(images), rows)]
+    bundle.manifest.signature.bind(image_feed(bundle, parts[0]))
+    digest = hashlib.sha256(str(images.shape).encode() + images.tobytes())
+    warnings = _warnings(len(images), distinct=_distinct_rows([{"images": images}]))
+    facts = CalibrationFacts(name, digest.hexdigest(), len(images), images.size, warnings)
+    # Made when they are needed: prepared images are many times as large.
+    return CalibrationData(
+        facts, tuple(functools.partial(image_feed, bundle, part) for part in parts)
+    )
+
+
+def rows_at_once(bundle: Bundle) -> int:
+    """Rows of arrays to run at a time."""
+    signature = bundle.manifest.signature
+    axis = signature.inputs[0].shape[:1]
+    if axis and isinstance(axis[0], int):
+        return axis[0]
+    return min(ROWS, signature.ranges[BATCH].max) if BATCH in signature.ranges else ROWS
 
 
 def _warnings(samples: int, distinct: int) -> tuple[str, ...]:
@@ -355,7 +392,7 @@ def see_hessians(
         data: The feeds.
 
     Returns:
-        Weight name to ``float64[channels, channels]``.
+        Weight name to ``float32[channels, channels]``.
     """
     values = list(dict.fromkeys(product.data for product in products))
     sums: dict[str, np.ndarray] = {}
@@ -363,13 +400,14 @@ def see_hessians(
     with Observation(model, values) as observation:
         for feed in data:
             for name, array in observation.run(feed).items():
-                matrix = _rows(array, -1).astype(np.float64)
-                sums[name] = sums.get(name, 0.0) + matrix.T @ matrix
+                matrix = _rows(array, -1)
+                product = matrix.T @ matrix
+                sums[name] = product + sums[name] if name in sums else product
                 rows[name] = rows.get(name, 0) + len(matrix)
-    return {
-        str(one.weight.name): sums[str(one.data.name)] / max(1, rows[str(one.data.name)])
-        for one in products
-    }
+    for name, total in sums.items():
+        total /= max(1, rows[name])
+    # One array for all that read one activation: lower_weights_int4 looks for that.
+    return {str(one.weight.name): sums[str(one.data.name)] for one in products}
 
 
 def see_magnitudes(model: ir.Model, data: CalibrationData) -> dict[str, float]:

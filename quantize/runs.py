@@ -9,13 +9,18 @@ from tfx.bundle import Bundle, is_bundle, open_bundle
 from tfx.console import Progress
 from tfx.errors import BackendError, DataError, RecipeError
 from tfx.quantization import QuantizeRecipe
-from tfx.runtime.datasets import Dataset, DatasetKind, read_dataset
+from tfx.runtime.datasets import IMAGES, Dataset, DatasetKind, read_dataset
 from tfx.runtime.observations import Head, head_of
 from tfx.runtime.tokenizer import Text
-from tfx.signature import BATCH
 
 from .accuracy import Judge
-from .calibration import CalibrationData, calibration_feeds, calibration_texts
+from .calibration import (
+    CalibrationData,
+    calibration_feeds,
+    calibration_images,
+    calibration_texts,
+    rows_at_once,
+)
 from .integers import Prepared, prepare_again
 from .lowering import Lowering, load_graph, proof_data
 from .pipeline import default_path, quantize_bundle, require_parent
@@ -29,9 +34,6 @@ RANDOM = "random"
 
 # Samples that calibration left over, on which the bundle is compared with its parent.
 LEFT_OVER = 256
-
-# Rows of arrays that are run at once.
-ROWS = 8
 
 
 def quantize_with_files(
@@ -172,33 +174,22 @@ def _calibration(
 
 
 def _data_of(parent: Bundle, dataset: Dataset, recipe: QuantizeRecipe) -> CalibrationData:
+    if dataset.kind is DatasetKind.IMAGES:
+        return calibration_images(parent, dataset.arrays[IMAGES], name=dataset.name)
     if dataset.kind is DatasetKind.FEEDS:
         names = [spec.name for spec in parent.manifest.signature.inputs]
         arrays = {name: array for name, array in dataset.arrays.items() if name in names}
-        rows = _rows_at_once(parent)
+        rows = rows_at_once(parent)
         feeds = [
             {name: array[start : start + rows] for name, array in arrays.items()}
             for start in range(0, len(dataset), rows)
         ]
         return calibration_feeds(parent, feeds, name=dataset.name)
-    if dataset.kind is DatasetKind.IMAGES:
-        raise DataError(
-            f"{dataset.name} holds images, which the bundle does not turn into inputs",
-            hint="Save the inputs of the model by name in an npz file.",
-        )
     texts: list[Text] = list(dataset.texts)
     if head_of(parent, dataset) is Head.EMBEDDING:
         # Two texts to compare, which an embedding model never reads together.
         texts = [one for text in texts for one in ([text] if isinstance(text, str) else text)]
     return calibration_texts(parent, texts, name=dataset.name, tokens=recipe.tokens)
-
-
-def _rows_at_once(parent: Bundle) -> int:
-    signature = parent.manifest.signature
-    axis = signature.inputs[0].shape[:1]
-    if axis and isinstance(axis[0], int):
-        return axis[0]
-    return min(ROWS, signature.ranges[BATCH].max) if BATCH in signature.ranges else ROWS
 
 
 def _random_data(parent: Bundle) -> CalibrationData:

@@ -14,8 +14,9 @@ from tfx.errors import BundleError, DataError, listing
 
 from .bootstrap import percentile_interval, resampled
 from .datasets import Dataset, DatasetKind
+from .images import image_problem
 from .metrics import METRICS, Direction, Form, Metric, Needs, find_metric
-from .observations import Head, NotFiniteError, Observations, Recorded, head_of
+from .observations import ARRAYS, Head, NotFiniteError, Observations, Recorded, head_of
 from .session import Session
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def metric_for(bundle: Bundle, dataset: Dataset, *, reference: bool = False) -> 
         if head is Head.LOGITS and _is_score(bundle):
             return METRICS["spearman"]
         return METRICS[WITH_LABELS[head]]
-    if bundle.manifest.task == "text-generation" and dataset.kind is not DatasetKind.FEEDS:
+    if bundle.manifest.task == "text-generation" and dataset.kind not in ARRAYS:
         return METRICS["perplexity"]
     if reference and head in WITH_REFERENCE:
         return METRICS[WITH_REFERENCE[head]]
@@ -340,10 +341,10 @@ def _labels_fit(head: Head, dataset: Dataset) -> bool:
         case Head.EMBEDDING:
             return dataset.kind is DatasetKind.PAIRS
         case Head.LOGITS:
-            return dataset.kind is DatasetKind.FEEDS
+            return dataset.kind in ARRAYS
         case Head.OUTPUTS:
             return False
-    return dataset.kind in (DatasetKind.TEXTS, DatasetKind.PAIRS, DatasetKind.FEEDS)
+    return dataset.kind in (DatasetKind.TEXTS, DatasetKind.PAIRS, *ARRAYS)
 
 
 def _is_score(bundle: Bundle) -> bool:
@@ -369,9 +370,9 @@ def _check_fits(
 
 
 def _check_readable(bundle: Bundle, dataset: Dataset) -> None:
-    if dataset.kind is DatasetKind.IMAGES:
+    if dataset.kind is DatasetKind.IMAGES and (problem := image_problem(bundle)):
         raise DataError(
-            f"{dataset.name} holds images, and {bundle.name} does not say how they become arrays",
+            f"{dataset.name} holds images, and {problem}",
             hint="Give an npz of arrays named as the model's inputs, and labels.",
         )
 

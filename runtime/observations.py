@@ -14,6 +14,7 @@ import numpy as np
 from tfx.bundle import Bundle
 from tfx.errors import BackendError, DataError
 from tfx.processing import Activation
+from tfx.signature import Feed
 
 from .answers import (
     Answer,
@@ -25,8 +26,9 @@ from .answers import (
     scores_from,
     text_label,
 )
-from .datasets import Dataset, DatasetKind, Label
+from .datasets import IMAGES, Dataset, DatasetKind, Label
 from .extraction import TextAnswer
+from .images import image_feed, image_problem
 from .metrics import Form, mean_cosine
 from .predictions import run_arrays
 from .session import Session
@@ -37,6 +39,12 @@ LOGITS, MASK = "logits", "attention_mask"
 # Samples answered at a time: of vectors and classes, and of outputs for every token, which may
 # be a vocabulary wide.
 CHUNK_SMALL, CHUNK_LARGE = 512, 16
+
+# An image of the size models take is about a megabyte of numbers.
+CHUNK_IMAGES = 32
+
+# What is run as it is, without a tokenizer.
+ARRAYS = (DatasetKind.FEEDS, DatasetKind.IMAGES)
 
 # Names of two sets shown in one message.
 SHOWN_NAMES = 12
@@ -80,7 +88,7 @@ FORMS: dict[Head, tuple[Form, ...]] = {
 def head_of(bundle: Bundle, dataset: Dataset) -> Head:
     """What the bundle's answers for a dataset are."""
     processing = bundle.manifest.processing
-    arrays = dataset.kind is DatasetKind.FEEDS
+    arrays = dataset.kind in ARRAYS
     if (said := processing.classification) is not None:
         if not said.per_token:
             return Head.CLASSES if len(said.labels) > 1 else Head.SCORE
@@ -136,6 +144,8 @@ class Observations:
         self.head = head_of(session.bundle, dataset)
         large = self.head in (Head.LOGITS, Head.OUTPUTS)
         self.chunk = CHUNK_LARGE if large else CHUNK_SMALL
+        if dataset.kind is DatasetKind.IMAGES:
+            self.chunk = min(self.chunk, CHUNK_IMAGES)
 
     @property
     def forms(self) -> tuple[Form, ...]:
@@ -200,7 +210,7 @@ class Observations:
 
     def _allows(self, form: Form) -> bool:
         kind = self._dataset.kind
-        if kind is DatasetKind.IMAGES:
+        if kind is DatasetKind.IMAGES and image_problem(self._session.bundle):
             return False
         if form is Form.TAGS:
             return kind is DatasetKind.TOKENS
@@ -210,20 +220,20 @@ class Observations:
             return kind is DatasetKind.PAIRS
         if form is Form.NEXT_TOKENS:
             task = self._session.bundle.manifest.task
-            return task == "text-generation" and kind is not DatasetKind.FEEDS
+            return task == "text-generation" and kind not in ARRAYS
         if self.head is Head.LOGITS and form in (Form.CLASS, Form.NUMBER):
             (spec,) = (s for s in self._session.signature.outputs if s.name == LOGITS)
             return len(spec.shape) == 2 and (spec.shape[1] == 1) == (form is Form.NUMBER)
         return True
 
     def _answers(self, rows: slice) -> list[Answer]:
-        if self._dataset.kind is DatasetKind.FEEDS:
+        if self._dataset.kind in ARRAYS:
             return self._answers_to_feeds(rows)
         return list(self._ask(list(self._dataset.texts[rows]), rows))
 
     def _vectors(self, rows: slice) -> Sequence[np.ndarray]:
         """Embeddings ``[hidden]``; of pairs, of each text alone, ``[2, hidden]``."""
-        if self._dataset.kind is DatasetKind.FEEDS:
+        if self._dataset.kind in ARRAYS:
             return [np.asarray(answer) for answer in self._answers_to_feeds(rows)]
         texts = self._dataset.texts[rows]
         pairs = [text for text in texts if isinstance(text, tuple)]
@@ -244,7 +254,9 @@ class Observations:
             ) from error
 
     def _answers_to_feeds(self, rows: slice) -> list[Answer]:
-        feed = {name: array[rows] for name, array in self._dataset.arrays.items()}
+        feed: Feed = {name: array[rows] for name, array in self._dataset.arrays.items()}
+        if self._dataset.kind is DatasetKind.IMAGES:
+            feed = image_feed(self._session.bundle, feed[IMAGES])
         parts = list(run_arrays(self._session, feed, max_rows=self._max_rows))
         outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         processing = self._session.bundle.manifest.processing

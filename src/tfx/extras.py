@@ -20,6 +20,7 @@ EXTRAS = {
     "onnx_ir": "export",
     "onnx": "export",
     "ml_dtypes": "export",
+    "PIL": "export",
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorrt": "gpu",

@@ -351,13 +351,13 @@ def test_what_does_not_fit(classifier, embedder):
             classifier,
             images,
             "accuracy",
-            "a.npz holds images, and classifier does not say how they become arrays",
+            "a.npz holds images, and classifier does not say how images become arrays",
         ),
         (
             classifier,
             images,
             "auto",
-            "a.npz holds images, and classifier does not say how they become arrays",
+            "a.npz holds images, and classifier does not say how images become arrays",
         ),
     ):
         with pytest.raises(DataError) as caught:
