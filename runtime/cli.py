@@ -35,6 +35,12 @@ PRECISION = click.option(
     type=click.Choice(list(PRECISIONS)),
     help="Type of float matrix products; default: the bundle's own.",
 )
+BACKEND = click.option(
+    "--backend",
+    default="",
+    help="What to run it on, or auto: what tfx tune chose.  [default: the first there is]",
+)
+SHAPE_HELP = "BATCHxLENGTH or axis=size,...; twice counts twice.  [default: 1x128, 16x128]"
 STDIO = Path("-")
 
 
@@ -56,7 +62,7 @@ STDIO = Path("-")
     help="What to write; default: npz where the suffix says so, else JSONL.",
 )
 @click.option("--force", is_flag=True, help="Replace an output that is there already.")
-@click.option("--backend", default="auto", help="What to run it on; default: the first there is.")
+@BACKEND
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @PRECISION
 @click.option("--batch", type=click.IntRange(1), help="Most texts or rows in one run of the model.")
@@ -170,13 +176,75 @@ def predict(
 
 
 @click.command
+@click.argument("bundles", metavar="[BUNDLE]...", nargs=-1, type=FOLDER)
+@click.option("--shape", "shapes", multiple=True, help=SHAPE_HELP)
+@click.option("--backend", "backends", multiple=True, help="Choose from these; also torch.")
+@click.option(
+    "--threads", multiple=True, type=click.IntRange(1), help="Thread counts; default: some."
+)
+@click.option("--max-drop", type=float, help="Accuracy a child may lose; default: as it was made.")
+@click.option("--min-cosine", type=float, help="To the bundle's outputs, where none was measured.")
+@click.option("--seconds", type=float, help="How long it may take.  [default: 120]")
+@click.option("--limit", "limit_s", type=float, help="Seconds one may take to load.  [default: 60]")
+@click.option("--torch/--no-torch", default=True, help="Time PyTorch beside them.  [default: yes]")
+@click.option("--trust", is_flag=True, help="Let the factory's Python file run.")
+@click.option("--show", is_flag=True, help="Show the stored choice, and measure nothing.")
+@json_option
+def tune(
+    bundles: tuple[Path, ...],
+    shapes: tuple[str, ...],
+    backends: tuple[str, ...],
+    threads: tuple[int, ...],
+    torch: bool,
+    trust: bool,
+    show: bool,
+    as_json: bool,
+    **limits: float | None,
+) -> None:
+    """Measure the ways to run a bundle here, and keep the fastest that is right.
+
+    Tries backends, precisions and thread counts, and the bundles made from BUNDLE within an
+    accuracy budget, each in a process of its own. What is chosen is what --backend auto runs, on
+    this machine and with these versions. Without BUNDLE: the newest of the current folder.
+    """
+    from .choices import stored_choice
+    from .tuning import TuningPlan, shape_of, tune_bundle
+    from .tuning_table import show_tuning
+
+    given = {name: value for name, value in limits.items() if value is not None}
+    found, problems = [], []
+    for opened in [chosen_bundle(path) for path in dict.fromkeys(bundles)] or [chosen_bundle(None)]:
+        if show:
+            tuning = stored_choice(opened)
+        else:
+            plan = TuningPlan(
+                shapes=tuple(shape_of(text, opened.manifest.signature) for text in shapes),
+                backends=tuple(dict.fromkeys(backends)),
+                threads=threads,
+                torch=torch,
+                trust=trust,
+                **given,  # type: ignore[arg-type]
+            )
+            with progress() as shown:
+                tuning, problem = tune_bundle(opened, plan, progress=shown)
+            problems += [problem] if problem else []
+        found.append(tuning)
+        if not as_json:
+            show_tuning(console(), tuning)
+    if as_json:
+        emit_json([encode(tuning) for tuning in found])
+    if problems:
+        raise problems[0]
+
+
+@click.command
 @click.argument("bundle", required=False, type=FOLDER)
 @click.option("--eval", "data", type=FILE, required=True, help="Samples, with labels or without.")
 @click.option("--metric", default="auto", show_default=True, help="What to measure.")
 @click.option("--reference", type=FOLDER, help="A bundle to compare with, e.g. the parent.")
 @click.option("--samples", type=click.IntRange(1), help="Most samples, drawn by --seed.")
 @click.option("--seed", default=0, help="Of which samples are taken, and of the interval.")
-@click.option("--backend", default="auto", help="What to run it on; default: the first there is.")
+@BACKEND
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @PRECISION
 @click.option("--batch", type=click.IntRange(1), help="Most samples in one run of the model.")
@@ -291,7 +359,7 @@ def inspect(bundle: Path | None, graph: bool, fusion: bool, as_json: bool) -> No
 
 @click.command
 @click.argument("bundle", required=False, type=FOLDER)
-@click.option("--backend", default="auto", help="What to run it on; default: the first there is.")
+@BACKEND
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @PRECISION
 @click.option("--trust", is_flag=True, help="Let the factory's file or a foreign engine run.")

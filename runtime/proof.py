@@ -222,7 +222,7 @@ def load_cases(path: Path) -> tuple[StoredCase, ...]:
 def check_bundle(
     bundle: Bundle,
     *,
-    backend: str = "auto",
+    backend: str = "",
     threads: int | None = None,
     precision: str = "",
     trust: bool = False,

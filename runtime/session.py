@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
@@ -18,6 +19,8 @@ from tfx.signature import Feed, Signature
 
 from .answers import Answer
 from .backend import (
+    AUTO,
+    GRAPH_BACKENDS,
     Executable,
     GpuExecutable,
     RunOptions,
@@ -360,12 +363,13 @@ class Session:
 def open_session(
     bundle: str | os.PathLike[str] | Bundle,
     *,
-    backend: str = "auto",
+    backend: str = "",
     device: str = "",
     threads: int | None = None,
     precision: str = "",
     verify: bool = True,
     trust: bool = False,
+    tune: bool | None = None,
     streams: int = 1,
     batching: Batching | None = None,
 ) -> Session:
@@ -373,8 +377,9 @@ def open_session(
 
     Args:
         bundle: A bundle's folder, or an opened one.
-        backend: A name in ``BACKENDS``; "auto" takes "tensorrt" for an engine, else the first of
-            ``AUTO`` that this machine has.
+        backend: A name in ``BACKENDS``; "" takes "tensorrt" for an engine, else the first of
+            ``GRAPH_BACKENDS`` that this machine has. "auto" takes what ``tfx tune`` found to be
+            fastest here: a backend, threads, a precision, and maybe a bundle made from this one.
         device: "cpu" or "cuda:0"; "" for the one the bundle is for: the first GPU for an engine,
             else the CPU.
         threads: CPU threads of one run; None for all this process may use.
@@ -383,6 +388,8 @@ def open_session(
         verify: Compare the sha256 of every file with the manifest first.
         trust: Let code that the bundle brings run: a factory's file, as torch reference, or an
             engine that was not built here.
+        tune: Whether "auto" may measure for about half a minute where nothing is stored, or not
+            for this machine as it is now; None for what ``$TFX_TUNE`` (0 or 1) says.
         streams: Runs of the model at once that share the CPU threads: for throughput, as ``map``
             takes them all. One run alone then has ``threads // streams`` of them.
         batching: How ``predict_async`` merges requests; None for the defaults.
@@ -400,23 +407,36 @@ def open_session(
         raise BackendError(f"threads is {threads}, expected 1 or more")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
     is_engine = opened.manifest.engine is not None
-    name = backend
-    if name == "auto":
+    name, why = backend, ""
+    if name == AUTO and not is_engine:
+        from .auto import resolve  # not needed where a backend is named
+
+        opened, trial, why = resolve(
+            opened,
+            device=device,
+            threads=threads,
+            precision=precision,
+            tune=tune,
+            trust=trust,
+            verify=verify,
+        )
+        name, precision = trial.candidate.backend, trial.candidate.precision
+        threads = trial.candidate.threads
+    elif name in ("", AUTO):  # an engine leaves no choice
         name = "tensorrt" if is_engine else _first_available()
     where = device or ("cuda:0" if is_engine and name == "tensorrt" else "cpu")
     options = RunOptions(where, threads or usable_cpus(), trust, precision, streams)
     check_streams(name, options)
     executable = get_backend(name).load(opened, options)
+    if why:
+        facts = executable.facts
+        executable.facts = dataclasses.replace(facts, notes=(*facts.notes, why))
     return Session(opened, executable, time.perf_counter() - started, batching)
-
-
-# What "auto" tries, in order: backends that run the bundle's own graph.
-AUTO = ("onnxruntime", "openvino")
 
 
 def _first_available() -> str:
     reasons = []
-    for name in AUTO:
+    for name in GRAPH_BACKENDS:
         if not (reason := find_backend(name).missing()):
             return name
         reasons.append(f"{name}: {reason}")
