@@ -128,9 +128,18 @@ class DeviceArray:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> object:
-        """A capsule of the tensor; its work is done, so every stream may read it at once."""
+        """A capsule of the tensor.
+
+        Args:
+            stream: Waits for whoever makes the tensor; None for the default one, -1 for none.
+            max_version: Of DLPack; what is given is older than any.
+            dl_device: Where the tensor must be; None for where it is.
+            copy: Whether it must be a copy, which is refused.
+        """
         if copy or dl_device not in (None, self.__dlpack_device__()):
             raise BufferError(f"{self!r} is shared where it is, and not copied")
+        if stream != -1:
+            self.wait_on(1 if stream is None else stream)
         return _lend(self)
 
 
@@ -145,12 +154,25 @@ def device_array(value: Any, name: str) -> DeviceArray | None:
         None for what is not in a GPU's memory.
 
     Raises:
-        FeedError: If its elements do not lie in order, or it cannot be shared.
+        FeedError: As by ``array_of_tensor``.
     """
     if isinstance(value, DeviceArray):
         return value
     if not hasattr(value, "__dlpack_device__") or value.__dlpack_device__()[0] != CUDA:
         return None
+    return array_of_tensor(value, name)
+
+
+def array_of_tensor(value: Any, name: str) -> DeviceArray:
+    """A tensor that speaks DLPack as a ``DeviceArray`` of the same memory.
+
+    Args:
+        value: The tensor; it lives as long as the array.
+        name: Of the input or output, for messages.
+
+    Raises:
+        FeedError: If its elements do not lie in order, or it cannot be shared.
+    """
     try:
         capsule = value.__dlpack__(stream=-1)
     # Each library refuses in its own words: needing gradients, on another device.

@@ -142,13 +142,18 @@ def run_module(module: Call, feed: Feed, *, threads: int | None = None) -> dict[
 
     # Copies: a module may write to its inputs, and PyTorch takes no negative strides.
     inputs = {name: torch.from_numpy(np.array(array, order="C")) for name, array in feed.items()}
-    with _settings(threads), torch.inference_mode():
+    with run_settings(threads), torch.inference_mode():
         outputs = module(**inputs)
     return {name: tensor.numpy() for name, tensor in named_outputs(outputs).items()}
 
 
 @contextmanager
-def _settings(threads: int | None) -> Iterator[None]:
+def run_settings(threads: int | None) -> Iterator[None]:
+    """Have PyTorch's settings as a run needs them, for one thread at a time.
+
+    Args:
+        threads: CPU threads; None for as many as PyTorch has now.
+    """
     import torch
 
     with _SETTINGS:

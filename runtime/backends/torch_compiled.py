@@ -1,4 +1,4 @@
-"""PyTorch compiled: the model a bundle was made from, as one graph of generated C++."""
+"""PyTorch compiled: the model a bundle was made from, as one graph of generated code."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import shutil
 
 from tfx.bundle import Bundle
 from tfx.errors import BackendError
-from tfx.extras import need, version_of
+from tfx.extras import need
 
-from ..backend import Executable, RunFacts, RunOptions
-from .torch_eager import TorchExecutable, load_source
+from ..backend import Executable, RunOptions
+from .torch_eager import executable_of, facts_of, load_source
 
 NOTE = "the first calls of a new shape compile: they take seconds to minutes"
 
@@ -35,14 +35,6 @@ class TorchCompiled:
         Raises:
             BackendError: As the backend "torch".
         """
-        module, precision = load_source(bundle, options, compiled=True)
-        facts = RunFacts(
-            backend="torch-compiled",
-            version=version_of("torch") or "",
-            engine="inductor",
-            device="cpu",
-            precision=precision,
-            threads=options.threads,
-            notes=(NOTE,),
-        )
-        return TorchExecutable(module, bundle, facts)
+        module, precision, device = load_source(bundle, options, compiled=True)
+        facts = facts_of("torch-compiled", "inductor", options, precision, (NOTE,))
+        return executable_of(module, bundle, device, facts)

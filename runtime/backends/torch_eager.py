@@ -1,7 +1,8 @@
-"""PyTorch: the model a bundle was made from, run as the reference, or rounded to bfloat16."""
+"""PyTorch: the model a bundle was made from, as the reference, or rounded to 16 bits."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,9 @@ from ..backend import (
     session_closed,
 )
 from ..cpus import read_cpu
+from ..device_arrays import DeviceArray, array_of_tensor
 from ..modules import Call, load_module, named_outputs, run_module, weights_digest
+from ..torch_gpu import run_on_gpu, torch_device
 
 if TYPE_CHECKING:
     import torch
@@ -51,26 +54,45 @@ class TorchEager:
                 given, or is not the code or the weights that the bundle was made from; or this
                 CPU does not multiply in the precision.
         """
-        module, precision = load_source(bundle, options)
-        facts = RunFacts(
-            backend="torch",
-            version=version_of("torch") or "",
-            engine="eager",
-            device="cpu",
-            precision=precision,
-            threads=options.threads,
-        )
+        module, precision, device = load_source(bundle, options)
+        return executable_of(module, bundle, device, facts_of("torch", "eager", options, precision))
+
+
+def facts_of(
+    backend: str, engine: str, options: RunOptions, precision: DType, notes: tuple[str, ...] = ()
+) -> RunFacts:
+    """What a PyTorch model on the device of ``options`` really does."""
+    on_gpu = options.device != "cpu"
+    if on_gpu and precision is DType.FLOAT32:
+        notes = (*notes, "TF32 is off")
+    return RunFacts(
+        backend=backend,
+        version=version_of("torch") or "",
+        engine=engine,
+        device="cuda:0" if options.device == "cuda" else options.device,
+        precision=precision,
+        threads=0 if on_gpu else options.threads,
+        notes=notes,
+    )
+
+
+def executable_of(
+    module: Call, bundle: Bundle, device: torch.device, facts: RunFacts
+) -> Executable:
+    """A loaded model, on a CPU or a GPU as ``facts`` say."""
+    if facts.device == "cpu":
         return TorchExecutable(module, bundle, facts)
+    return TorchGpuExecutable(module, bundle, facts, device)
 
 
 def load_source(
     bundle: Bundle, options: RunOptions, *, compiled: bool = False
-) -> tuple[Call, DType]:
-    """The PyTorch model a bundle was made from, ready to be called, and what it computes in.
+) -> tuple[Call, DType, torch.device]:
+    """The PyTorch model a bundle was made from, what it computes in, and where.
 
     Float32 unless the options say otherwise, whatever the bundle's own precision is: this is
-    what the bundle was made from. In bfloat16 the module itself is cast, its outputs come back
-    as float32: MiniLM 1x128 takes 109 ms of CPU time so and 237 ms under autocast.
+    what the bundle was made from. In 16 bits the module itself is cast, its outputs come back
+    as float32: MiniLM 1x128 takes 109 ms of CPU time in bfloat16 so and 237 ms under autocast.
 
     Args:
         bundle: Says which source.
@@ -82,13 +104,12 @@ def load_source(
         BackendError: As ``TorchEager.load``.
     """
     source = bundle.manifest.source.found_from(bundle.path.resolve().parent)
-    if options.device != "cpu":
-        raise BackendError(
-            f"torch runs on cpu here, not on {options.device!r}", hint="Use device='cpu'."
-        )
+    device = torch_device(options.device)
     asked = PRECISIONS.get(options.precision, DType.FLOAT32)
     able = [DType.FLOAT32]
-    if BFLOAT16_FLAGS & read_cpu().flags:  # elsewhere PyTorch does it with float32, and slowly
+    if options.device != "cpu":
+        able += [DType.FLOAT16, DType.BFLOAT16]
+    elif BFLOAT16_FLAGS & read_cpu().flags:  # elsewhere PyTorch does it with float32, and slowly
         able.append(DType.BFLOAT16)
     if asked not in able:
         raise precision_refused("torch", asked, able)
@@ -120,25 +141,25 @@ def load_source(
             hint="Export it again.",
         )
     torch = need("torch")
-    if asked is DType.BFLOAT16:
-        module = module.to(torch.bfloat16)
+    low = None if asked is DType.FLOAT32 else getattr(torch, asked)
+    module = module.to(device=device, dtype=low)
     called = torch.compile(module, fullgraph=True) if compiled else module
-    return (called, asked) if asked is DType.FLOAT32 else (_rounded(called), asked)
+    return (called if low is None else _rounded(called, low)), asked, device
 
 
-def _rounded(module: Call) -> Call:
-    """A module of bfloat16, called with float32 and giving it."""
+def _rounded(module: Call, low: torch.dtype) -> Call:
+    """A module of 16-bit floats, called with float32 and giving it."""
     import torch
 
     def call(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         outputs = module(
             **{
-                name: tensor.bfloat16() if tensor.dtype is torch.float32 else tensor
+                name: tensor.to(low) if tensor.dtype is torch.float32 else tensor
                 for name, tensor in inputs.items()
             }
         )
         return {
-            name: tensor.float() if tensor.dtype is torch.bfloat16 else tensor
+            name: tensor.float() if tensor.dtype is low else tensor
             for name, tensor in named_outputs(outputs).items()
         }
 
@@ -171,3 +192,37 @@ class TorchExecutable:
     def close(self) -> None:
         """Drop the module."""
         self._module = None
+
+
+class TorchGpuExecutable(TorchExecutable):
+    """A model in eval mode on a GPU.
+
+    Attributes:
+        facts: What really runs.
+        gpu: Index of the GPU.
+    """
+
+    def __init__(self, module: Call, bundle: Bundle, facts: RunFacts, device: torch.device) -> None:
+        super().__init__(module, bundle, facts)
+        self.gpu = int(facts.device.partition(":")[2])
+        self._device = device
+
+    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        """Run the module once; only the outputs of the bundle's signature are returned."""
+        return self.run_on_gpu(feed, keep=False)  # type: ignore[return-value]
+
+    def run_on_gpu(
+        self, feed: Mapping[str, np.ndarray | DeviceArray], *, keep: bool
+    ) -> dict[str, np.ndarray | DeviceArray]:
+        """Run the module once on arrays that may be on the GPU, as ``GpuExecutable`` says."""
+        module = self._module
+        if module is None:
+            raise session_closed()
+        try:
+            tensors = run_on_gpu(module, feed, self._device)
+            if not keep:
+                return {name: tensors[name].cpu().numpy() for name in self._names}
+            kept = {name: tensors[name].contiguous() for name in self._names}
+        except Exception as error:  # anything a model's own code raises
+            raise BackendError(f"torch failed: {error}") from error
+        return {name: array_of_tensor(tensor, name) for name, tensor in kept.items()}

@@ -113,6 +113,13 @@ def test_a_tensor_on_a_gpu_is_the_same_memory(tensor):
     assert source.streams == [-1, 77]  # the work it waits for is the producer's
 
 
+@pytest.mark.parametrize(("asked", "waits"), [(None, 1), (5, 5), (-1, None)])
+def test_who_reads_it_waits_for_who_makes_it(asked, waits):
+    source = OnGpu(torch.ones(2))
+    device_array(source, "x").__dlpack__(stream=asked)
+    assert source.streams == [-1] + [waits] * (waits is not None)
+
+
 def test_what_is_no_tensor_on_a_gpu_is_left_alone():
     for value in (np.ones(2), torch.ones(2), "text", None):
         assert device_array(value, "x") is None

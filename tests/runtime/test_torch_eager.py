@@ -145,9 +145,9 @@ def test_module_in_memory_cannot_be_loaded_again(tmp_path):
 
 
 def test_other_devices_are_refused(linear):
-    message, hint = refusal(linear, device="cuda:0", trust=True)
-    assert message == "torch runs on cpu here, not on 'cuda:0'"
-    assert hint == "Use device='cpu'."
+    message, hint = refusal(linear, device="npu:0", trust=True)
+    assert message == "torch runs on cpu and cuda, not on 'npu:0'"
+    assert hint == "Use device='cpu' or device='cuda:0'."
 
 
 def test_without_torch_it_says_how_to_get_it(linear, monkeypatch):
