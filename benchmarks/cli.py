@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from tfx.codec import encode
 from tfx.console import FILE, FOLDER, chosen_bundle, console, emit_json, json_option, progress
 from tfx.errors import BackendError, ParityError
 from tfx.runtime.backend import BACKENDS, PRECISIONS
@@ -58,6 +59,8 @@ PRECISION = click.Choice(list(PRECISIONS))
 @click.option("--csv", "csv_file", type=OUTPUT, help="Also write a line a row.")
 @click.option("--html", "html_file", type=OUTPUT, help="Also write a page with plots.")
 @click.option("--resume", type=FILE, help="Go on with what --output holds.")
+@click.option("--baseline", type=FILE, help="Compare with an earlier --output.")
+@click.option("--fail-on", help="Exit code 1 for rows beyond it, e.g. slower:10%,accuracy:0.5.")
 @json_option
 def bench(
     bundles: tuple[Path, ...],
@@ -78,6 +81,8 @@ def bench(
     csv_file: Path | None,
     html_file: Path | None,
     resume: Path | None,
+    baseline: Path | None,
+    fail_on: str | None,
     as_json: bool,
 ) -> None:
     """Measure a family of bundles on every backend that works here.
@@ -89,13 +94,27 @@ def bench(
     """
     from tfx.workspace import family_of
 
+    from .baseline import (
+        Limits,
+        Outcome,
+        RegressionError,
+        compare_runs,
+        limits_of,
+        show_changes,
+        versions_that_differ,
+    )
+    from .family import usual_backends
     from .machine import this_machine
-    from .output import write_csv, write_html, write_json
+    from .output import read_report, write_csv, write_html, write_json
     from .report import BenchReport, Status
     from .resume import continued
     from .runner import measure
     from .table import show_report
 
+    if fail_on is not None and baseline is None:
+        raise click.UsageError("--fail-on needs --baseline, the run to compare with")
+    limits = Limits() if fail_on is None else limits_of(fail_on)
+    before = None if baseline is None else read_report(baseline)
     plan = Plan(
         batches=tuple(dict.fromkeys(batches)) or DEFAULT_BATCHES,
         lengths=tuple(dict.fromkeys(lengths)) or DEFAULT_LENGTHS,
@@ -114,7 +133,7 @@ def bench(
     )
     ways = [
         Way(backend, precision)
-        for backend in dict.fromkeys(backends or BACKENDS)
+        for backend in dict.fromkeys(backends or usual_backends(chosen))
         for precision in dict.fromkeys(precisions or ("",))
     ]
     machine = this_machine()
@@ -141,10 +160,16 @@ def bench(
         write_csv(csv_file, report)
     if html_file is not None:
         write_html(html_file, report)
+    changes = [] if before is None else compare_runs(before, report, limits, seed=seed)
     if as_json:
-        emit_json(report.to_dict())
+        found = {"baseline": [encode(one) | {"outcome": one.outcome} for one in changes]}
+        emit_json(report.to_dict() | (found if before else {}))
     else:
         show_report(console(), report)
+        if before is not None:
+            show_changes(console(), changes, limits)
+            for line in versions_that_differ(before, report):
+                click.echo(f"note: {line}")
     if interrupted:
         where = f"--resume {target}" if target else "--output FILE, then --resume FILE"
         raise BackendError(
@@ -154,3 +179,9 @@ def bench(
         raise BackendError("nothing could be measured", hint="See what is missing with: tfx doctor")
     if wrong := sorted({row.name for row in report.rows if row.status is Status.WRONG}):
         raise ParityError(f"outputs are wrong: {', '.join(wrong)}", hint="Run tfx check on it.")
+    if fail_on and (worse := [one for one in changes if one.outcome is Outcome.FAILED]):
+        names = "; ".join(f"{one.name}, {one.title}" for one in worse)
+        raise RegressionError(
+            f"worse than the baseline by more than {fail_on}: {names}",
+            hint="Measure again on a quiet machine; if it stays, something became worse.",
+        )

@@ -10,6 +10,8 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
               samples: what was asked for
     notes     sentences a reader must know, e.g. of sizes that were clipped
     unfinished  what an interruption left undone; [] of a run that came to its end
+    probes    by shape, as "batch 8, sequence 128": ms of a fixed product of matrices before each
+              round, which tells how fast the machine itself was
     rows      one per bundle, backend and shape:
       bundle, digest, random_weights, backend, precision (asked for; "" is the bundle's own)
       sizes         axis to size, e.g. {"batch": 8, "sequence": 128}
@@ -44,7 +46,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -168,6 +170,7 @@ class BenchReport:
     rows: tuple[Row, ...]
     created: str = ""
     unfinished: tuple[str, ...] = ()
+    probes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def by_shape(self) -> dict[str, list[Row]]:
         """Rows of one table each, by its title."""
@@ -185,6 +188,7 @@ class BenchReport:
             "plan": _all_of(self.plan),
             "notes": list(self.notes),
             "unfinished": list(self.unfinished),
+            "probes": encode(self.probes),
             "rows": [_all_of(row) for row in self.rows],
         }
 

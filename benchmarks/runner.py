@@ -28,6 +28,7 @@ from .family import (
     same_model,
 )
 from .machine import Machine
+from .probe import Probe, Probing
 from .report import (
     Agreement,
     BenchReport,
@@ -104,6 +105,7 @@ def measure(
     start: Start = ProcessWorker,
     clock: Clock = time.perf_counter_ns,
     sleep: Callable[[float], None] = time.sleep,
+    probe: Probing | None = None,
     earlier: BenchReport | None = None,
     keep: Callable[[BenchReport], None] = lambda report: None,
 ) -> BenchReport:
@@ -123,6 +125,7 @@ def measure(
         start: Makes the worker of a row.
         clock: Nanoseconds, for the budget.
         sleep: Waits, in seconds.
+        probe: Fixed work, timed before each round; None for a product of matrices.
         earlier: What an interrupted run of the same plan left; what it finished is not done again.
         keep: Given the report so far after each step that counts, also when interrupted.
 
@@ -145,12 +148,14 @@ def measure(
     pairs = pairs_of(bundles, ways, damaged)
     begun = earlier.created if earlier else datetime.now(UTC).isoformat(timespec="seconds")
     done = _finished_rows(earlier, shapes, pairs)
+    probes = {title: earlier.probes.get(title, ()) for title in done} if earlier else {}
+    probe = probe or Probe()
     left = [str(shape) for shape in shapes if str(shape) not in done]
 
     def report(*, judged: bool = False) -> BenchReport:
         rows = tuple(row for shape in shapes for row in done.get(str(shape), ()))
         unfinished = (*left, *((ACCURACY,) if judge and not judged else ()))
-        return BenchReport(machine, plan, notes, rows, begun, unfinished)
+        return BenchReport(machine, plan, notes, rows, begun, unfinished, probes)
 
     try:
         for shape in shapes:
@@ -160,14 +165,25 @@ def measure(
                 _Run(bundle, way, start(bundle.path, way, shape, plan), damaged[bundle.path])
                 for bundle, way in pairs
             ]
+            times_ms: list[float] = []
             try:
-                _measure_shape(runs, shape, plan, progress, start, clock, sleep)
+                _measure_shape(
+                    runs,
+                    shape,
+                    plan,
+                    progress,
+                    start,
+                    clock,
+                    sleep,
+                    lambda times_ms=times_ms: times_ms.append(probe()),  # type: ignore[misc]
+                )
                 left.remove(str(shape))
             finally:
                 for run in runs:
                     run.worker.close()
                 if all(run.settled for run in runs):
-                    _same_rounds(runs)
+                    count = _same_rounds(runs)
+                    probes[str(shape)] = tuple(times_ms[:count])
                     done[str(shape)] = [_row(run, runs, shape, plan) for run in runs]
                 keep(report())
         if judge is not None:
@@ -246,6 +262,7 @@ def _measure_shape(
     start: Start,
     clock: Clock,
     sleep: Callable[[float], None],
+    probe: Callable[[], None],
 ) -> None:
     def load(run: _Run) -> None:
         run.loaded = run.worker.load()
@@ -270,16 +287,17 @@ def _measure_shape(
         run.attempt(lambda run=run: warm_up(run))  # type: ignore[misc]
     progress.step(f"{shape}: measuring", plan.rounds)
     fair = [run for run in runs if run.fair]
-    _interleave(fair, plan, progress, clock, sleep)
+    _interleave(fair, plan, progress, clock, sleep, probe)
     for run in fair:
         run.attempt(lambda run=run: collect(run))  # type: ignore[misc]
 
 
-def _same_rounds(runs: Sequence[_Run]) -> None:
-    """Leave out a round that an interruption cut: rows are compared round by round."""
+def _same_rounds(runs: Sequence[_Run]) -> int:
+    """Leave out a round that an interruption cut, rows are compared round by round; how many."""
     count = min((len(run.rounds) for run in runs if run.fair), default=0)
     for run in runs:
         del run.rounds[count:]
+    return count
 
 
 def _damage(bundle: Bundle) -> str:
@@ -297,6 +315,7 @@ def _interleave(
     progress: Progress,
     clock: Clock,
     sleep: Callable[[float], None],
+    probe: Callable[[], None],
 ) -> None:
     rng = np.random.default_rng(plan.seed)
 
@@ -309,6 +328,8 @@ def _interleave(
         spent_s = (clock() - started) / 1e9
         if not alive or (done >= LEAST_ROUNDS and spent_s >= plan.seconds):
             return
+        sleep(SETTLE_S)
+        probe()
         for index in rng.permutation(len(alive)):
             sleep(SETTLE_S)
             alive[index].attempt(lambda run=alive[index]: block(run))

@@ -326,7 +326,7 @@ def test_every_round_has_every_row_in_a_seeded_random_order(bundle):
 def test_each_block_comes_after_a_pause(bundle):
     world = FakeWorld({"torch": 10, "a": 5})
     run(world, bundle, rounds=10)
-    assert world.slept_s == [SETTLE_S] * 20
+    assert world.slept_s == [SETTLE_S] * 30  # before the probe too
 
 
 def test_short_calls_are_made_in_longer_blocks(bundle):

@@ -11,7 +11,7 @@ from tfx.bench.report import Agreement, BenchReport, Measurement, Row, Status, p
 from tfx.bench.workload import Plan
 from tfx.runtime.backend import RunFacts
 from tfx.runtime.clock import WarmUp
-from tfx.runtime.stats import Comparison, compare_speed, latency_of
+from tfx.runtime.stats import Comparison, judge, latency_of
 
 MACHINE = Machine(
     cpu="Made-up CPU",
@@ -82,6 +82,7 @@ def made_up(
     plan=None,
     failed=(),
     noise=0.03,
+    load_noise=0.0,
 ):
     """A report of two shapes.
 
@@ -96,15 +97,20 @@ def made_up(
         plan: By default one with its default values.
         failed: Pairs of bundle and backend that did not run.
         noise: Of each call, as standard deviation of its logarithm.
+        load_noise: The same of each row as a whole: where its memory happens to lie.
     """
     rng = np.random.default_rng(seed)
     rows = []
+    probes = {}
     for sizes in shapes:
         drift = slow * np.exp(np.cumsum(rng.normal(0, 0.01, 40)))
         factor = float(np.prod(list(sizes.values()))) / 128
         reference = None
+        title = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+        probes[title] = tuple((5 * drift * np.exp(rng.normal(0, noise, 40))).tolist())
         for (bundle, backend), speed in speeds_ms.items():
-            times = times_ns(speed * factor, rng, drift=drift, noise=noise)
+            loaded = float(np.exp(rng.normal(0, load_noise)))
+            times = times_ns(speed * factor * loaded, rng, drift=drift, noise=noise)
             reference = reference or times
             rows.append(
                 row_of(
@@ -114,19 +120,20 @@ def made_up(
                     times,
                     None
                     if times is reference
-                    else compare_speed(
-                        times,
-                        reference,
-                        against="{} on {}".format(*next(iter(speeds_ms))),
-                        rng=np.random.default_rng(0),
-                    ),
+                    else compared(times, reference, "{} on {}".format(*next(iter(speeds_ms)))),
                     accuracy(right.get(bundle, 0.9117), change=times is not reference)
                     if with_accuracy
                     else None,
                 )
             )
         rows += [not_run(*pair, sizes) for pair in failed]
-    return BenchReport(MACHINE, plan or Plan(), ("a note",), tuple(rows), created)
+    return BenchReport(MACHINE, plan or Plan(), ("a note",), tuple(rows), created, (), probes)
+
+
+def compared(times, reference, against):
+    """Medians alone: a bootstrap for each made-up row would take most of a test's time."""
+    speedup = float(np.median(reference) / np.median(times))
+    return Comparison(against, speedup, speedup * 0.99, speedup * 1.01, judge(speedup, speedup))
 
 
 def row_of(
