@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tfx.bundle import Bundle
 from tfx.errors import BundleError, TfxError
-from tfx.runtime.backend import RunOptions, float_type
+from tfx.runtime.backend import BACKENDS, GPU_BACKENDS, RunOptions, find_backend, float_type
 from tfx.runtime.compare import tolerance_of
 
 from .workload import Way
@@ -15,6 +15,8 @@ from .workload import Way
 REFERENCE = Way("torch")
 # They run a bundle's source and not its graph.
 OF_SOURCE = (REFERENCE.backend, "torch-compiled")
+# It runs engines; the others run graphs.
+ENGINES = "tensorrt"
 
 
 def is_reference(way: Way) -> bool:
@@ -33,6 +35,9 @@ def pairs_of(
 ) -> list[tuple[Bundle, Way]]:
     """What the rows of a shape are: PyTorch runs a source, so once for all bundles made from it.
 
+    TensorRT runs engines and the others graphs: a way that is not for a bundle is left out, unless
+    no other is asked for.
+
     Args:
         bundles: Those to measure.
         ways: How to run each.
@@ -40,7 +45,8 @@ def pairs_of(
     """
     pairs: list[tuple[Bundle, Way]] = []
     for bundle in bundles:
-        for way in ways:
+        fitting = [way for way in ways if _suits(bundle, way)]
+        for way in fitting or ways:
             again = way.backend in OF_SOURCE and any(
                 other == way and not damaged[one.path] and same_model(one, bundle)
                 for one, other in pairs
@@ -48,6 +54,25 @@ def pairs_of(
             if not again:
                 pairs.append((bundle, way))
     return pairs
+
+
+def usual_backends(bundles: Sequence[Bundle]) -> list[str]:
+    """What runs unless backends are named: all, but those that need a GPU only where they can."""
+    ways = {name: Way(name) for name in BACKENDS}
+    return [
+        name
+        for name, way in ways.items()
+        if name not in GPU_BACKENDS
+        or (not find_backend(name).missing() and any(_suits(bundle, way) for bundle in bundles))
+        or (name == ENGINES and any(bundle.manifest.engine for bundle in bundles))
+    ]
+
+
+def _suits(bundle: Bundle, way: Way) -> bool:
+    """Whether what a way runs is in the bundle: an engine, a graph, or what it was made from."""
+    if way.backend in OF_SOURCE:
+        return True
+    return (way.backend == ENGINES) == (bundle.manifest.engine is not None)
 
 
 def allowed_error(bundle: Bundle, way: Way) -> float:

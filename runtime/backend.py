@@ -230,6 +230,9 @@ BACKENDS: dict[str, str] = {
 # Those that run a bundle's own graph: what runs unless a backend is named, in order.
 GRAPH_BACKENDS = ("onnxruntime", "openvino")
 
+# Those that run on GPUs alone.
+GPU_BACKENDS = ("onnxruntime-tensorrt", "tensorrt")
+
 # In place of a name: what ``tfx tune`` chose.
 AUTO = "auto"
 
