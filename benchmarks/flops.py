@@ -6,7 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tfx.bundle import Bundle
 from tfx.errors import BundleError
@@ -61,16 +64,19 @@ def flops_of(bundle: Bundle, sizes: Mapping[str, int]) -> Flops:
             hint="Name the bundle it was built from.",
         )
     model = need("onnx").load(bundle.model, load_external_data=False)
-    return flops_of_graph(model, sizes, bundle.name)
+    return flops_of_graph(model, sizes, bundle.name, bundle.path)
 
 
-def flops_of_graph(model: Any, sizes: Mapping[str, int], name: str = "the graph") -> Flops:
+def flops_of_graph(
+    model: Any, sizes: Mapping[str, int], name: str = "the graph", folder: Path = Path()
+) -> Flops:
     """Count what an ONNX model multiplies; see ``flops_of``.
 
     Args:
         model: ``onnx.ModelProto``; it is changed.
         sizes: Axis name to size.
         name: For errors.
+        folder: Has the files that small constants may be in.
 
     Raises:
         BundleError: If a size is missing, or a product's shape is not known.
@@ -78,9 +84,14 @@ def flops_of_graph(model: Any, sizes: Mapping[str, int], name: str = "the graph"
     onnx = need("onnx")
     if model.functions:
         model = need("onnx.inliner").inline_local_functions(model)
-    _drop_weights(model.graph)
+    _drop_weights(model.graph, folder)
     _bind(model.graph, sizes, name)
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    # What it cannot compute itself, such as the end of a Slice, is computed here; then it knows
+    # more shapes, of which more can be computed.
+    while _fold(model):
+        _forget(model.graph)
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     known = _shapes(model.graph)
     counted: Counter[str] = Counter()
     problems = []
@@ -100,11 +111,17 @@ def flops_of_graph(model: Any, sizes: Mapping[str, int], name: str = "the graph"
     return Flops(dict(counted))
 
 
-def _drop_weights(graph: Any) -> None:
+def _drop_weights(graph: Any, folder: Path) -> None:
     """Make inputs of the weights: serialized with its weights, a model is slow to infer."""
     helper = need("onnx.helper")
     own = {one.name for one in graph.input}
+    external = need("onnx.external_data_helper")
     small = [one for one in graph.initializer if math.prod(one.dims) <= LARGEST_CONSTANT]
+    for one in small:
+        if external.uses_external_data(one):
+            external.load_external_data_for_tensor(one, str(folder))
+            one.data_location = need("onnx").TensorProto.DEFAULT
+            del one.external_data[:]
     for one in graph.initializer:
         if math.prod(one.dims) > LARGEST_CONSTANT and one.name not in own:
             value = helper.make_tensor_value_info(one.name, one.data_type, list(one.dims))
@@ -128,9 +145,60 @@ def _bind(graph: Any, sizes: Mapping[str, int], name: str) -> None:
             f"{name} has axes without a size: {', '.join(missing)}",
             hint="Give each of them a size.",
         )
+    _forget(graph)
+
+
+def _forget(graph: Any) -> None:
+    """Drop the shapes that were inferred."""
     del graph.value_info[:]
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
+
+
+def _fold(model: Any) -> int:
+    """Make constants of the nodes that compute one: of shapes, or of constants; how many."""
+    graph = model.graph
+    to_array, from_array = need("onnx.numpy_helper").to_array, need("onnx.numpy_helper").from_array
+    constants = {one.name: to_array(one) for one in graph.initializer}
+    outputs = {value.name for value in graph.output}
+    known = _shapes(graph)
+    left, folded = [], 0
+    for node in graph.node:
+        value = None
+        if len(node.output) == 1 and node.output[0] not in outputs:
+            value = _value_of(node, model.opset_import, constants, known)
+        if value is None:
+            left.append(node)
+            continue
+        folded += 1
+        constants[node.output[0]] = value
+        graph.initializer.append(from_array(value, node.output[0]))
+    kept = [type(node).FromString(node.SerializeToString()) for node in left]
+    del graph.node[:]
+    graph.node.extend(kept)
+    return folded
+
+
+def _value_of(
+    node: Any, opsets: Any, constants: Mapping[str, np.ndarray], known: Mapping[str, Sizes]
+) -> np.ndarray | None:
+    if node.op_type == "Shape" and node.input[0] in known:
+        found = {one.name: one.i for one in node.attribute}
+        return np.array(known[node.input[0]][found.get("start", 0) : found.get("end")], np.int64)
+    if not node.input or any(name not in constants for name in node.input):
+        return None
+    if node.domain or any(one.HasField("g") for one in node.attribute):
+        return None
+    onnx = need("onnx")
+    unknown = onnx.helper.make_empty_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node], "one", [unknown(name) for name in set(node.input)], [unknown(node.output[0])]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=opsets)
+    evaluator = need("onnx.reference").ReferenceEvaluator(model)
+    (value,) = evaluator.run(None, {name: constants[name] for name in node.input})
+    # What is larger is no size of anything, and would be serialized again and again.
+    return np.asarray(value) if np.size(value) <= LARGEST_CONSTANT else None
 
 
 def _shapes(graph: Any) -> dict[str, Sizes]:

@@ -4,7 +4,8 @@ This file is run by its path, by the Python of whatever environment has the libr
 nothing but the standard library and NumPy until it is told which one to load, and nothing of tfx
 but for its own rows.
 
-The parent writes one JSON object a line and reads one back, ``{"ok": ...}`` or ``{"error": ...}``::
+The parent writes one JSON object a line and reads one back, ``{"ok": ...}`` or
+``{"error": ..., "hint": ""}``::
 
     {"do": "load", "peer": "fastembed", "job": {...}}   library and model made ready: see ``Job``
     {"do": "try", "texts": [...], "batch": 32}          seconds of embedding them
@@ -378,6 +379,12 @@ class Server:
         match question["do"]:
             case "load":
                 job = Job(**question["job"])
+                # Read when a library is imported: everybody has the same threads, and no hub.
+                os.environ.update(
+                    OMP_NUM_THREADS=str(job.threads),
+                    RAYON_NUM_THREADS=str(job.threads),
+                    HF_HUB_OFFLINE="1",
+                )
                 load = load_tfx if question["peer"] == "tfx" else PEERS[question["peer"]].load
                 ready = self._ready = load(job)
                 return {
@@ -411,7 +418,7 @@ def main() -> None:
             answer = {"ok": server.answer(json.loads(line))}
         # What a library raises must reach the table, whatever it is.
         except Exception as error:  # noqa: BLE001
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {"error": f"{type(error).__name__}: {error}", "hint": ""}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -81,6 +81,22 @@ def test_a_shape_that_is_computed_is_followed():
     assert count(text, n=2, s=5) == {"MatMul": 2 * (2 * 10 * 3 * 7)}
 
 
+def test_a_slice_whose_end_is_computed_is_followed():
+    """Positions of a text model: shape inference alone gives up on both axes."""
+    text = """g (int64[n, s] ids, float[16, 6] table, float[6, 7] w) => (float[a, b, c] y)
+        <int64[1, 16] places = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
+         int64[1] zero = {0}, int64[1] one = {1}> {
+        length = Shape <start = 1, end = 2> (ids)
+        own = Slice(places, zero, length, one, one)
+        at = Gather(table, own)
+        words = Gather(table, ids)
+        both = Add(words, at)
+        y = MatMul(both, w)
+    }"""
+    for n in (1, 2):
+        assert count(text, n=n, s=5) == {"MatMul": 2 * (n * 5 * 6 * 7)}
+
+
 def test_weights_are_not_needed_and_constants_are(tmp_path):
     text = """g (float[n, 64] x) => (float[a, b] y) { y = MatMul(x, w) }"""
     model = parser.parse_model(HEADER + text)
@@ -92,6 +108,19 @@ def test_weights_are_not_needed_and_constants_are(tmp_path):
     (tmp_path / "w").unlink()
     found = flops_of_graph(onnx.load(tmp_path / "m.onnx", load_external_data=False), {"n": 3})
     assert found.total == 2 * 3 * 64 * 64
+
+
+def test_small_constants_are_read_from_their_file(tmp_path):
+    text = """g (float[n, s, 6] x, float[3, 7] w) => (float[a, b, c] y) {
+        r = Reshape(x, sizes)
+        y = MatMul(r, w)
+    }"""
+    model = parser.parse_model(HEADER + text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, -1, 3]), "sizes"))
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="w", size_threshold=0)
+    read = onnx.load(path, load_external_data=False)
+    assert flops_of_graph(read, {"n": 2, "s": 5}, folder=tmp_path).total == 2 * (2 * 10 * 3 * 7)
 
 
 def test_every_axis_needs_a_size():

@@ -101,6 +101,7 @@ def test_a_server_keeps_what_is_embedded_and_not_what_is_tried(tmp_path, monkeyp
 
     loaded = peers.Peer("", lambda job: Ready("library 1", "float32", embed, job.checkpoint))
     monkeypatch.setattr(peers, "PEERS", {"one": loaded})
+    monkeypatch.setattr(peers.os, "environ", {})
     server = Server()
     job = dataclasses.asdict(JOB)
     assert server.answer({"do": "load", "peer": "one", "job": job}) == {
@@ -145,5 +146,5 @@ def test_a_question_that_fails_ends_nothing():
         text=True,
     )
     assert [json.loads(line) for line in done.stdout.splitlines()] == [
-        {"error": "AssertionError: "}
+        {"error": "AssertionError: ", "hint": ""}
     ] * 2
