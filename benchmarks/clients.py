@@ -1,0 +1,386 @@
+"""``python -m tfx.bench.clients``: many callers with a text each, merged or one by one.
+
+Each client asks, waits for its answer and asks again. The same texts go through three ways in each
+round, in an order drawn anew: one caller of ``predict``; as many threads as clients that call
+``predict``; and as many that call ``predict_async``, which merges what they ask at the same time.
+Every answer is compared with that of the first way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from tfx.bundle import Bundle
+from tfx.codec import encode
+from tfx.console import FILE, FOLDER, chosen_bundle, console, emit_json, json_option
+from tfx.errors import DataError, TfxError
+from tfx.runtime.backend import PRECISIONS
+from tfx.runtime.batcher import Batching
+from tfx.runtime.session import Session, open_session
+from tfx.runtime.stats import median_interval
+
+from .machine import Machine, this_machine
+
+ONE_BY_ONE, THREADS, MERGED = "one by one", "predict", "predict_async"
+
+# What the batcher is for: so many times the throughput of one by one, on short sentences.
+TARGET = 3.0
+
+# Cosine of two answers that are called the same: a batch of another shape rounds otherwise.
+LEAST_COSINE = 0.999
+
+# fmt: off
+WORDS = (
+    "film", "song", "meal", "house", "river", "dog", "child", "teacher", "market", "city", "the",
+    "every", "my", "was", "is", "seems", "never", "quite", "very", "too", "good", "old", "new",
+    "slow", "warm", "and", "but", "when", "near", "after", "without", "us",
+)
+# fmt: on
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What came of one way in one round.
+
+    Attributes:
+        seconds: From the first question to the last answer.
+        processor_s: Of all threads of the process.
+        latencies_ms: Of each answer that came.
+        answers: Index of the text to what was answered.
+    """
+
+    seconds: float
+    processor_s: float
+    latencies_ms: tuple[float, ...]
+    answers: Mapping[int, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One way to ask, over all rounds.
+
+    Attributes:
+        way: ``ONE_BY_ONE``, ``THREADS`` or ``MERGED``.
+        clients: Threads that ask.
+        asked: Questions.
+        lost: Questions without an answer.
+        wrong: Answers that differ from those given one by one.
+        per_second: Median over the rounds of answers a second.
+        processor_ms: Median over the rounds of processor time for an answer.
+        p50_ms: Half of the answers took less.
+        p99_ms: 99 % took less.
+        speedup: Median over the rounds of the throughput over that of one by one.
+        low: Lower end of its 95 % bootstrap interval.
+        high: Its upper end.
+        processor_ratio: The same of processor time, one by one over this: what the merging saves,
+            whatever else the machine does.
+    """
+
+    way: str
+    clients: int
+    asked: int
+    lost: int
+    wrong: int
+    per_second: float
+    processor_ms: float
+    p50_ms: float
+    p99_ms: float
+    speedup: float
+    low: float
+    high: float
+    processor_ratio: float
+
+
+def made_sentences(count: int, seed: int) -> list[str]:
+    """Short sentences without much sense, of 5 to 12 words."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(5, 13))) for _ in range(count)]
+
+
+def serve(
+    ask: Callable[[str], Any],
+    texts: Sequence[str],
+    clients: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Served:
+    """Let clients ask for the answers to texts, each to its share of them, one after another.
+
+    Args:
+        ask: Gives the answer to a text; from several threads at once.
+        texts: All of them.
+        clients: Threads.
+        clock: Gives seconds.
+    """
+    answers: dict[int, Any] = {}
+    latencies: dict[int, float] = {}
+    ready = threading.Barrier(clients + 1)
+
+    def client(number: int) -> None:
+        ready.wait()
+        for index in range(number, len(texts), clients):
+            asked = clock()
+            # One that fails is lost, and counted; the client goes on.
+            with contextlib.suppress(TfxError):
+                answers[index] = ask(texts[index])
+                latencies[index] = (clock() - asked) * 1000
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    started, processor = clock(), time.process_time()
+    for thread in threads:
+        thread.join()
+    seconds = clock() - started
+    spent = time.process_time() - processor
+    return Served(seconds, spent, tuple(latencies.values()), answers)
+
+
+def is_same(first: Any, second: Any) -> bool:
+    """Whether two answers say the same, but for the rounding of another batch."""
+    if isinstance(first, np.ndarray):
+        if first.shape != second.shape:
+            return False
+        lengths = float(np.linalg.norm(first)) * float(np.linalg.norm(second))
+        product = float(first.ravel().astype(np.float64) @ second.ravel().astype(np.float64))
+        return product >= LEAST_COSINE * lengths
+    if isinstance(first, dict):
+        return all(is_same(array, second[name]) for name, array in first.items())
+    if isinstance(first, list):
+        return [one.label for one in first] == [one.label for one in second]
+    same: bool = first.label == second.label
+    return same
+
+
+def measure_clients(
+    latency: Session,
+    throughput: Session,
+    texts: Sequence[str],
+    *,
+    clients: int,
+    rounds: int,
+    seed: int = 0,
+) -> list[Row]:
+    """Ask in each way, in rounds.
+
+    Args:
+        latency: A session for one run at a time: one by one, and ``predict`` of all threads.
+        throughput: What ``predict_async`` is asked of; may be the same.
+        texts: Asked in each round of each way.
+        clients: Threads that ask at once.
+        rounds: How many; one more comes first, to warm up.
+        seed: Of the order, and of the bootstrap.
+    """
+    rng = np.random.default_rng(seed)
+    ways: dict[str, tuple[Callable[[str], Any], int]] = {
+        ONE_BY_ONE: (latency.predict, 1),
+        THREADS: (latency.predict, clients),
+        MERGED: (lambda text: throughput.predict_async(text).result(), clients),
+    }
+    found: dict[str, list[Served]] = {way: [] for way in ways}
+    for number in range(rounds + 1):
+        for way in rng.permutation(list(ways)):
+            ask, threads = ways[str(way)]
+            served = serve(ask, texts, threads)
+            if number:
+                found[str(way)].append(served)
+    return [
+        _row(way, threads, len(texts), found[way], found[ONE_BY_ONE], rng)
+        for way, (_, threads) in ways.items()
+    ]
+
+
+def _row(
+    way: str,
+    clients: int,
+    texts: int,
+    rounds: Sequence[Served],
+    baseline: Sequence[Served],
+    rng: np.random.Generator,
+) -> Row:
+    expected = baseline[0].answers
+    ratios = np.array(
+        [one.seconds / ours.seconds for one, ours in zip(baseline, rounds, strict=True)]
+    )
+    speedup, low, high = median_interval(ratios, rng)
+    latencies = np.array([ms for one in rounds for ms in one.latencies_ms] or [np.nan])
+    given = [len(one.answers) for one in rounds]
+    return Row(
+        way=way,
+        clients=clients,
+        asked=texts * len(rounds),
+        lost=texts * len(rounds) - sum(given),
+        wrong=sum(
+            index not in expected or not is_same(expected[index], answer)
+            for one in rounds
+            for index, answer in one.answers.items()
+        ),
+        per_second=float(
+            np.median([n / one.seconds for n, one in zip(given, rounds, strict=True)])
+        ),
+        processor_ms=float(np.median([one.processor_s for one in rounds])) / texts * 1000,
+        p50_ms=float(np.percentile(latencies, 50)),
+        p99_ms=float(np.percentile(latencies, 99)),
+        speedup=speedup,
+        low=low,
+        high=high,
+        processor_ratio=float(
+            np.median(
+                [o.processor_s / r.processor_s for o, r in zip(baseline, rounds, strict=True)]
+            )
+        ),
+    )
+
+
+def bundle_clients(
+    bundle: Bundle,
+    texts: Sequence[str],
+    *,
+    backend: str,
+    precision: str,
+    threads: int | None,
+    streams: int,
+    batching: Batching,
+    clients: int,
+    rounds: int,
+    seed: int,
+) -> tuple[list[Row], str]:
+    """Open a bundle's sessions and measure; the rows, and what really ran.
+
+    Raises:
+        BackendError: If the backend cannot run it.
+        FeedError: If the bundle takes no text.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def opened(streams: int) -> Session:
+            return stack.enter_context(
+                open_session(
+                    bundle,
+                    backend=backend,
+                    precision=precision,
+                    threads=threads,
+                    streams=streams,
+                    batching=batching,
+                    verify=False,
+                )
+            )
+
+        latency = opened(1)
+        throughput = opened(streams) if streams > 1 else latency
+        latency.predict(list(texts[:1]))  # before the threads: what is wrong is said once
+        rows = measure_clients(
+            latency, throughput, texts, clients=clients, rounds=rounds, seed=seed
+        )
+        facts = throughput.report.facts
+    return rows, f"{facts}, {facts.streams} streams of {facts.threads} threads"
+
+
+def read_lines(path: Path, count: int) -> list[str]:
+    """The first lines of a file that hold something.
+
+    Raises:
+        DataError: If there are fewer.
+    """
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    found = [line for line in lines if line][:count]
+    if len(found) < count:
+        raise DataError(f"{path} holds {len(found)} texts, expected {count}")
+    return found
+
+
+@click.command
+@click.argument("bundle", required=False, type=FOLDER)
+@click.option("--clients", default=64, show_default=True, type=click.IntRange(1))
+@click.option("--texts", "count", default=640, show_default=True, type=click.IntRange(1))
+@click.option("--data", type=FILE, help="Texts, one a line; default: made-up sentences.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
+@click.option("--backend", default="", help="What to run it on; default: the first there is.")
+@click.option("--precision", type=click.Choice(list(PRECISIONS)), help="Default: the bundle's own.")
+@click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
+@click.option("--streams", default=1, show_default=True, help="Runs at once, for predict_async.")
+@click.option("--max-wait-ms", default=Batching().max_wait_ms, show_default=True)
+@click.option("--max-rows", default=Batching().max_rows, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@json_option
+def clients(
+    bundle: Path | None,
+    clients: int,
+    count: int,
+    data: Path | None,
+    rounds: int,
+    backend: str,
+    precision: str | None,
+    threads: int | None,
+    streams: int,
+    max_wait_ms: float,
+    max_rows: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Measure what merging the requests of many callers gives."""
+    machine = this_machine()
+    try:
+        rows, ran = bundle_clients(
+            chosen_bundle(bundle),
+            read_lines(data, count) if data else made_sentences(count, seed),
+            backend=backend,
+            precision=precision or "",
+            threads=threads,
+            streams=streams,
+            batching=Batching(
+                max_wait_ms=max_wait_ms, max_rows=max_rows, max_queue=max(1024, clients)
+            ),
+            clients=clients,
+            rounds=rounds,
+            seed=seed,
+        )
+    except TfxError as error:
+        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
+    if as_json:
+        emit_json({"machine": encode(machine), "ran": ran, "rows": [encode(row) for row in rows]})
+    else:
+        show_clients(rows, ran, machine)
+    if any(row.lost or row.wrong for row in rows):
+        raise click.ClickException("answers were lost or differ from those given one by one")
+
+
+def show_clients(rows: Sequence[Row], ran: str, machine: Machine) -> None:
+    """Print a table, one row for each way."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for name in ("way", "clients", "answers/s", "ms p50", "p99", "times", "95 %", "CPU", "lost"):
+        table.add_column(name, justify="left" if name == "way" else "right")
+    for row in rows:
+        table.add_row(
+            row.way,
+            str(row.clients),
+            f"{row.per_second:.0f}",
+            f"{row.p50_ms:.1f}",
+            f"{row.p99_ms:.1f}",
+            f"{row.speedup:.2f}",
+            f"{row.low:.2f}..{row.high:.2f}",
+            f"{row.processor_ratio:.2f}",
+            f"{row.lost + row.wrong} of {row.asked}",
+        )
+    out = console()
+    out.print(table)
+    out.print(f"{ran}; load average {machine.load_average:.1f} when it began", markup=False)
+    merged = next(row for row in rows if row.way == MERGED)
+    verdict = "yes" if merged.low >= TARGET else "no" if merged.high < TARGET else "cannot say"
+    out.print(f"{TARGET:g} times one by one: {verdict}", markup=False)
+    out.print("CPU: processor time of an answer one by one, over this way's", markup=False)
+
+
+if __name__ == "__main__":
+    clients()
