@@ -20,6 +20,7 @@ from tfx.signature import Feed, Signature
 from .answers import Answer
 from .backend import (
     AUTO,
+    GPU_BACKENDS,
     GRAPH_BACKENDS,
     Executable,
     GpuExecutable,
@@ -380,8 +381,8 @@ def open_session(
         backend: A name in ``BACKENDS``; "" takes "tensorrt" for an engine, else the first of
             ``GRAPH_BACKENDS`` that this machine has. "auto" takes what ``tfx tune`` found to be
             fastest here: a backend, threads, a precision, and maybe a bundle made from this one.
-        device: "cpu" or "cuda:0"; "" for the one the bundle is for: the first GPU for an engine,
-            else the CPU.
+        device: "cpu" or "cuda:0"; "" for the one that the backend is for: the first GPU for
+            those that run there alone, else the CPU.
         threads: CPU threads of one run; None for all this process may use.
         precision: Type of float matrix products: "fp32", "bf16" or "fp16"; "" for what the
             bundle's manifest says.
@@ -424,7 +425,7 @@ def open_session(
         threads = trial.candidate.threads
     elif name in ("", AUTO):  # an engine leaves no choice
         name = "tensorrt" if is_engine else _first_available()
-    where = device or ("cuda:0" if is_engine and name == "tensorrt" else "cpu")
+    where = device or ("cuda:0" if name in GPU_BACKENDS else "cpu")
     options = RunOptions(where, threads or usable_cpus(), trust, precision, streams)
     check_streams(name, options)
     executable = get_backend(name).load(opened, options)
