@@ -238,6 +238,7 @@ class Server:
         threads: int | None,
         trust: bool,
         seed: int,
+        device: str = "",
     ) -> Loaded:
         signature = open_bundle(bundle, verify=False).manifest.signature
         self._feed = Shape(sizes).feed_for(signature, seed)
@@ -245,6 +246,7 @@ class Server:
         self._session = open_session(
             bundle,
             backend=backend,
+            device=device,
             threads=threads,
             precision=precision,
             trust=trust,

@@ -1,0 +1,304 @@
+"""``python -m tfx.bench.gpu``: all that needs a GPU, in one call: its tests, and its benchmark."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tfx.bundle import Bundle, open_bundle
+from tfx.codec import decode, encode
+from tfx.console import FOLDER, chosen_bundle, emit_json, progress
+from tfx.errors import BackendError, TfxError
+from tfx.runtime.cuda import describe_device, missing_gpu
+
+from .flops import flops_of
+from .gpu_peak import GpuPeak
+from .machine import this_machine
+from .output import write_text
+from .report import BenchReport, Row, Status
+from .runner import measure
+from .worker import ProcessWorker
+from .workload import Plan, Shape, Way
+
+DEVICE = "cuda:0"
+BATCHES = (1, 8, 32, 128)
+LENGTHS = (128, 384)
+
+WAYS = (
+    Way("torch", "fp16"),
+    Way("torch-compiled", "fp16"),
+    Way("onnxruntime"),
+    Way("onnxruntime-tensorrt"),
+    Way("tensorrt"),
+)
+
+# ONNX Runtime on CUDA in float16 against PyTorch compiled in float16: batch and length, and at
+# least how many times as fast.
+TARGETS = (((1, 128), 1.3), ((32, 384), 1.0))
+
+# A test, and an engine for the GPU, take no longer.
+LIMIT_S = 900.0
+
+
+class GpuWorker(ProcessWorker):
+    """A worker whose session is on the GPU."""
+
+    def __init__(self, bundle: Path, way: Way, shape: Shape, plan: Plan) -> None:
+        super().__init__(bundle, way, shape, plan)
+        self._job["device"] = DEVICE
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a command said.
+
+    Attributes:
+        command: As on a command line.
+        code: Its exit code; None if it took too long.
+        said: The end of what it printed.
+    """
+
+    command: str
+    code: int | None
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What part of the GPU's peak a row reached, from arrays of the host to arrays of the host.
+
+    Attributes:
+        row: Bundle and way.
+        shape: Of the feed.
+        tflops: 10^12 operations a second of the model's products.
+        of_peak: Divided by the peak of float16; None where that is not known.
+    """
+
+    row: str
+    shape: str
+    tflops: float
+    of_peak: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One target, and what came of it.
+
+    Attributes:
+        model: The float16 bundle.
+        shape: Of the feed.
+        wanted: At least so many times as fast as PyTorch compiled in float16.
+        found: So many times it is; None where a row was not measured.
+    """
+
+    model: str
+    shape: str
+    wanted: float
+    found: float | None
+
+
+def run_command(arguments: Sequence[str], limit_s: float = LIMIT_S) -> Step:
+    """Run ``python -m arguments`` and keep its last words, whatever comes of it."""
+    command = [sys.executable, "-P", "-m", *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=limit_s,
+        )
+    except subprocess.TimeoutExpired as error:
+        said = error.stdout or b""
+        text = said.decode(errors="replace") if isinstance(said, bytes) else said
+        return Step(" ".join(arguments), None, text[-2000:])
+    return Step(" ".join(arguments), done.returncode, done.stdout[-2000:])
+
+
+def shares_of(
+    report: BenchReport, bundles: Sequence[Bundle], peak: GpuPeak | None
+) -> tuple[Share, ...]:
+    """Operations a second of every row whose bundle has a graph to count them in."""
+    graphs = {bundle.digest: bundle for bundle in bundles if bundle.manifest.engine is None}
+    parents = {
+        bundle.digest: bundle.manifest.parent.digest for bundle in bundles if bundle.manifest.parent
+    }
+    found = []
+    for row in report.rows:
+        bundle = graphs.get(row.digest) or graphs.get(parents.get(row.digest, ""))
+        if bundle is None or row.measurement is None:
+            continue
+        seconds = row.measurement.latency.median_ms / 1e3
+        tflops = flops_of(bundle, row.sizes).total / seconds / 1e12
+        of_peak = None if peak is None else tflops / peak.tflops
+        found.append(Share(row.name, row.title, tflops, of_peak))
+    return tuple(found)
+
+
+def targets_of(report: BenchReport) -> tuple[Target, ...]:
+    """ONNX Runtime's speed beside compiled PyTorch's, for every float16 bundle."""
+    found = []
+    for row in report.rows:
+        if row.backend != "onnxruntime" or not _is_half(row):
+            continue
+        for (batch, length), wanted in TARGETS:
+            if row.sizes.get("batch") == batch and row.sizes.get("sequence") == length:
+                other = _compiled(report, row)
+                ratio = _median(other) / _median(row) if other and row.measurement else None
+                found.append(Target(row.bundle, row.title, wanted, ratio))
+    return tuple(found)
+
+
+def _is_half(row: Row) -> bool:
+    return row.bundle.endswith("fp16") or (
+        row.measurement is not None and row.measurement.facts.precision == "float16"
+    )
+
+
+def _compiled(report: BenchReport, row: Row) -> Row | None:
+    """The row of compiled PyTorch at the same shape, of the same family."""
+    family = row.bundle.removesuffix("-fp16")
+    for other in report.rows:
+        if (other.backend, other.precision) != ("torch-compiled", "fp16"):
+            continue
+        same = other.bundle == row.bundle or other.bundle.startswith(family)
+        if same and other.title == row.title and other.measurement is not None:
+            return other
+    return None
+
+
+def _median(row: Row) -> float:
+    assert row.measurement is not None
+    return row.measurement.latency.median_ms
+
+
+def build_here(bundle: Bundle, folder: Path, run: Callable[..., Step] = run_command) -> Step:
+    """Try TensorRT-RTX for the very GPU that is here; the step says what came of it."""
+    return run(["tfx", "build", str(bundle.path), "--target", "tensorrt-rtx", "-o", str(folder)])
+
+
+def peak_here(run: Callable[..., Step] = run_command) -> tuple[GpuPeak | None, Step]:
+    """The GPU's peak, measured in a process of its own."""
+    step = run(["tfx.bench.gpu_peak"])
+    if step.code != 0:
+        return None, step
+    return decode(GpuPeak, json.loads(step.said[step.said.index("{") :])), step
+
+
+@click.command
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=FOLDER)
+@click.option("--batch", "batches", multiple=True, type=int, default=BATCHES, show_default=True)
+@click.option("--length", "lengths", multiple=True, type=int, default=LENGTHS, show_default=True)
+@click.option("--rounds", default=10, show_default=True, help="Most rounds of a shape.")
+@click.option("--seconds", default=5.0, show_default=True, help="Begin no round after this.")
+@click.option("--limit", "limit_s", default=120.0, show_default=True, help="Seconds to load a row.")
+@click.option("--tests", type=FOLDER, help="Also run the tests marked gpu in this folder.")
+@click.option("--no-build", is_flag=True, help="Do not try TensorRT-RTX for this GPU.")
+@click.option("--trust", is_flag=True, help="Run engines that were not built here.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file to write.")
+def main(
+    bundles: tuple[Path, ...],
+    batches: tuple[int, ...],
+    lengths: tuple[int, ...],
+    rounds: int,
+    seconds: float,
+    limit_s: float,
+    tests: Path | None,
+    no_build: bool,
+    trust: bool,
+    output: Path | None,
+) -> None:
+    """Run the GPU tests, and measure BUNDLEs in every way that a GPU has.
+
+    Bundles are made before, in as many precisions as wanted; a row that cannot run says why.
+    """
+    try:
+        if reason := missing_gpu():
+            raise BackendError(f"there is no GPU to measure on: {reason}")
+        found = _everything(
+            [chosen_bundle(path) for path in dict.fromkeys(bundles)],
+            Plan(
+                batches=batches,
+                lengths=lengths,
+                rounds=rounds,
+                seconds=seconds,
+                limit_s=limit_s,
+                trust=trust,
+            ),
+            tests,
+            build=not no_build,
+            keep=lambda document: _write(output, document),
+        )
+    except TfxError as error:
+        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
+    emit_json(found)
+
+
+def _write(path: Path | None, document: Mapping[str, Any]) -> None:
+    if path is not None:
+        write_text(path, json.dumps(document, indent=2) + "\n")
+
+
+def _everything(
+    bundles: Sequence[Bundle],
+    plan: Plan,
+    tests: Path | None,
+    *,
+    build: bool,
+    keep: Callable[[Mapping[str, Any]], None],
+) -> dict[str, Any]:
+    """All of it; what is known is kept after each part, for the lease of a GPU may end."""
+    document: dict[str, Any] = {"schema": 1, "gpu": encode(describe_device(0))}
+    if tests is not None:
+        document["tests"] = encode(run_command(["pytest", "-q", "-m", "gpu", str(tests)]))
+        keep(document)
+    peak, step = peak_here()
+    document["peak"] = encode(peak or step)
+    keep(document)
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = list(bundles)
+        graphs = [one for one in bundles if one.manifest.engine is None]
+        if build and graphs:
+            tried = []
+            for number, bundle in enumerate(graphs):
+                path = Path(folder) / f"{number}" / f"{bundle.name}-rtx"
+                path.parent.mkdir()
+                step = build_here(bundle, path)
+                tried.append(encode(step))
+                if step.code == 0:
+                    chosen.append(open_bundle(path))
+            document["builds"] = tried
+            keep(document)
+        with progress() as shown:
+            report = measure(
+                chosen,
+                plan,
+                WAYS,
+                this_machine(),
+                progress=shown,
+                start=GpuWorker,
+                keep=lambda so_far: keep(document | {"bench": so_far.to_dict()}),
+            )
+    document["bench"] = report.to_dict()
+    document["shares"] = [dataclasses.asdict(one) for one in shares_of(report, chosen, peak)]
+    document["targets"] = [dataclasses.asdict(one) for one in targets_of(report)]
+    keep(document)
+    if all(row.status is Status.NOT_RUN for row in report.rows):
+        raise BackendError(
+            "nothing could be measured", hint="Read the reasons in the file of --output."
+        )
+    return document
+
+
+if __name__ == "__main__":
+    main()
