@@ -245,10 +245,13 @@ class Compiled:
 
 
 def rt_info(name):
+    """Of a product in ``name``; ``i8/f32`` is one of integers that a kernel of floats unpacks."""
     layer = "FullyConnected" if name else "Reshape"
+    precision, _, kernel = (name or "bf16").partition("/")
     return {
         "layerType": SimpleNamespace(value=layer),
-        "runtimePrecision": SimpleNamespace(value=name or "bf16"),
+        "runtimePrecision": SimpleNamespace(value=precision),
+        "primitiveType": SimpleNamespace(value=f"brgemm_avx512_{kernel or precision}"),
     }
 
 
@@ -294,6 +297,29 @@ def test_products_of_several_types_are_said(tmp_path, monkeypatch):
     facts = load_compiled(tmp_path, monkeypatch, "f32", ["u8", "i8", "u8", "f32", ""])
     assert facts.precision == "int8"
     assert facts.notes == ("of 4 matrix products 1 in float32, 3 in int8",)
+
+
+def test_weights_that_are_unpacked_are_no_products_of_integers(tmp_path, monkeypatch):
+    facts = load_compiled(tmp_path, monkeypatch, "f32", ["i8/f32", "i8/f32", "f32"])
+    assert (facts.precision, facts.notes) == ("float32", ())
+
+
+@pytest.mark.parametrize(
+    ("precision", "unpacked"), [("int8", True), ("int4", True), ("float32", False)]
+)
+def test_products_of_integers_are_left_out(tmp_path, monkeypatch, precision, unpacked):
+    """Beside our other settings they give wrong attention in MiniLM, and right in tiny models."""
+    given = {}
+    compiled = backend._compiled
+
+    def spy(core, bundle, settings):
+        given.update(settings)
+        return compiled(core, bundle, settings)
+
+    monkeypatch.setattr(backend, "_compiled", spy)
+    bundle = write_bundle(tmp_path / "b", precision=DType(precision))
+    OpenVino().load(bundle, RunOptions())
+    assert (given.get("LP_TRANSFORMS_MODE") == "OFF") is unpacked
 
 
 def test_no_such_precision(tmp_path):
