@@ -34,6 +34,7 @@ from tfx.runtime.proof import Run, store_cases
 
 from .architectures import InputPlan, plan_examples, plan_inputs
 from .changes import require_attentions
+from .generation import read_generation
 from .loader import Loaded, find_source, load, name_of, parts_of
 from .proof import Reference, example_cases, is_text, prove, reference, text_cases, torch_arrays
 from .tracer import trace
@@ -231,6 +232,10 @@ def _write_graph(
                 loaded.source.part,
             )
         notes += more
+    if recipe.part == GENERATOR:
+        with quiet():
+            said = read_generation(loaded.config, loaded.folder, staging.path)
+        processing = dataclasses.replace(processing, generation=said)
     on_step("running PyTorch on the feeds to compare")
     rng = np.random.default_rng(recipe.seed)
     # Of a graph with a cache whole texts are compared, and PyTorch runs them without one.

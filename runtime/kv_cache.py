@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from tfx.bundle import Bundle
 from tfx.signature import BATCH, SEQUENCE, Feed, Signature, TensorSpec
 
 # Inputs and outputs of layer n's cache; names that can be a parameter's, for tracing.
@@ -58,6 +59,13 @@ def text_signature(signature: Signature) -> Signature:
     )
 
 
+def text_view(bundle: Bundle) -> Bundle:
+    """A bundle as what whole texts are run through sees it: with its ``text_signature``."""
+    signature = text_signature(bundle.manifest.signature)
+    manifest = dataclasses.replace(bundle.manifest, signature=signature)
+    return dataclasses.replace(bundle, manifest=manifest)
+
+
 def empty_cache(signature: Signature, batch: int, capacity: int) -> dict[str, np.ndarray]:
     """Zeros for every input that holds keys and values."""
     sizes = {BATCH: batch, CAPACITY: capacity}
@@ -72,6 +80,8 @@ def empty_cache(signature: Signature, batch: int, capacity: int) -> dict[str, np
 
 def whole_feed(signature: Signature, feed: Feed) -> dict[str, np.ndarray]:
     """A feed of ``text_signature`` as one of ``signature``: all at once, in an empty cache."""
+    if not cache_specs(signature):
+        return dict(feed)
     batch, sequence = feed["input_ids"].shape
     places = np.arange(sequence, dtype=np.int64)
     return {

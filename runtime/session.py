@@ -33,6 +33,8 @@ from .backend import (
 from .batcher import Batcher, Batching, no_inputs, request_of
 from .cpus import usable_cpus
 from .device_arrays import DeviceArray, device_array, outlines_of
+from .generation import TextGenerator, Token, options_from
+from .kv_cache import text_view, whole_feed
 from .session_report import SessionReport
 from .stream import answer_stretches
 from .texts import TextRunner, stacked
@@ -64,7 +66,8 @@ class Session:
         self._lowest = {
             spec.name: spec.values.min for spec in self._signature.inputs if spec.values
         }
-        self._texts = TextRunner(bundle, self._run)
+        # Texts go through a graph with a cache all at once.
+        self._texts = TextRunner(text_view(bundle), self._run)
         self._batching = batching
         self._batcher: Batcher | None = None
         self._closed = False
@@ -307,8 +310,39 @@ class Session:
             on_progress=on_progress,
         )
 
+    def generate(self, prompts: Any, **options: Any) -> Any:
+        """Let prompts go on until they are over.
+
+        Args:
+            prompts: A text, a list of token ids, or a chat (a list of mappings with "role" and
+                "content", for a bundle with a chat template); or a list of those.
+            options: Fields of ``tfx.runtime.generation.Options``: ``max_new_tokens``,
+                ``temperature``, ``top_p``, ``top_k``, ``repetition_penalty``, ``stop``, ``seed``,
+                ``num_beams``. By default the likeliest token is taken each time.
+
+        Returns:
+            A ``Generated``; for a list, one of each.
+
+        Raises:
+            FeedError: If the bundle has no cache, or prompts or options do not fit.
+            BackendError: If the session is closed or the backend fails.
+        """
+        return self._generator().generate(prompts, options_from(options))
+
+    def stream(self, prompts: Any, **options: Any) -> Iterator[Token]:
+        """The same as ``generate``, token by token; what is no longer read is not computed.
+
+        Yields:
+            Each ``Token`` when it is chosen, of all rows by turns.
+        """
+        return self._generator().stream(prompts, options_from(options))
+
+    def _generator(self) -> TextGenerator:
+        self._check_open(None)
+        return TextGenerator(self.bundle, self._executable)
+
     def _run(self, feed: Feed) -> dict[str, np.ndarray]:
-        return self._executable.run(feed)
+        return self._executable.run(whole_feed(self._signature, feed))
 
     def _check_open(self, max_rows: int | None) -> None:
         if self._closed:

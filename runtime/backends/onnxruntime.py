@@ -21,6 +21,7 @@ from ..backend import (
     require_graph,
     session_closed,
 )
+from ..decoder import OnnxInPlace
 from .onnxruntime_gpu import CUDA, load_on_gpu
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": CUDA}
@@ -143,6 +144,16 @@ class OnnxExecutable:
         except Exception as error:  # its pybind exceptions share no public base
             raise BackendError(f"onnxruntime failed: {error}") from error
         return dict(zip(self._outputs, values, strict=True))
+
+    def in_place(self) -> OnnxInPlace:
+        """What runs a graph with a cache without a copy of it.
+
+        Raises:
+            BackendError: If it is closed.
+        """
+        if self.inference is None:
+            raise session_closed()
+        return OnnxInPlace(self.inference)
 
     def close(self) -> None:
         """Let go of the session."""

@@ -31,6 +31,7 @@ EXTRAS = {
     "peft": "adapters",
     "sentence_transformers": "peers",
     "scipy": "eval",
+    "jinja2": "chat",
 }
 
 DISTRIBUTION = "tfx-toolkit"

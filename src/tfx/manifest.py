@@ -179,5 +179,8 @@ def _path_problems(manifest: Manifest) -> list[str]:
     used = [manifest.model, *manifest.variants.values()]
     if manifest.processing.tokenization is not None:
         used.append(manifest.processing.tokenization.file)
+    said = manifest.processing.generation
+    if said is not None and said.chat_template:
+        used.append(said.chat_template)
     problems += [f"{path!r}: used and not listed" for path in used if path not in paths]
     return problems

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -111,6 +112,21 @@ class Classification:
 
 
 @dataclass(frozen=True, slots=True)
+class Generation:
+    """How text goes on, with a graph that has a cache.
+
+    Attributes:
+        end_ids: Tokens after which a text is over.
+        chat_template: File inside the bundle with the Jinja template of a chat; "" for none.
+        special: Text of special tokens that the template names, e.g. ``{"bos_token": "<s>"}``.
+    """
+
+    end_ids: tuple[int, ...] = ()
+    chat_template: str = ""
+    special: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Processing:
     """What a bundle does around its graph; absent parts are None."""
 
@@ -118,3 +134,4 @@ class Processing:
     embedding: Embedding | None = None
     classification: Classification | None = None
     images: ImagePreparation | None = None
+    generation: Generation | None = None
