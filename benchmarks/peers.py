@@ -16,6 +16,7 @@ The parent writes one JSON object a line and reads one back, ``{"ok": ...}`` or
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -30,7 +31,8 @@ from typing import Any
 
 import numpy as np
 
-# Texts and batch size -> their embeddings, ``float32[texts, dim]``; 0 is the library's own size.
+# Texts and batch size -> their embeddings, ``float32[texts, dim]``. Of tfx not the size of a batch
+# but how many run at once.
 Embed = Callable[[list[str], int], np.ndarray]
 
 
@@ -79,18 +81,28 @@ class Ready:
 
 
 def load_tfx(job: Job) -> Ready:
-    """A bundle on one of its backends, as ``predict`` runs a list of texts."""
+    """A bundle on one of its backends, as ``Session.map`` runs a stream of texts.
+
+    Its batches are its own; what may be chosen is how many of them run at once.
+    """
     runtime = importlib.import_module("tfx.runtime.session")
-    session = runtime.open_session(
-        job.bundle,
-        backend=job.backend,
-        precision=job.precision,
-        threads=job.threads,
-        verify=False,
-    )
-    facts = session.report.facts
-    versions = f"{facts.backend} {facts.version}"
-    return Ready(versions, str(facts.precision), lambda texts, _: session.predict(texts))
+
+    @functools.cache
+    def session_of(streams: int) -> Any:
+        return runtime.open_session(
+            job.bundle,
+            backend=job.backend,
+            precision=job.precision,
+            threads=job.threads,
+            streams=streams,
+            verify=False,
+        )
+
+    def embed(texts: list[str], streams: int) -> np.ndarray:
+        return np.stack(list(session_of(streams).map(texts)))
+
+    facts = session_of(1).report.facts
+    return Ready(f"{facts.backend} {facts.version}", str(facts.precision), embed)
 
 
 def load_st_torch(job: Job, *, half: bool = False) -> Ready:

@@ -23,7 +23,7 @@ from tfx.codec import encode
 from tfx.console import FOLDER, console, emit_json, json_option, progress
 from tfx.dtypes import DType
 from tfx.errors import BundleError, DataError, TfxError
-from tfx.runtime.backend import BACKENDS, PRECISIONS
+from tfx.runtime.backend import BACKENDS, PRECISIONS, STREAMED
 from tfx.runtime.checkpoint import checkpoint_folder
 from tfx.runtime.cpus import usable_cpus
 from tfx.runtime.tokenizer import Tokenizer
@@ -143,6 +143,7 @@ def contestants_of(
                     sys.executable,
                     "tfx",
                     job | own | {"precision": way.precision},
+                    batches=(1, threads) if way.backend in STREAMED and threads > 1 else (1,),
                 )
             )
     for name in chosen:
@@ -310,7 +311,7 @@ def _cells(row: TextRow) -> list[str]:
     return [
         row.name,
         row.precision,
-        str(row.batch) if row.batch else "own",
+        f"{row.batch} at once" if row.own else str(row.batch),
         f"{row.sentences_per_s:.0f}",
         f"{row.tokens_per_s:.0f}",
         "-" if row.peak_share is None else f"{row.peak_share:.0%}",

@@ -1,9 +1,9 @@
 """Texts a second of tfx and of what users would take instead, side by side on the same texts.
 
-Every contestant is a process of its own that runs ``peers.py``. All are loaded; each of those that
-are not tfx finds its best batch size on a sample. Then come rounds of ``CHUNK`` texts, in an order
-drawn anew for each. Once all texts were embedded by everybody, the fastest of both sides go on
-alone: who is far behind needs no interval.
+Every contestant is a process of its own that runs ``peers.py``. All are loaded, and each finds its
+best batch size on a sample, tfx how many batches to run at once. Then come rounds of ``CHUNK``
+texts, in an order drawn anew for each. Once everybody has embedded all texts, the fastest of both
+sides go on alone: who is far behind needs no interval.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Contestant:
         peer: Key of ``PEERS``; "tfx" for tfx.
         job: Fields of ``Job``.
         problem: Why it is not to be tried; "".
+        batches: Batch sizes it may choose from; of tfx, how many batches at once.
         script: What it runs.
     """
 
@@ -82,6 +83,7 @@ class Contestant:
     peer: str
     job: Mapping[str, Any]
     problem: str = ""
+    batches: tuple[int, ...] = BATCHES
     script: Path = SCRIPT
 
 
@@ -96,7 +98,8 @@ class TextRow:
         versions: Of its library and engine.
         precision: Type it multiplies in.
         note: What a reader must know; "".
-        batch: Batch size it was fastest with; 0 for its own choice.
+        batch: Batch size it was fastest with; of tfx, which cuts its own, how many batches it
+            was fastest with at once.
         rounds: That it took part in.
         sentences_per_s: Texts a second.
         tokens_per_s: Tokens a second, padding not counted.
@@ -205,7 +208,7 @@ class _Run:
 
     def choose(self, sample: Sequence[str]) -> None:
         """Warm up, and find the best batch size."""
-        sizes = (0,) if self.who.own else BATCHES
+        sizes = self.who.batches
         times = {}
         for batch in (sizes[-1], *sizes):  # the first allocates and compiles
             times[batch] = self.process.ask(do="try", texts=list(sample), batch=batch)

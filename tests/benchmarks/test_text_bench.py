@@ -23,7 +23,8 @@ from tfx.bench.text import (
     show_texts,
     text,
 )
-from tfx.bench.throughput import Corpus, TextRow
+from tfx.bench.throughput import BATCHES, Corpus, TextRow
+from tfx.bench.workload import Way
 from tfx.codec import decode, encode
 from tfx.dtypes import DType
 from tfx.errors import BundleError, DataError
@@ -37,6 +38,7 @@ OWN = TextRow(
     True,
     versions="openvino 3",
     precision="float32",
+    batch=2,
     rounds=8,
     sentences_per_s=200.0,
     tokens_per_s=8000.0,
@@ -110,10 +112,19 @@ def test_every_bundle_runs_in_every_way_and_then_the_peers(embedder, tmp_path):
         "backend": "openvino",
         "precision": "",
     }
+    assert own.batches == (1, 3)
+    assert torch.batches == BATCHES
     assert torch.python == sys.executable
     assert not torch.problem
     assert optimum.problem == "not installed: no wheel"
     assert fastembed.python == "/envs/python"
+
+
+def test_only_what_has_streams_chooses_how_many(embedder):
+    ways = [Way("torch"), Way("openvino")]
+    assert [one.batches for one in contestants_of([embedder("one")], ways, [], {}, 1)] == [(1,)] * 2
+    found = contestants_of([embedder("two")], ways, [], {}, 2)
+    assert [one.batches for one in found] == [(1,), (1, 2)]
 
 
 def test_a_bundle_that_does_not_embed_is_refused(embedder):
@@ -160,7 +171,7 @@ def test_the_table_has_every_row_and_what_its_numbers_are_against(capsys):
     show_texts(REPORT)
     shown = " ".join(capsys.readouterr().out.split())
     assert "20 texts of 45 tokens on average, the longest 99; 2 threads" in shown
-    assert "float32 own 200 8000 60% 0.9999 1.0000 1.60x 1.50 to 1.70" in shown
+    assert "float32 2 at once 200 8000 60% 0.9999 1.0000 1.60x 1.50 to 1.70" in shown
     assert "fastembed float32 32 200 8000 60% 0.9999 1.0000 - -" in shown
     assert "ctranslate2 not run: not installed: no wheel" in shown
 
@@ -182,7 +193,7 @@ def test_notes_say_what_is_best_and_against_what():
 def test_the_command_measures_stand_ins(embedder, tmp_path, monkeypatch):
     bundle = embedder("one")
     contestants = [
-        stand_in(tmp_path, sys.executable, "tfx", own=True, us=10.0),
+        stand_in(tmp_path, sys.executable, "tfx", own=True, us=20.0, best=2),
         stand_in(tmp_path, sys.executable, "sentence-transformers", us=60.0),
     ]
     asked = {}

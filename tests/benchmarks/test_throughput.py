@@ -8,7 +8,6 @@ from support.peers import stand_in
 from tfx.bench import throughput as module
 from tfx.bench.peaks import GemmPeak, Peaks
 from tfx.bench.throughput import (
-    BATCHES,
     Corpus,
     Limits,
     PeerProcess,
@@ -25,7 +24,7 @@ TEXTS = tuple("x" * (1 + index % 7) for index in range(24))
 TOKENS = np.array([len(text) for text in TEXTS])
 CORPUS = Corpus(TEXTS, TOKENS, TOKENS * 1000.0)
 PEAKS = Peaks("f", 0.0, (GemmPeak("torch", "2", DType.FLOAT32, 1, "1x1x1", 0.08),), ())
-LIMITS = Limits(seconds=100.0, rounds=9, limit_s=30.0)
+LIMITS = Limits(seconds=100.0, rounds=9, limit_s=300.0)
 
 
 @pytest.fixture(autouse=True)
@@ -67,16 +66,16 @@ def test_rates_are_of_texts_and_of_tokens_that_are_no_padding(make):
     assert row.comparison is None
 
 
-def test_tfx_runs_with_its_own_batches(make):
-    rows, _ = measure([make("exact"), make("own", own=True)])
-    assert rows["own"].batch == 0
-    assert 0 not in BATCHES
+@pytest.mark.parametrize("best", [1, 2])
+def test_tfx_chooses_how_many_batches_run_at_once(make, best):
+    rows, _ = measure([make("exact"), make("own", own=True, best=best)])
+    assert rows["own"].batch == best
 
 
 def test_the_ratio_is_to_the_fastest_peer_that_is_right(make):
     rows, _ = measure(
         [
-            make("own", own=True, us=50.0),  # twice that, for it has no batch of 32
+            make("own", own=True, us=100.0, best=2),
             make("exact", us=400.0),
             make("fast", us=200.0),
             make("wrong", us=150.0, wrong=0.2),
@@ -105,7 +104,7 @@ def test_only_the_fastest_go_on(make, monkeypatch):
 
 def test_the_final_ends_with_its_time_but_has_rounds_enough_for_a_verdict(make):
     times = iter(range(0, 9000, 200))
-    rows, _ = measure([make("exact")], Limits(100.0, 99, 30.0), clock=lambda: next(times))
+    rows, _ = measure([make("exact")], Limits(100.0, 99, 300.0), clock=lambda: next(times))
     assert rows["exact"].rounds == 8
 
 
