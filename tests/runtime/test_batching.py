@@ -49,7 +49,7 @@ def test_no_way_to_cut_costs_less(lengths, rows):
 
 
 def test_padding_is_worth_no_more_than_a_run():
-    far, near = 40, 40 - RUN_TOKENS + 1
+    far, near = RUN_TOKENS + 16, 17
     assert cut_batches([far, near], max_rows=2, max_tokens=1000) == [[0, 1]]
     assert cut_batches([far, near - 2], max_rows=2, max_tokens=1000) == [[0], [1]]
 
