@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tfx.extras import need
+from tfx.recipe import ExportRecipe
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,7 @@ class Family:
             mix-up would show.
         unfused: Attentions that stay spelled out, with the reason; "" for none.
         max_sequence: As in the recipe: the length of a model that has one; 0 for any.
+        image_size: As in the recipe: height and width of a model that has one; empty for its own.
     """
 
     name: str
@@ -32,6 +34,12 @@ class Family:
     sizes: Mapping[str, Any]
     unfused: str = ""
     max_sequence: int = 0
+    image_size: tuple[int, ...] = ()
+
+    @property
+    def recipe(self) -> ExportRecipe:
+        """How it is exported."""
+        return ExportRecipe(max_sequence=self.max_sequence, image_size=self.image_size)
 
 
 _TEXT = {
@@ -261,6 +269,7 @@ FAMILIES: tuple[Family, ...] = (
         _DETECTION
         | {"backbone_config": _BACKBONE | {"out_features": ["stage2", "stage3", "stage4"]}},
         unfused="deformable attention weighs a few sampled points: no product with keys",
+        image_size=(96, 128),
     ),
     Family(
         "CLIP",

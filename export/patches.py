@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import inspect
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from . import replacements
+from . import detection, replacements
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +29,42 @@ class Patch:
     reason: str
 
 
+_MODELS = "transformers.models."
 _LONGFORMER = "transformers.models.longformer.modeling_longformer"
 _CANINE = "transformers.models.canine.modeling_canine"
 _LLAMA4 = "transformers.models.llama4.modeling_llama4"
 _LED = "transformers.models.led.modeling_led"
+
+# Model type to how its classes begin: all have one text of the code that is replaced.
+_FROZEN_NORMS = {
+    "conditional_detr": "ConditionalDetr",
+    "d_fine": "DFine",
+    "dab_detr": "DabDetr",
+    "deformable_detr": "DeformableDetr",
+    "deimv2": "Deimv2",
+    "detr": "Detr",
+    "grounding_dino": "GroundingDino",
+    "mm_grounding_dino": "MMGroundingDino",
+    "rt_detr": "RTDetr",
+    "rt_detr_v2": "RTDetrV2",
+    "table_transformer": "TableTransformer",
+}
+_SINES = (
+    ("conditional_detr", "ConditionalDetrSinePositionEmbedding", 0.0),
+    ("deformable_detr", "DeformableDetrSinePositionEmbedding", 0.5),
+    ("detr", "DetrSinePositionEmbedding", 0.0),
+    ("mask2former", "Mask2FormerSinePositionEmbedding", 0.0),
+    ("maskformer", "MaskFormerSinePositionEmbedding", 0.0),
+    ("oneformer", "OneFormerSinePositionEmbedding", 0.0),
+)
+_DEFORMABLE = (
+    "deformable_detr",
+    "grounding_dino",
+    "lw_detr",
+    "mm_grounding_dino",
+    "omdet_turbo",
+    "rt_detr",
+)
 
 PATCHES: tuple[Patch, ...] = (
     Patch(
@@ -141,6 +176,40 @@ PATCHES: tuple[Patch, ...] = (
         )
         for module, model in ((_LONGFORMER, "LongformerModel"), (_LED, "LEDEncoder"))
     ),
+    *(
+        Patch(
+            f"transformers.models.{name}.modeling_{name}:{kind}FrozenBatchNorm2d.forward",
+            detection.frozen_norm,
+            "Ten operators for each batch norm, all traced and then folded. As the operator it is, "
+            "it is one. Until transformers calls torch's own.",
+        )
+        for name, kind in _FROZEN_NORMS.items()
+    ),
+    *(
+        Patch(
+            f"transformers.models.{name}.modeling_{name}:{kind}.build_sine_position_embedding",
+            functools.partial(detection.sine_positions, shift=shift),
+            "Turns rows and columns, even and odd features each on their own: half of the "
+            "operators do. Until transformers has them beside each other.",
+        )
+        for name, kind, shift in _SINES
+    ),
+    *(
+        Patch(
+            f"transformers.models.{name}.modeling_{name}:MultiScaleDeformableAttention.forward",
+            detection.sampled_levels,
+            "Puts the heads in front at every level, of which once is enough. Until transformers "
+            "does it before the loop.",
+        )
+        for name in _DEFORMABLE
+    ),
+    Patch(
+        "transformers.models.deformable_detr.modeling_deformable_detr:"
+        "DeformableDetrEncoder.get_reference_points",
+        detection.all_reference_points,
+        "Makes the middles of the pixels level by level from meshes, all of them constants of the "
+        "image's size. Until transformers has them in one tensor.",
+    ),
 )
 
 
@@ -150,11 +219,15 @@ def patched() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for patch in PATCHES:
             module, _, path = patch.target.partition(":")
+            if module.startswith(_MODELS) and module not in sys.modules:
+                continue  # nobody has a model of it
             owner: Any = importlib.import_module(module)
             *parents, name = path.split(".")
             for parent in parents:
                 owner = getattr(owner, parent)
-            original = getattr(owner, name)
-            stack.callback(setattr, owner, name, original)
-            setattr(owner, name, patch.replacement(original))
+            original, held = getattr(owner, name), inspect.getattr_static(owner, name)
+            stack.callback(setattr, owner, name, held)
+            instead = patch.replacement(original)
+            is_static = isinstance(held, staticmethod)
+            setattr(owner, name, staticmethod(instead) if is_static else instead)
         yield

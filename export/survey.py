@@ -132,7 +132,7 @@ def _try(family: Family) -> list[Finding]:
         source = Path(folder) / "source"
         with quiet():
             build(family).save_pretrained(source)
-        return _export(family, source, ExportRecipe(max_sequence=family.max_sequence))
+        return _export(family, source, family.recipe)
 
 
 def _export(family: Family, source: Path, recipe: ExportRecipe) -> list[Finding]:
@@ -151,7 +151,7 @@ def _try_real_size(family: Family) -> list[Finding]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         write_config(family, source)
-        recipe = ExportRecipe(random_weights=True, max_sequence=family.max_sequence)
+        recipe = replace(family.recipe, random_weights=True)
         findings = _export(family, source, recipe)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak_bytes = peak if sys.platform == "darwin" else peak * 1024  # elsewhere it is in KiB

@@ -11,7 +11,6 @@ import tfx
 from tfx.chatter import quiet
 from tfx.export.families import FAMILIES, build
 from tfx.export.pipeline import export_bundles
-from tfx.recipe import ExportRecipe
 from tfx.runtime.parts import part_of, speaks
 
 TEXT = {"batch", "sequence"}
@@ -71,8 +70,7 @@ def test_family(family, tmp_path):
     with quiet():
         model.save_pretrained(tmp_path / "from")
 
-    recipe = ExportRecipe(max_sequence=family.max_sequence)
-    bundles = export_bundles(str(tmp_path / "from"), tmp_path / "to", recipe)
+    bundles = export_bundles(str(tmp_path / "from"), tmp_path / "to", family.recipe)
 
     kind = model.config.model_type
     halves = (
