@@ -10,8 +10,8 @@ from typing import Any
 from .texts import Reading, TextRunner
 from .tokenizer import LongTexts, Text, TextError
 
-# Texts that are sorted by length together. Of sentences and paragraphs mixed, padding is 2.7 % of the
-# tokens with so many, 4.1 % with 256 and 1.8 % with 1024.
+# Texts that are sorted by length together. Of sentences and paragraphs mixed, padding is 2.7 % of
+# the tokens with so many, 4.1 % with 256 and 1.8 % with 1024.
 STRETCH_TEXTS = 512
 # The same where an answer is the text's part of every output: 512 would be hundreds of megabytes.
 STRETCH_OUTPUTS = 32
