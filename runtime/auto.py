@@ -25,7 +25,6 @@ def resolve(
     precision: str,
     tune: bool | None,
     trust: bool,
-    verify: bool,
 ) -> tuple[Bundle, Trial, str]:
     """Find what runs a bundle fastest here, among what the caller leaves open.
 
@@ -36,14 +35,12 @@ def resolve(
         precision: Only candidates that were asked to compute in it; "" for any.
         tune: Whether to measure where there is no choice; None for what ``TFX_TUNE`` says.
         trust: Whether a factory's Python file may run.
-        verify: Compare every file of the chosen bundle with its sha256.
 
     Returns:
         The bundle to run, how, and why in one sentence.
 
     Raises:
         BackendError: If there is no choice that may be used, or none of that kind.
-        BundleError: If the chosen bundle is damaged.
     """
     if device not in ("", "cpu"):
         raise BackendError(
@@ -54,13 +51,13 @@ def resolve(
     try:
         tuning = stored_choice(bundle)
         trial = _best(bundle, tuning, threads, precision)
-        chosen = chosen_bundle(bundle, trial, verify=verify)
+        chosen = chosen_bundle(bundle, trial)
     except BackendError as error:
         if not allowed:
             raise
         tuning = _measured(bundle, threads, trust, error)
         trial = _best(bundle, tuning, threads, precision)
-        chosen = chosen_bundle(bundle, trial, verify=verify)
+        chosen = chosen_bundle(bundle, trial)
     return chosen, trial, tuning.said(trial)
 
 

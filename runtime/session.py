@@ -39,6 +39,7 @@ from .session_report import SessionReport
 from .stream import answer_stretches
 from .texts import TextRunner, stacked
 from .tokenizer import LongTexts, Text
+from .verification import Verification
 
 # What predict gives for arrays.
 Outputs = Literal["numpy", "dlpack"]
@@ -440,7 +441,7 @@ def open_session(
     started = time.perf_counter()
     if threads is not None and threads < 1:
         raise BackendError(f"threads is {threads}, expected 1 or more")
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False)
     is_engine = opened.manifest.engine is not None
     name, why = backend, ""
     if name == AUTO and not is_engine:
@@ -453,16 +454,22 @@ def open_session(
             precision=precision,
             tune=tune,
             trust=trust,
-            verify=verify,
         )
         name, precision = trial.candidate.backend, trial.candidate.precision
         threads = trial.candidate.threads
-    elif name in ("", AUTO):  # an engine leaves no choice
-        name = "tensorrt" if is_engine else _first_available()
+    # An opened bundle was verified, or not, by whoever opened it.
+    verification = Verification(opened) if verify and opened is not bundle else None
+    try:
+        if name in ("", AUTO):  # an engine leaves no choice
+            name = "tensorrt" if is_engine else _first_available()
+        found = get_backend(name)
+    finally:
+        if verification is not None:  # what is damaged is said first, and nothing of it loaded
+            verification.finish()
     where = device or ("cuda:0" if name in GPU_BACKENDS else "cpu")
     options = RunOptions(where, threads or usable_cpus(), trust, precision, streams)
     check_streams(name, options)
-    executable = get_backend(name).load(opened, options)
+    executable = found.load(opened, options)
     if why:
         facts = executable.facts
         executable.facts = dataclasses.replace(facts, notes=(*facts.notes, why))

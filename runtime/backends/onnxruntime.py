@@ -9,7 +9,7 @@ import numpy as np
 from tfx.bundle import Bundle
 from tfx.dtypes import DType
 from tfx.errors import BackendError
-from tfx.extras import install_hint, need, version_of
+from tfx.extras import install_hint, need
 from tfx.signature import Feed
 
 from ..backend import (
@@ -22,9 +22,8 @@ from ..backend import (
     session_closed,
 )
 from ..decoder import OnnxInPlace
-from .onnxruntime_gpu import CUDA, load_on_gpu
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": CUDA}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 # Fusions whose kernel for the CPU is slower than what it stands for. BERT base on 2 cores (AVX-512
 # with VNNI), ONNX Runtime 1.31.1, time without these two over time with them, runs interleaved:
@@ -59,7 +58,9 @@ class OnnxRuntime:
                 hint="Use device='cpu' or device='cuda:0'.",
             )
         if kind == "cuda":
-            return load_on_gpu(bundle, options, CUDA)
+            from .onnxruntime_gpu import load_on_gpu  # not needed on a CPU
+
+            return load_on_gpu(bundle, options, PROVIDERS[kind])
         provider = PROVIDERS[kind]
         variant = bundle.manifest.variants.get(f"onnxruntime-{kind}")
         graph = bundle.path / variant if variant else bundle.model
@@ -85,7 +86,7 @@ class OnnxRuntime:
             raise BackendError(f"onnxruntime gave {session.get_providers()[0]}, not {provider}")
         facts = RunFacts(
             backend="onnxruntime",
-            version=version_of("onnxruntime") or ort.__version__,
+            version=ort.__version__,
             engine=provider,
             device=options.device,
             precision=precision,

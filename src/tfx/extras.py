@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -85,7 +84,9 @@ def install_hint(name: str) -> str:
 
 def version_of(distribution: str) -> str | None:
     """The installed version of a distribution, without importing it; None if absent."""
+    from importlib import metadata  # 10 ms
+
     try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
         return None

@@ -228,16 +228,16 @@ def test_it_says_why_it_runs(bundle):
 
 def test_the_chosen_child_must_still_be_there(bundle, tmp_path):
     child = write_child(tmp_path / "c", bundle, proof(0.0))
-    assert chosen_bundle(bundle, trial(bundle), verify=True) is bundle
-    assert chosen_bundle(bundle, trial(child), verify=True).digest == child.digest
+    assert chosen_bundle(bundle, trial(bundle)) is bundle
+    assert chosen_bundle(bundle, trial(child)).digest == child.digest
     child.path.rename(tmp_path / "away")
     with pytest.raises(BackendError) as caught:
-        chosen_bundle(bundle, trial(child), verify=True)
+        chosen_bundle(bundle, trial(child))
     assert str(caught.value) == f"the stored choice is not used: no such bundle: {child.path}"
     assert caught.value.hint == f"Run: tfx tune {bundle.path}"
     write_child(tmp_path / "c", bundle, proof(0.0), name="new")
     with pytest.raises(BackendError, match=f"^the stored choice is not used: {child.path} is anot"):
-        chosen_bundle(bundle, trial(child), verify=True)
+        chosen_bundle(bundle, trial(child))
 
 
 def test_a_second_tuning_waits_for_the_first(caplog):
