@@ -7,7 +7,7 @@ BIN = $(CURDIR)/$(VENV)/bin
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check style bench clean
+.PHONY: help setup demo test check style bench bench-cpu clean
 
 help:
 	@echo "make demo    export the real MiniLM, check it, embed a few sentences, measure it"
@@ -15,6 +15,7 @@ help:
 	@echo "make check   formatting, lint, types, import contracts"
 	@echo "make style   format, and fix what the linter can fix"
 	@echo "make bench   measure MiniLM and BERT-base (random weights)"
+	@echo "make bench-cpu DATA=DIR   both beside PyTorch and other libraries, with real texts of DIR"
 	@echo "make clean   remove what the above made, .venv included"
 	@echo "Set PYTHON=python3.12 to choose the interpreter .venv is made with."
 
@@ -55,6 +56,40 @@ bench: $(READY)
 	cd .bench && $(BIN)/tfx export minilm && $(BIN)/tfx bench minilm
 	cd .bench && $(BIN)/tfx export bert-base --random-weights && $(BIN)/tfx bench bert-base
 
+# What the standing comparisons on a CPU take, made again when the code that makes it changed. Peers
+# have environments of their own: one that cannot be installed is not tried again, and is a row that
+# says why.
+CPU = .bench-cpu
+PEERS = .peers
+NEEDS_DATA = $(or $(DATA),$(error name the folder of evaluation data: make bench-cpu DATA=DIR))
+EXPORTS = $(wildcard src/tfx/*.py export/*.py export/*/*.py)
+QUANTIZES = $(wildcard quantize/*.py)
+
+$(CPU)/minilm: $(EXPORTS) | $(READY)
+	rm -rf $@ && mkdir -p $(CPU)
+	cd $(CPU) && $(BIN)/tfx export minilm
+
+$(CPU)/minilm-int8: $(CPU)/minilm $(QUANTIZES)
+	rm -rf $@
+	cd $(CPU) && $(BIN)/tfx quantize minilm --int8 --calibrate $(abspath $(NEEDS_DATA))/stsb/dev.tsv
+
+$(CPU)/bert-base: $(EXPORTS) | $(READY)
+	rm -rf $@ && mkdir -p $(CPU)
+	cd $(CPU) && $(BIN)/tfx export bert-base --random-weights
+
+$(CPU)/bert-base-int8: $(CPU)/bert-base $(QUANTIZES)
+	rm -rf $@
+	cd $(CPU) && $(BIN)/tfx quantize bert-base --int8 --calibrate random
+
+# CPU_ARGS and TEXT_ARGS are passed on; RESULTS is a folder to keep the numbers in.
+bench-cpu: $(CPU)/minilm-int8 $(CPU)/bert-base-int8
+	$(BIN)/python -m tfx.bench.environments $(PEERS) --constraints constraints.txt
+	cd $(CPU) && $(BIN)/python -m tfx.bench.cpu bert-base bert-base-int8 --peaks peaks.json \
+		$(if $(RESULTS),--save $(abspath $(RESULTS))) $(CPU_ARGS)
+	cd $(CPU) && $(BIN)/python -m tfx.bench.text minilm minilm-int8 --peaks peaks.json \
+		--data $(abspath $(NEEDS_DATA)) --peers $(abspath $(PEERS)) \
+		$(if $(RESULTS),--save $(abspath $(RESULTS))) $(TEXT_ARGS)
+
 clean:
-	rm -rf $(VENV) .demo .bench build dist *.egg-info
+	rm -rf $(VENV) .demo .bench $(CPU) $(PEERS) build dist *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,4 +1,7 @@
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -92,3 +95,19 @@ def test_the_command_makes_all_and_names_what_failed(tmp_path, monkeypatch):
     )
     done = CliRunner().invoke(environments, [str(tmp_path)])
     assert done.stdout.splitlines() == ["optimum: broken", "fastembed: p", "ctranslate2: p"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_runs_the_comparisons_one_after_another():
+    root = Path(__file__).parents[2]
+    if not (root / "Makefile").is_file():
+        pytest.skip("no Makefile here")
+    command = ["make", "-n", "-C", str(root), "bench-cpu", "DATA=data", "TEXT_ARGS=--no-peers"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    modules = [word for word in done.stdout.split() if word.startswith("tfx.bench.")]
+    assert modules == ["tfx.bench.environments", "tfx.bench.cpu", "tfx.bench.text"]
+    assert f"--data {root / 'data'} " in done.stdout
+    assert "--no-peers" in done.stdout
+    done = subprocess.run(command[:5], capture_output=True, text=True)
+    assert "name the folder of evaluation data: make bench-cpu DATA=DIR" in done.stderr
