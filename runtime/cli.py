@@ -69,9 +69,7 @@ STDIO = Path("-")
 @click.option(
     "--streams",
     type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Runs at once, which share the threads: faster for many texts.",
+    help="Runs at once, which share the threads.  [default: one a thread, at most 4]",
 )
 @click.option(
     "--long",
@@ -94,7 +92,7 @@ def predict(
     threads: int | None,
     precision: str | None,
     batch: int | None,
-    streams: int,
+    streams: int | None,
     long: str,
     trust: bool,
 ) -> None:

@@ -25,6 +25,7 @@ from .backend import (
     Executable,
     GpuExecutable,
     RunOptions,
+    best_streams,
     check_streams,
     find_backend,
     get_backend,
@@ -406,7 +407,7 @@ def open_session(
     verify: bool = True,
     trust: bool = False,
     tune: bool | None = None,
-    streams: int = 1,
+    streams: int | None = 1,
     batching: Batching | None = None,
 ) -> Session:
     """Load a bundle on a backend.
@@ -427,7 +428,8 @@ def open_session(
         tune: Whether "auto" may measure for about half a minute where nothing is stored, or not
             for this machine as it is now; None for what ``$TFX_TUNE`` (0 or 1) says.
         streams: Runs of the model at once that share the CPU threads: for throughput, as ``map``
-            takes them all. One run alone then has ``threads // streams`` of them.
+            takes them all. One run alone then has ``threads // streams`` of them. None for as many
+            as there are threads, at most ``MOST_STREAMS``, where the backend has streams.
         batching: How ``predict_async`` merges requests; None for the defaults.
 
     Returns:
@@ -467,7 +469,9 @@ def open_session(
         if verification is not None:  # what is damaged is said first, and nothing of it loaded
             verification.finish()
     where = device or ("cuda:0" if name in GPU_BACKENDS else "cpu")
-    options = RunOptions(where, threads or usable_cpus(), trust, precision, streams)
+    threads = threads or usable_cpus()
+    streams = best_streams(name, where, threads) if streams is None else streams
+    options = RunOptions(where, threads, trust, precision, streams)
     check_streams(name, options)
     executable = found.load(opened, options)
     if why:

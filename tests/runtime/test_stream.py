@@ -11,6 +11,7 @@ from support.texts import MEAN, tokenizer_json, write_classifier, write_reader, 
 import tfx
 from tfx.errors import BackendError, FeedError
 from tfx.runtime import stream
+from tfx.runtime.backend import best_streams
 from tfx.runtime.tokenizer import TextError
 
 TEXTS = [" ".join(["good"] * n + ["film"]) for n in (3, 1, 9, 0, 5, 12, 2) * 9]
@@ -171,6 +172,20 @@ def test_streams_that_cannot_be(tmp_path, options, message):
     bundle = write_bundle(tmp_path / "b")
     with pytest.raises(BackendError, match=message):
         tfx.open_session(bundle, threads=2, **options)
+
+
+@pytest.mark.parametrize(
+    ("backend", "threads", "streams"),
+    [("onnxruntime", 2, 2), ("onnxruntime", 1, 1), ("openvino", 9, 4), ("torch", 2, 1)],
+)
+def test_as_many_streams_as_are_best(backend, threads, streams):
+    assert best_streams(backend, "cpu", threads) == streams
+    assert best_streams(backend, "cuda:0", threads) == 1
+
+
+def test_none_is_as_many_as_are_best(tmp_path):
+    with tfx.open_session(write_bundle(tmp_path / "b"), threads=2, streams=None) as session:
+        assert session.report.facts.streams == 2
 
 
 # Texts longer than the model takes.
