@@ -68,7 +68,7 @@ def build_engine(
     trt = load_library(recipe.target)
     with errors_of(trt) as errors:
         builder = trt.Builder(library_log(trt))
-        network = builder.create_network(0)
+        network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, library_log(trt))
         spelled_out = _parse(bundle, recipe.target, parser)
         attention = decompose_attention(trt, network)
@@ -213,6 +213,13 @@ def _parse(bundle: Bundle, target: Target, parser: Any) -> int:
 def _layers(network: Any) -> Iterator[Any]:
     for index in range(network.num_layers):
         yield network.get_layer(index)
+
+
+def _strongly_typed(trt: ModuleType) -> int:
+    """The flag that makes types those of the graph; TensorRT 11 and RTX have no other way."""
+    kinds = getattr(trt, "NetworkDefinitionCreationFlag", None)
+    flag = getattr(kinds, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
 
 
 def _set_gpus(trt: ModuleType, config: Any, recipe: EngineRecipe) -> None:

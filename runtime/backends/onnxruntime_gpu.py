@@ -72,6 +72,9 @@ OF_SIZES = frozenset(
     ]
 )
 
+# Types that TensorRT takes inside ONNX Runtime only where it is told to; its names of them.
+LOWERED = {DType.FLOAT16: "fp16", DType.BFLOAT16: "bf16", DType.INT8: "int8"}
+
 
 class OnnxRuntimeTensorRt:
     """Backend "onnxruntime-tensorrt": TensorRT inside ONNX Runtime, built when it is loaded."""
@@ -182,7 +185,7 @@ def _session(ort: ModuleType, graph: Any, providers: list[tuple[str, dict[str, s
     if (first := session.get_providers()[0]) != providers[0][0]:
         raise BackendError(
             f"onnxruntime gave {first}, not {providers[0][0]}",
-            hint="Install the CUDA and cuDNN of its version: pip install 'tfx-toolkit[gpu]'",
+            hint="Install the libraries of its version: pip install 'tfx-toolkit[gpu]'",
         )
     return session
 
@@ -202,13 +205,10 @@ def _providers(
     if provider == CUDA:
         return [(CUDA, cuda | {"enable_cuda_graph": "1"})]
     precision = bundle.manifest.precision
-    tensorrt = {
-        "device_id": str(gpu),
-        "user_compute_stream": str(stream),
-        "trt_fp16_enable": str(int(precision is DType.FLOAT16)),
-        "trt_bf16_enable": str(int(precision is DType.BFLOAT16)),
-        "trt_int8_enable": str(int(precision is DType.INT8)),
-    } | _profile(bundle.manifest.signature)
+    tensorrt = {"device_id": str(gpu), "user_compute_stream": str(stream)}
+    if precision in LOWERED:
+        tensorrt[f"trt_{LOWERED[precision]}_enable"] = "1"
+    tensorrt |= _profile(bundle.manifest.signature)
     if limit_mb():
         folder = cache_folder() / "onnxruntime-tensorrt" / bundle.digest
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

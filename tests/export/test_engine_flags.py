@@ -1,6 +1,7 @@
 """What a build asks of the library, with a stand-in for it: both flavours, every flag."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 from support import tensorrt as fake
@@ -46,6 +47,13 @@ def test_rtx_builds_for_the_gpus_that_are_named(library, bundle):
     }
     assert (engine.build.gpus, engine.build.device) == (("sm80", "sm89"), "")
     assert engine.timing_cache == b""
+
+
+def test_types_are_those_of_the_graph(library, bundle):
+    build_engine(bundle, FULL)  # a library that knows no other way
+    library.NetworkDefinitionCreationFlag = SimpleNamespace(EXPLICIT_BATCH=0, STRONGLY_TYPED=1)
+    build_engine(bundle, FULL)  # TensorRT 10
+    assert library.networks == [0, 2]
 
 
 def test_rtx_builds_for_the_gpu_here(library, bundle):

@@ -75,8 +75,11 @@ class Profile:
 
 
 def fake_library():
-    """A module with what a build touches; its ``configs`` are those of all builds."""
-    configs = []
+    """A module with what a build touches; its ``configs`` are those of all builds.
+
+    ``networks`` are the flags of every network.
+    """
+    configs, networks = [], []
 
     class ILogger:
         pass
@@ -100,6 +103,7 @@ def fake_library():
             self.layers = [Layer(LayerType.ATTENTION_INPUT), Layer(LayerType.MATRIX_MULTIPLY)]
 
         def create_network(self, flags):
+            networks.append(flags)
             return SimpleNamespace(
                 num_layers=len(self.layers), get_layer=lambda index: self.layers[index]
             )
@@ -134,6 +138,7 @@ def fake_library():
     vars(module).update(
         __version__="11.0.0",
         configs=configs,
+        networks=networks,
         ILogger=ILogger,
         IProgressMonitor=IProgressMonitor,
         IAttentionInputLayer=IAttentionInputLayer,
