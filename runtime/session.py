@@ -18,6 +18,7 @@ from tfx.errors import BackendError, FeedError
 from tfx.signature import Feed, Signature
 
 from .answers import Answer
+from .arrays import shared_array
 from .backend import (
     AUTO,
     GPU_BACKENDS,
@@ -33,7 +34,7 @@ from .backend import (
 )
 from .batcher import Batcher, Batching, no_inputs, request_of
 from .cpus import usable_cpus
-from .device_arrays import DeviceArray, device_array, outlines_of
+from .device_arrays import DeviceArray, outlines_of
 from .generation import TextGenerator, Token, options_from
 from .kv_cache import text_view, whole_feed
 from .session_report import SessionReport
@@ -168,27 +169,11 @@ class Session:
         raise no_inputs(inputs)
 
     def _checked(self, inputs: Mapping[str, Any], *, check_finite: bool = False) -> dict[str, Any]:
-        feed = {name: self._as_array(name, value) for name, value in inputs.items()}
+        gpu = None if self._on_gpu is None else self._on_gpu.gpu
+        facts = self._report.facts
+        feed = {name: shared_array(name, value, facts, gpu) for name, value in inputs.items()}
         self._signature.bind(outlines_of(feed, self._lowest), check_finite=check_finite)
         return feed
-
-    def _as_array(self, name: str, value: Any) -> Any:
-        if isinstance(value, np.ndarray) or (array := device_array(value, name)) is None:
-            return _as_host_array(name, value)
-        if self._on_gpu is None:
-            facts = self._report.facts
-            raise FeedError(
-                f"{name}: got a tensor on cuda:{array.device}, "
-                f"and {facts.backend} runs on {facts.device} here",
-                hint="Copy it to the CPU first, or open the session with device='cuda:0'.",
-            )
-        if array.device != self._on_gpu.gpu:
-            raise FeedError(
-                f"{name}: got a tensor on cuda:{array.device}, "
-                f"expected one on cuda:{self._on_gpu.gpu}",
-                hint="Copy it there first.",
-            )
-        return array
 
     def _run_where_it_is(self, feed: Mapping[str, Any], outputs: Outputs) -> dict[str, Any]:
         if outputs not in get_args(Outputs):
@@ -490,17 +475,3 @@ def _first_available() -> str:
         f"no backend can run here: {'; '.join(reasons)}",
         hint="Run: pip install 'tfx-toolkit[cpu]'",
     )
-
-
-def _as_host_array(name: str, value: Any) -> Any:
-    # bind() tells the caller about what is neither an array nor DLPack.
-    if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
-        return value
-    try:
-        return np.from_dlpack(value)
-    # Each library refuses in its own words: on another device, needing gradients, bfloat16.
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise FeedError(
-            f"{name}: got a {type(value).__name__} that is not shared as an array: {error}",
-            hint="Convert it to a NumPy array first.",
-        ) from error

@@ -72,10 +72,10 @@ def test_dlpack_tensors_are_taken(arrays):
 
 def test_dlpack_is_not_a_copy():
     torch = pytest.importorskip("torch")
-    from tfx.runtime.session import _as_host_array
+    from tfx.runtime.arrays import host_array
 
     tensor = torch.zeros(3)
-    _as_host_array("x", tensor)[0] = 7
+    host_array("x", tensor)[0] = 7
     assert tensor[0] == 7
 
 
