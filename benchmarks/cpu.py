@@ -150,7 +150,7 @@ def flops_by_shape(bundle: Bundle, report: BenchReport) -> dict[str, float]:
 @click.option("--batch", "batches", multiple=True, type=int, help="Batch sizes; default: 1, 16.")
 @click.option("--length", default=LENGTH, show_default=True)
 @click.option("--rounds", default=40, show_default=True, help="Most rounds of a shape.")
-@click.option("--seconds", default=45.0, show_default=True, help="For each shape.")
+@click.option("--seconds", default=30.0, show_default=True, help="For each shape.")
 @click.option("--threads", type=click.IntRange(1), help="Default: all this process may use.")
 @click.option(
     "--peaks", "peaks_file", type=click.Path(path_type=Path), help="Read or written, if of here."

@@ -35,6 +35,7 @@ from .peaks import Peaks, stored_peaks
 from .peers import PEERS
 from .sentences import read_sentences
 from .throughput import (
+    CHUNK,
     LEAST_COSINE,
     Contestant,
     Corpus,
@@ -182,7 +183,7 @@ def parse_pythons(given: Sequence[str]) -> dict[str, Environment]:
 @click.option("--peers", "environments", type=FOLDER, help="Environments made for peers.")
 @click.option("--peer-python", "pythons", multiple=True, help="NAME=PYTHON of one environment.")
 @click.option("--rounds", default=10, show_default=True, help="Most rounds.")
-@click.option("--seconds", default=120.0, show_default=True, help="Of the final.")
+@click.option("--seconds", default=60.0, show_default=True, help="Of the final.")
 @click.option("--limit", "limit_s", default=180.0, show_default=True, help="Seconds to load.")
 @click.option("--threads", type=click.IntRange(1), help="Default: all this process may use.")
 @click.option(
@@ -336,6 +337,9 @@ def notes_of(report: TextReport) -> list[str]:
             f"ratio: to {compared[0].comparison.against}, the fastest peer whose cosine is "
             f"{LEAST_COSINE} or more; of rows that were in the final"
         )
+    behind = [row.name for row in report.rows if row.rounds == 1 and report.texts > CHUNK]
+    if behind:
+        notes.append(f"over the first {CHUNK} texts only, being far behind: {', '.join(behind)}")
     kinds = dict.fromkeys(row.precision for row in report.rows if row.peak_share is not None)
     for kind in kinds:
         if (peak := report.peaks.best(DType.parse(kind))) is not None:

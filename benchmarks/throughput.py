@@ -2,8 +2,8 @@
 
 Every contestant is a process of its own that runs ``peers.py``. All are loaded, and each finds its
 best batch size on a sample, tfx how many batches to run at once. Then come rounds of ``CHUNK``
-texts, in an order drawn anew for each. Once everybody has embedded all texts, the fastest of both
-sides go on alone: who is far behind needs no interval.
+texts, in an order drawn anew for each. Who is ``BEHIND`` after the first needs no other, and once
+the rest have embedded all texts the fastest of both sides go on alone.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ from .peaks import Peaks
 CHUNK = 1000
 # Batch sizes a peer may choose from, and the texts it tries them on.
 BATCHES = (8, 16, 32, 64)
-SAMPLE = 96
-# Rows of each side that go on when everybody has embedded everything once.
-FINALISTS = {True: 2, False: 3}
+SAMPLE = 64
+# A row that takes so many times as long as the fastest embeds the texts of one round only.
+BEHIND = 2.5
+# Rows of each side, tfx's and the peers', that go on when all texts are embedded.
+FINALISTS = {True: 2, False: 2}
 LEAST_COSINE = 0.995
 
 SCRIPT = Path(peers.__file__)
@@ -60,6 +62,10 @@ class Corpus:
         """What the rounds are of."""
         size = min(CHUNK, len(self.texts))
         return [slice(start, start + size) for start in range(0, len(self.texts), size)]
+
+    def count(self, index: int) -> int:
+        """Texts of a chunk."""
+        return len(self.texts[self.chunks()[index]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,10 +293,10 @@ def measure_texts(
                 progress.step(f"loading {run.who.name}")
                 run.attempt(run.load)
                 run.attempt(lambda run=run: run.choose(sample))  # type: ignore[misc]
-            _all_once(runs, corpus, rng, progress, sleep)
+            _all_once(runs, corpus, reference, rng, progress, sleep)
             for run in runs:
                 run.attempt(run.collect)
-            judge = _compare_embeddings(runs, reference)
+            judge = _compare_embeddings(runs, corpus, reference)
             _final(runs, corpus, limits, rng, progress, clock, sleep)
         finally:
             for run in runs:
@@ -301,15 +307,22 @@ def measure_texts(
 def _all_once(
     runs: Sequence[_Run],
     corpus: Corpus,
+    reference: Sequence[str],
     rng: np.random.Generator,
     progress: Progress,
     sleep: Callable[[float], None],
 ) -> None:
     chunks = corpus.chunks()
-    progress.step("everybody embeds every text", len(chunks))
+    progress.step("everybody embeds the texts", len(chunks))
+    going: Sequence[_Run] = runs
     for index, chunk in enumerate(chunks):
-        _one_round(runs, index, corpus.texts[chunk], "embed", rng, sleep)
+        _one_round(going, index, corpus.texts[chunk], "embed", rng, sleep)
         progress.advance()
+        alive = [run for run in going if not run.reason]
+        limit = BEHIND * min(map(_seconds, alive), default=0.0)
+        names = {run.who.name for run in alive}
+        judge = next((name for name in reference if name in names), "")
+        going = [run for run in alive if _seconds(run) <= limit or run.who.name == judge]
 
 
 def _one_round(
@@ -326,7 +339,7 @@ def _one_round(
         run.attempt(lambda run=run: run.round(index, texts, kind))
 
 
-def _compare_embeddings(runs: Sequence[_Run], reference: Sequence[str]) -> str:
+def _compare_embeddings(runs: Sequence[_Run], corpus: Corpus, reference: Sequence[str]) -> str:
     """Give every run its cosines with the reference; which that is."""
     ran = {run.who.name: run for run in runs if run.embeddings is not None}
     chosen = next((ran[name] for name in reference if name in ran), None)
@@ -335,13 +348,15 @@ def _compare_embeddings(runs: Sequence[_Run], reference: Sequence[str]) -> str:
     assert chosen.embeddings is not None
     for run in ran.values():
         assert run.embeddings is not None
-        if run.embeddings.shape != chosen.embeddings.shape:
+        # Who was behind embedded the first ones only.
+        expected = chosen.embeddings[: sum(corpus.count(index) for index, _ in run.rounds)]
+        if run.embeddings.shape != expected.shape:
             run.reason = (
                 f"its embeddings are {list(run.embeddings.shape)}, "
-                f"those of {chosen.who.name} {list(chosen.embeddings.shape)}"
+                f"those of {chosen.who.name} {list(expected.shape)}"
             )
             continue
-        run.cosines = cosines(run.embeddings, chosen.embeddings)
+        run.cosines = cosines(run.embeddings, expected)
     return chosen.who.name
 
 
@@ -364,7 +379,7 @@ def _final(
 ) -> None:
     finalists: list[_Run] = []
     for own, count in FINALISTS.items():
-        side = [run for run in runs if run.who.own == own and not run.reason]
+        side = [run for run in runs if run.who.own == own and _is_through(run, corpus)]
         side.sort(key=_seconds)
         right = [run for run in side if _is_right(run)]
         # Right or wrong, the fastest is among them: it is shown what it would be compared with.
@@ -379,6 +394,11 @@ def _final(
         index = done % len(chunks)
         _one_round(finalists, index, corpus.texts[chunks[index]], "try", rng, sleep)
         progress.advance()
+
+
+def _is_through(run: _Run, corpus: Corpus) -> bool:
+    """Whether it embedded all texts."""
+    return not run.reason and len(run.rounds) >= len(corpus.chunks())
 
 
 def _seconds(run: _Run) -> float:

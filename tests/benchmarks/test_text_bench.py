@@ -186,6 +186,8 @@ def test_notes_say_what_is_best_and_against_what():
         "best of tfx: minilm on openvino, 1.60x fastembed (1.50 to 1.70: faster)",
         "the fastest peer of any cosine: 0.90x rough (0.80 to 1.00: cannot say)",
     ]
+    behind = dataclasses.replace(REPORT, texts=2000, rows=(dataclasses.replace(PEER, rounds=1),))
+    assert "over the first 1000 texts only, being far behind: fastembed" in notes_of(behind)
     alone = dataclasses.replace(REPORT, reference="", rows=(ABSENT,))
     assert notes_of(alone) == ["cosine: nothing to compare with, no row in float32 ran"]
 

@@ -96,10 +96,26 @@ def test_the_ratio_is_to_the_fastest_peer_that_is_right(make):
 
 def test_only_the_fastest_go_on(make, monkeypatch):
     monkeypatch.setattr(module, "FINALISTS", {True: 1, False: 1})
-    rows, _ = measure([make("exact", us=300.0), make("fast", us=100.0), make("own", own=True)])
+    rows, _ = measure([make("exact", us=200.0), make("fast", us=100.0), make("own", own=True)])
     assert {name: row.rounds for name, row in rows.items()} == {"exact": 2, "fast": 9, "own": 9}
     assert rows["exact"].comparison is None
-    assert rows["exact"].sentences_per_s == pytest.approx(1e6 / 300)
+    assert rows["exact"].sentences_per_s == pytest.approx(1e6 / 200)
+
+
+def test_who_is_far_behind_embeds_the_texts_of_one_round(make):
+    contestants = [
+        make("exact", us=900.0),  # judges the others, so it embeds all
+        make("slow", us=300.0, wrong=0.1),
+        make("fast", us=100.0),
+        make("own", own=True),
+    ]
+    rows, judge = measure(contestants)
+    assert judge == "exact"
+    assert rows["slow"].rounds == 1
+    assert rows["slow"].min_cosine == pytest.approx(np.cos(0.1))
+    assert rows["slow"].sentences_per_s == pytest.approx(1e6 / 300)
+    assert rows["fast"].rounds == 9
+    assert rows["exact"].rounds == 9  # there are only two peers
 
 
 def test_the_final_ends_with_its_time_but_has_rounds_enough_for_a_verdict(make):
