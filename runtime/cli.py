@@ -40,6 +40,9 @@ BACKEND = click.option(
     default="",
     help="What to run it on, or auto: what tfx tune chose.  [default: the first there is]",
 )
+DEVICE = click.option(
+    "--device", default="", help="cpu, or cuda:0 for a GPU.  [default: what the backend is for]"
+)
 SHAPE_HELP = "BATCHxLENGTH or axis=size,...; twice counts twice.  [default: 1x128, 16x128]"
 STDIO = Path("-")
 
@@ -63,6 +66,7 @@ STDIO = Path("-")
 )
 @click.option("--force", is_flag=True, help="Replace an output that is there already.")
 @BACKEND
+@DEVICE
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @PRECISION
 @click.option("--batch", type=click.IntRange(1), help="Most texts or rows in one run of the model.")
@@ -89,6 +93,7 @@ def predict(
     output_format: str | None,
     force: bool,
     backend: str,
+    device: str,
     threads: int | None,
     precision: str | None,
     batch: int | None,
@@ -131,6 +136,7 @@ def predict(
             open_session(
                 opened,
                 backend=backend,
+                device=device,
                 threads=threads,
                 precision=precision or "",
                 verify=False,
@@ -243,6 +249,7 @@ def tune(
 @click.option("--samples", type=click.IntRange(1), help="Most samples, drawn by --seed.")
 @click.option("--seed", default=0, help="Of which samples are taken, and of the interval.")
 @BACKEND
+@DEVICE
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @PRECISION
 @click.option("--batch", type=click.IntRange(1), help="Most samples in one run of the model.")
@@ -256,6 +263,7 @@ def evaluate(
     samples: int | None,
     seed: int,
     backend: str,
+    device: str,
     threads: int | None,
     precision: str | None,
     batch: int | None,
@@ -285,6 +293,7 @@ def evaluate(
                 open_session(
                     source,
                     backend=backend,
+                    device=device,
                     threads=threads,
                     precision=precision or "",
                     trust=trust,
@@ -358,6 +367,7 @@ def inspect(bundle: Path | None, graph: bool, fusion: bool, as_json: bool) -> No
 @click.command
 @click.argument("bundle", required=False, type=FOLDER)
 @BACKEND
+@DEVICE
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @PRECISION
 @click.option("--trust", is_flag=True, help="Let the factory's file or a foreign engine run.")
@@ -365,6 +375,7 @@ def inspect(bundle: Path | None, graph: bool, fusion: bool, as_json: bool) -> No
 def check(
     bundle: Path | None,
     backend: str,
+    device: str,
     threads: int | None,
     precision: str | None,
     trust: bool,
@@ -380,7 +391,12 @@ def check(
 
     opened = chosen_bundle(bundle, verify=True)
     report = check_bundle(
-        opened, backend=backend, threads=threads, precision=precision or "", trust=trust
+        opened,
+        backend=backend,
+        device=device,
+        threads=threads,
+        precision=precision or "",
+        trust=trust,
     )
     if as_json:
         emit_json(

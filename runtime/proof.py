@@ -223,6 +223,7 @@ def check_bundle(
     bundle: Bundle,
     *,
     backend: str = "",
+    device: str = "",
     threads: int | None = None,
     precision: str = "",
     trust: bool = False,
@@ -232,6 +233,7 @@ def check_bundle(
     Args:
         bundle: An opened bundle, its digests verified.
         backend: As in ``open_session``; "torch" checks that the source still gives the same.
+        device: As in ``open_session``.
         threads: CPU threads; None for all this process may use.
         precision: As in ``open_session``; a lower one is judged by its own tolerance.
         trust: Let a factory's Python file run.
@@ -246,7 +248,7 @@ def check_bundle(
     runs_in = float_type(bundle, RunOptions(precision=precision))
     tolerance = tolerance_of(bundle.manifest.precision, runs_in)
     with open_session(
-        bundle, backend=backend, threads=threads, precision=precision, trust=trust
+        bundle, backend=backend, device=device, threads=threads, precision=precision, trust=trust
     ) as session:
         run: Run = session.predict
         if cache_specs(session.signature):
