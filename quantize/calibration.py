@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tfx.bundle import Bundle
-from tfx.errors import DataError, QuantizeError, listing
+from tfx.errors import DataError, FeedError, QuantizeError, listing
 from tfx.extras import need
 from tfx.quantization import CalibrationFacts
 from tfx.runtime.cpus import usable_cpus
@@ -130,7 +130,10 @@ def calibration_feeds(bundle: Bundle, feeds: Sequence[Feed], *, name: str) -> Ca
     digest = hashlib.sha256()
     count = 0
     for feed in feeds:
-        signature.bind(feed, check_finite=True)
+        try:
+            signature.bind(feed, check_finite=True)
+        except FeedError as error:
+            raise FeedError(f"{name}: {error}", hint=error.hint) from error
         for key in sorted(feed):
             digest.update(key.encode() + str(feed[key].shape).encode() + feed[key].tobytes())
         count += next(iter(feed.values())).size

@@ -138,14 +138,14 @@ def _judges(
     steps.step("running the parent on the evaluation data")
     judge = Judge(parent, dataset, recipe.metric, seed=recipe.seed)
     # Beside a metric on labels, how far the outputs moved: it needs fewer samples to show.
-    return [judge, Judge.without_labels(parent, dataset, seed=recipe.seed)]
+    other = Judge.without_labels(parent, dataset, seed=recipe.seed)
+    return [judge, other] if other.metric != judge.metric else [judge]
 
 
 def _trial_line(trial: Trial, groups: int) -> str:
     one = trial.accuracy
     return (
-        f"  {trial.kept} of {groups} groups kept: {one.metric} {one.value:.4f}, "
-        f"drop {one.drop:+.4f} (95 % {one.drop_low:+.4f} to {one.drop_high:+.4f}), "
+        f"  {trial.kept} of {groups} groups kept: {one}, "
         f"{trial.size_bytes / 1e6:.1f} MB, {trial.speedup:.2f} times as fast"
     )
 
@@ -162,8 +162,9 @@ def _calibration(
     if is_bundle(path):
         return None, _prepared_from(parent, open_bundle(path)), None
     if not path.is_file():
+        what = "this folder holds no bundle" if path.is_dir() else "no such calibration file"
         raise DataError(
-            f"no such calibration file: {source}",
+            f"{what}: {source}",
             hint="Name a file of real inputs, a bundle quantized before, or the word random.",
         )
     dataset = read_dataset(path)

@@ -69,11 +69,7 @@ def _quantization_lines(how: Quantization) -> Iterator[str]:
     if len(how.kept) > SHOWN_KEPT:
         yield f"and {len(how.kept) - SHOWN_KEPT} more kept; all are in {FILE_NAME}"
     for cost in how.accuracy:
-        yield (
-            f"{cost.metric} {cost.value:.4f}, parent {cost.parent:.4f}, drop {cost.drop:+.4f} "
-            f"(95 % {cost.drop_low:+.4f} to {cost.drop_high:+.4f}), "
-            f"{cost.samples:,} samples of {cost.data}"
-        )
+        yield f"{cost}, {cost.samples:,} samples of {cost.data}"
 
 
 def show_parity(out: Console, parity: ParityReport) -> None:

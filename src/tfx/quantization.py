@@ -174,6 +174,20 @@ class Accuracy:
     data: str
     backend: str
 
+    def __str__(self) -> str:
+        low, high = _signed(self.drop_low), _signed(self.drop_high)
+        values = f"{_digits(self.value)}, parent {_digits(self.parent)}"
+        return f"{self.metric} {values}, drop {_signed(self.drop)} (95 % {low} to {high})"
+
+
+def _digits(number: float) -> str:
+    """Four decimals; two digits of what is too small for them."""
+    return f"{number:.4f}" if number == 0 or abs(number) >= 1e-4 else f"{number:.1e}"
+
+
+def _signed(number: float) -> str:
+    return _digits(number) if number < 0 else f"+{_digits(number)}"
+
 
 @dataclass(frozen=True, slots=True)
 class Quantization:

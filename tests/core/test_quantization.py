@@ -72,3 +72,24 @@ def test_round_trip():
 
 def test_every_precision_has_a_word():
     assert [*PRECISIONS.values()] == ["fp16", "bf16", "int8", "fp8", "int4"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        (
+            (0.9, 0.91, 0.01, -0.002, 0.02),
+            "kl 0.9000, parent 0.9100, drop +0.0100 (95 % -0.0020 to +0.0200)",
+        ),
+        (
+            (3e-5, 0.0, 3e-5, -2.04e-6, 1.5e-4),
+            "kl 3.0e-05, parent 0.0000, drop +3.0e-05 (95 % -2.0e-06 to +0.0001)",
+        ),
+        (
+            (1.0, 1.0, 0.0, 0.0, 0.0),
+            "kl 1.0000, parent 1.0000, drop +0.0000 (95 % +0.0000 to +0.0000)",
+        ),
+    ],
+)
+def test_what_it_costs_in_words(numbers, text):
+    assert str(Accuracy("kl", *numbers, 10, "dev.tsv", "onnxruntime")) == text
