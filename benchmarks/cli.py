@@ -11,6 +11,7 @@ from tfx.console import FILE, FOLDER, chosen_bundle, console, emit_json, json_op
 from tfx.errors import BackendError, ParityError
 from tfx.runtime.backend import BACKENDS, PRECISIONS
 
+from .scenario import FIXED, Load, Scenario
 from .workload import (
     DEFAULT_BATCHES,
     DEFAULT_LENGTHS,
@@ -52,6 +53,22 @@ PRECISION = click.Choice(list(PRECISIONS))
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @click.option("--trust", is_flag=True, help="Let the factory's Python file run.")
 @click.option("--seed", default=0, help="Of feeds and order.  [default: 0]")
+@click.option(
+    "--scenario",
+    type=click.Choice([str(one) for one in Scenario]),
+    default=Scenario.SINGLE_STREAM,
+    show_default=True,
+    help="When queries are sent, as in MLPerf.",
+)
+@click.option("--qps", default=0.0, help="Queries per second of the server scenario.")
+@click.option(
+    "--lengths",
+    "lengths_of",
+    default=FIXED,
+    show_default=True,
+    help="fixed (--length), zipf up to it, or a file of texts.",
+)
+@click.option("--with-preprocessing", is_flag=True, help="Send texts: tokenization counts.")
 @click.option("--eval", "data", type=FILE, help="Samples that accuracy is measured on.")
 @click.option("--metric", default="auto", help="Of --eval; default: the task's own.")
 @click.option("--samples", type=int, help="At most so many of --eval, drawn; default: all.")
@@ -74,6 +91,10 @@ def bench(
     threads: int | None,
     trust: bool,
     seed: int,
+    scenario: str,
+    qps: float,
+    lengths_of: str,
+    with_preprocessing: bool,
     data: Path | None,
     metric: str,
     samples: int | None,
@@ -127,6 +148,7 @@ def bench(
         data="" if data is None else str(data),
         metric=metric,
         samples=samples,
+        load=Load(scenario, lengths_of, with_preprocessing, qps),
     )
     chosen = [chosen_bundle(path) for path in dict.fromkeys(bundles)] or family_of(
         chosen_bundle(None)

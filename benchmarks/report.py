@@ -7,7 +7,8 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
               python, versions
     created   when it began, ISO 8601 in UTC
     plan      batches, lengths, rounds, seconds, limit_s, threads, trust, seed, data, metric,
-              samples: what was asked for
+              samples, load (scenario, lengths, preprocessing, qps; what is usual is left out):
+              what was asked for
     notes     sentences a reader must know, e.g. of sizes that were clipped
     unfinished  what an interruption left undone; [] of a run that came to its end
     probes    by shape, as "batch 8, sequence 128": ms of a fixed product of matrices before each
@@ -17,6 +18,9 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
       sizes         axis to size, e.g. {"batch": 8, "sequence": 128}
       status        "measured", "wrong" (outputs beyond the tolerance) or "not run"
       reason        why not run, or how wrong; "" if measured
+      load          scenario and lengths, as a table's title has them; "" for feeds of one shape,
+                    one after the other. Offline, a call answers all samples; of the server the
+                    latency counts from a query's arrival, and throughput is what was answered
       model_bytes   what the backend reads of the bundle: graph and weights; null where it reads
                     the source instead
       measurement   null if not run, or wrong: nothing is timed that gives wrong answers
@@ -28,6 +32,8 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
         throughput_per_s  samples of a batch per second: batch / median latency
         round_ms          median of each round, in order; rows of a shape share their rounds
         percentiles_ms    101 of them: 0 is the fastest call, 100 the slowest
+        joules_per_call   of the CPU packages, all that ran on them included; left out where the
+                          machine does not tell it
       agreement     null without a reference, or per output: name, max_abs, max_rel, min_cosine,
                     scaled_error (null: not finite, or another shape) and the tolerance it is
                     judged by: see TOLERANCES in tfx.runtime.compare
@@ -89,6 +95,7 @@ class Measurement:
     throughput_per_s: float
     round_ms: tuple[float, ...]
     percentiles_ms: tuple[float, ...]
+    joules_per_call: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +147,7 @@ class Row:
     agreement: tuple[Agreement, ...] | None
     no_reference: str
     comparison: Comparison | None
+    load: str = ""
     model_bytes: int | None = None
     accuracy: Accuracy | None = None
     no_accuracy: str = ""
@@ -157,7 +165,7 @@ class Row:
     @property
     def title(self) -> str:
         """The shape it was measured at, as tables are called."""
-        return str(Shape(self.sizes))
+        return str(Shape(self.sizes, self.load))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from tfx.runtime.clock import SETTLE_S, Clock, WarmUp, block_calls
 from tfx.runtime.stats import LEAST_ROUNDS, compare_speed, latency_of
 
 from .accuracy import Judge, Judged
+from .energy import EnergyMeter
 from .family import (
     OF_SOURCE,
     REFERENCE,
@@ -38,6 +39,7 @@ from .report import (
     agreement_of,
     percentiles_of,
 )
+from .scenario import MIXED_CALLS, Scenario
 from .worker import Loaded, ProcessWorker, Start, Worker
 from .workload import Plan, Shape, Way, shapes_of
 
@@ -60,6 +62,8 @@ class _Run:
     warm_up: WarmUp | None = None
     calls: int = 0
     rounds: list[list[int]] = field(default_factory=list)
+    elapsed_ns: int = 0
+    joules: float | None = None
     peak_memory_mb: float | None = None
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
     agreement: tuple[Agreement, ...] | None = None
@@ -270,7 +274,10 @@ def _measure_shape(
 
     def warm_up(run: _Run) -> None:
         run.warm_up = run.worker.warm_up(plan.seconds)
-        run.calls = block_calls(run.warm_up.median_ms)
+        if plan.load.scenario == Scenario.OFFLINE:
+            run.calls = 1
+        else:
+            run.calls = MIXED_CALLS if plan.load.mixed else block_calls(run.warm_up.median_ms)
 
     def collect(run: _Run) -> None:
         run.peak_memory_mb = run.worker.peak_memory_mb()
@@ -318,9 +325,23 @@ def _interleave(
     probe: Callable[[], None],
 ) -> None:
     rng = np.random.default_rng(plan.seed)
+    meter = EnergyMeter()
+    load = plan.load
 
-    def block(run: _Run) -> None:
-        run.rounds.append(run.worker.block(run.calls))
+    def block(run: _Run, done: int) -> None:
+        before = meter.read()
+        if load.scenario == Scenario.SERVER:
+            served = run.worker.serve(load.arrivals, load.qps, plan.seed + done)
+            run.rounds.append(served.samples_ns)
+            run.elapsed_ns += served.elapsed_ns
+        elif load.mixed:
+            run.rounds.append(run.worker.block(run.calls, done * run.calls))
+        else:
+            run.rounds.append(run.worker.block(run.calls))
+        took = meter.joules(before, meter.read())
+        if took is not None:
+            # The call that is not timed takes energy too.
+            run.joules = (run.joules or 0) + took / (len(run.rounds[-1]) + 1)
 
     started = clock()
     for done in range(plan.rounds):
@@ -332,7 +353,7 @@ def _interleave(
         probe()
         for index in rng.permutation(len(alive)):
             sleep(SETTLE_S)
-            alive[index].attempt(lambda run=alive[index]: block(run))
+            alive[index].attempt(lambda run=alive[index], done=done: block(run, done))
         progress.advance()
 
 
@@ -396,9 +417,10 @@ def _row(run: _Run, runs: Sequence[_Run], shape: Shape, plan: Plan) -> Row:
             warm_up=run.warm_up,
             rounds=len(run.rounds),
             latency=latency,
-            throughput_per_s=shape.batch * 1000 / latency.median_ms,
+            throughput_per_s=_throughput(run, shape, latency.median_ms),
             round_ms=tuple(round(float(np.median(one)) / 1e6, 6) for one in run.rounds),
             percentiles_ms=percentiles_of(run.rounds),
+            joules_per_call=None if run.joules is None else run.joules / len(run.rounds),
         )
         baseline = _baseline_of(run, runs)
         if baseline is not None and baseline is not run:
@@ -417,8 +439,17 @@ def _row(run: _Run, runs: Sequence[_Run], shape: Shape, plan: Plan) -> Row:
         agreement=run.agreement,
         no_reference=run.no_reference,
         comparison=comparison,
+        load=shape.load,
         model_bytes=None if run.way.backend in OF_SOURCE else model_bytes(run.bundle),
     )
+
+
+def _throughput(run: _Run, shape: Shape, median_ms: float) -> float:
+    """Samples per second: of the median call, or of the server what it really answered."""
+    if run.elapsed_ns:
+        return sum(map(len, run.rounds)) * shape.batch * 1e9 / run.elapsed_ns
+    samples = (run.loaded.samples if run.loaded else 0) or shape.batch
+    return samples * 1000 / median_ms
 
 
 def _baseline_of(run: _Run, runs: Sequence[_Run]) -> _Run | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tfx.runtime.stats import LEAST_ROUNDS, LEAST_SAMPLES
+from tfx.signature import BATCH
 
 from .accuracy import shown_accuracy, shown_change
 from .report import BenchReport, Measurement, Row, Status
@@ -25,8 +26,12 @@ UNITS = (
     "against PyTorch, padding left out",
 )
 
+# Of what arrives, a server that keeps up answers at least this share while it is measured: the
+# last answer of a block comes a little after the last arrival.
+KEEPS_UP = 0.9
+
 # What a narrow terminal does without, first to go first.
-LEAST_NEEDED = ("calls", "load", "error", "p95", "MB", "disk", "per s", "p99")
+LEAST_NEEDED = ("calls", "load", "error", "p95", "MB", "disk", "J", "per s", "p99")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,8 @@ def _columns(rows: Sequence[Row], several: bool) -> list[Column]:
                 lambda row, found: _mb(None if row.model_bytes is None else row.model_bytes / 1e6),
             )
         )
+    if any(row.measurement and row.measurement.joules_per_call is not None for row in rows):
+        columns.append(Column("J", lambda row, found: ms_text(found.joules_per_call)))
     columns.append(Column("error", lambda row, found: error_text(row)))
     columns.append(Column("speed, 95 %", lambda row, found: _speed(row)))
     columns.append(Column("", lambda row, found: _verdict(row)))
@@ -191,6 +198,12 @@ def notes_of(report: BenchReport) -> list[str]:
             continue
         if not found.warm_up.settled:
             notes[f"{where} did not settle in {found.warm_up.duration_s:.0f} s of warm-up"] = None
+        wanted = report.plan.load.qps * row.sizes.get(BATCH, 1)
+        if row.load and found.throughput_per_s < KEEPS_UP * wanted:
+            notes[
+                f"{where} does not keep up: {significant(found.throughput_per_s)} samples per s of "
+                f"{significant(wanted)} that arrive, so its latency grows with time"
+            ] = None
         for note in found.facts.notes:
             notes[f"{row.name}: {note}"] = None
     measured = [row.measurement for row in report.rows if row.measurement is not None]
@@ -205,6 +218,8 @@ def notes_of(report: BenchReport) -> list[str]:
         notes[
             f"speed is against {' and '.join(sorted(baselines))}, with its 95 % bootstrap interval"
         ] = None
+    if any(found.joules_per_call is not None for found in measured):
+        notes["J is the energy of all CPU packages per call, other processes included"] = None
     if measured:
         notes |= dict.fromkeys(UNITS)
         counts = [found.latency.samples for found in measured]

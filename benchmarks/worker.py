@@ -10,6 +10,7 @@ another library, and a backend that crashes takes no other row along.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import tempfile
 import time
@@ -31,6 +32,8 @@ from tfx.runtime.metrics import Form
 from tfx.runtime.observations import Recorded
 from tfx.runtime.session import Session, open_session
 
+from .scenario import Load, Scenario, Served, poisson_arrivals, queries_of
+from .scenario import serve as serve_queries
 from .workload import Plan, Shape, Way
 
 
@@ -46,11 +49,13 @@ class Loaded:
             memory here. A library, and the source's weights that PyTorch reads, come from the
             disk if nothing has read them lately: a row of a second shape finds them in memory.
         first_call_ms: The first ``predict``, which may still allocate and compile.
+        samples: Of one call, where it is not the batch: all of them in the offline scenario.
     """
 
     facts: RunFacts
     load_s: float
     first_call_ms: float
+    samples: int = 0
 
 
 class Worker(Protocol):
@@ -68,8 +73,23 @@ class Worker(Protocol):
         """Call until the time per call is steady."""
         ...
 
-    def block(self, calls: int) -> list[int]:
-        """Nanoseconds of each of ``calls`` calls; one more before them is not timed."""
+    def block(self, calls: int, first: int = 0) -> list[int]:
+        """Nanoseconds of each of ``calls`` calls; one more before them is not timed.
+
+        Args:
+            calls: How many.
+            first: Number of the first one's query; the others follow, in a ring.
+        """
+        ...
+
+    def serve(self, arrivals: int, qps: float, seed: int) -> Served:
+        """Answer queries that arrive at random; one before them is not timed.
+
+        Args:
+            arrivals: How many.
+            qps: A second, on average.
+            seed: Of their moments; rows of a round get the same ones.
+        """
         ...
 
     def peak_memory_mb(self) -> float | None:
@@ -124,6 +144,7 @@ class ProcessWorker:
             "threads": plan.threads,
             "trust": plan.trust,
             "seed": plan.seed,
+            "load": encode(plan.load),
         }
         self._data = {"data": plan.data, "samples": plan.samples, "seed": plan.seed}
         self.child = Child("tfx.bench.worker", plan.limit_s)
@@ -137,10 +158,15 @@ class ProcessWorker:
         """Call until the time per call is steady."""
         return decode(WarmUp, self.child.ask(limit_s, do="warm_up", limit_s=limit_s))
 
-    def block(self, calls: int) -> list[int]:
+    def block(self, calls: int, first: int = 0) -> list[int]:
         """Nanoseconds of each of ``calls`` calls."""
-        samples: list[int] = self.child.ask(do="block", calls=calls)
+        samples: list[int] = self.child.ask(do="block", calls=calls, first=first)
         return samples
+
+    def serve(self, arrivals: int, qps: float, seed: int) -> Served:
+        """Answer queries that arrive at random; they come as slowly as they come."""
+        found = self.child.ask(arrivals / qps, do="serve", arrivals=arrivals, qps=qps, seed=seed)
+        return Served(found["samples_ns"], found["elapsed_ns"])
 
     def peak_memory_mb(self) -> float | None:
         """Peak resident memory of the process, less what it had before the session.
@@ -196,6 +222,8 @@ class Server:
         self._before_mb = memory_mb("VmRSS")
         self._session: Session | None = None
         self._feed: Mapping[str, np.ndarray] = {}
+        self._calls: list[Callable[[], object]] = []
+        self._asked = 0
 
     def answer(self, question: Mapping[str, Any]) -> Any:
         """Do what the parent asks and return what it is told, as JSON values.
@@ -208,12 +236,18 @@ class Server:
             case "load":
                 return encode(self._load(**arguments))
             case "warm_up":
-                return dataclasses.asdict(warm_up(self._call, **arguments))
+                return dataclasses.asdict(warm_up(self._next, **arguments))
             case "block":
                 # Not timed: other rows ran meanwhile and had the caches for themselves, and
                 # the threads of this one's pool went to sleep.
-                self._call()
-                return time_calls(self._call, arguments["calls"], time.perf_counter_ns)
+                self._next()
+                self._asked = arguments.get("first", 0)
+                return time_calls(self._next, arguments["calls"], time.perf_counter_ns)
+            case "serve":
+                self._next()
+                rng = np.random.default_rng(arguments["seed"])
+                arrivals = poisson_arrivals(arguments["arrivals"], arguments["qps"], rng)
+                return dataclasses.asdict(serve_queries(self._calls, arrivals))
             case "peak_memory_mb":
                 peak = memory_mb("VmHWM")
                 return None if peak is None or self._before_mb is None else peak - self._before_mb
@@ -239,6 +273,7 @@ class Server:
         trust: bool,
         seed: int,
         device: str = "",
+        load: Mapping[str, Any] | None = None,
     ) -> Loaded:
         signature = open_bundle(bundle, verify=False).manifest.signature
         self._feed = Shape(sizes).feed_for(signature, seed)
@@ -254,7 +289,15 @@ class Server:
         )
         load_s = (time.perf_counter_ns() - started) / 1e9
         (first_call_ns,) = time_calls(self._call, 1, time.perf_counter_ns)
-        return Loaded(self._session.report.facts, load_s, first_call_ns / 1e6)
+        asked = decode(Load, load or {})
+        session = self._session
+        queries, samples = queries_of(session, asked, sizes, seed)
+        self._calls = [functools.partial(session.predict, query) for query in queries]
+        if asked.scenario == Scenario.OFFLINE:
+            every = self._calls
+            self._calls = [lambda: [call() for call in every]]
+            return Loaded(session.report.facts, load_s, first_call_ns / 1e6, samples)
+        return Loaded(session.report.facts, load_s, first_call_ns / 1e6)
 
     def _evaluate(
         self,
@@ -280,6 +323,12 @@ class Server:
         assert self._session is not None  # load() comes first
         dataset = read_dataset(Path(data), limit=samples, seed=seed)
         _write_recorded(Path(path), record(self._session, dataset, metric))
+
+    def _next(self) -> object:
+        """Answer the next query of the ring."""
+        call = self._calls[self._asked % len(self._calls)]
+        self._asked += 1
+        return call()
 
     def _call(self) -> dict[str, np.ndarray]:
         assert self._session is not None  # load() comes first

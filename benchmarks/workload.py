@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from tfx.errors import RecipeError, listing
 from tfx.feeds import random_feed
 from tfx.signature import BATCH, SEQUENCE, Signature
+
+from .scenario import Load
 
 DEFAULT_BATCHES = (1, 8)
 DEFAULT_LENGTHS = (128,)
@@ -37,6 +39,7 @@ class Plan:
         data: File of samples that accuracy is measured on; "" to measure none.
         metric: What is measured on it; "auto" for the task's own.
         samples: At most so many of it, drawn with ``seed``; None for all.
+        load: What rows are asked, and when.
     """
 
     batches: tuple[int, ...] = DEFAULT_BATCHES
@@ -50,6 +53,7 @@ class Plan:
     data: str = ""
     metric: str = "auto"
     samples: int | None = None
+    load: Load = field(default_factory=Load)
 
     def __post_init__(self) -> None:
         problems = [
@@ -69,6 +73,7 @@ class Plan:
             for name, value in (("seconds", self.seconds), ("limit", self.limit_s))
             if not 0 < value < math.inf
         ]
+        problems += self.load.problems
         if self.seed < 0:
             problems.append(f"seed is {self.seed}, expected 0 or more")
         if problems:
@@ -97,12 +102,20 @@ class Shape:
 
     Attributes:
         sizes: Axis name to size, e.g. ``{"batch": 8, "sequence": 128}``.
+        load: What is asked of it, as ``Load`` says; "" for feeds of this one shape.
     """
 
     sizes: Mapping[str, int]
+    load: str = ""
 
     def __str__(self) -> str:
-        return ", ".join(f"{axis} {size}" for axis, size in self.sizes.items()) or "fixed shape"
+        # Lengths that are drawn or read are not those of the axis.
+        sizes = ", ".join(
+            f"{axis} {size}"
+            for axis, size in self.sizes.items()
+            if "lengths of" not in self.load or SEQUENCE not in axis
+        )
+        return "; ".join(part for part in (self.load, sizes or "fixed shape") if part)
 
     @property
     def batch(self) -> int:
@@ -142,15 +155,17 @@ def shapes_of(
     )
     shapes: dict[tuple[int, ...], Shape] = {}
     notes: dict[str, None] = {}
+    # Lengths that are drawn or read are one workload: the longest is what they are drawn up to.
+    lengths = (max(plan.lengths),) if plan.load.mixed else plan.lengths
     for batch in plan.batches:
-        for length in plan.lengths:
+        for length in lengths:
             sizes = {}
             for axis in axes:
                 asked = batch if axis == BATCH else length if SEQUENCE in axis else None
                 sizes[axis], note = _size(signatures, axis, asked)
                 if note:
                     notes[note] = None
-            shapes.setdefault(tuple(sizes.values()), Shape(sizes))
+            shapes.setdefault(tuple(sizes.values()), Shape(sizes, str(plan.load)))
     return tuple(shapes.values()), tuple(notes)
 
 

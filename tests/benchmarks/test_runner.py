@@ -100,6 +100,7 @@ def run_all(world, bundles, *backends, **plan):
         start=world.start,
         clock=world.clock,
         sleep=world.slept_s.append,
+        probe=lambda: 1.0,
     )
     return report.rows
 
