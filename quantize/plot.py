@@ -39,15 +39,20 @@ def plot_search(report: SearchReport, parent_bytes: int, path: Path) -> None:
         axis.plot(xs, ys, "o", color="#3b6ea8", label="tried")
         axis.plot([own], [parent], "s", color="#555555", label="float32")
         axis.axhline(budget, color="#b0503a", linewidth=1, linestyle="--", label="budget")
-        for trial, x, y in zip(trials, xs, ys, strict=True):
+        for number, (trial, x, y) in enumerate(zip(trials, xs, ys, strict=True)):
             chosen = trial.kept == report.chosen
             if chosen:
                 axis.plot([x], [y], "o", color="#2c8a4b", markersize=9, label="chosen")
+            place = (5, 5) if number % 2 else (5, -11)  # neighbours are often close
             axis.annotate(
-                f"{trial.kept} kept", (x, y), textcoords="offset points", xytext=(5, 5), fontsize=8
+                f"{trial.kept} kept", (x, y), textcoords="offset points", xytext=place, fontsize=8
             )
         axis.set_xlabel(title)
         axis.margins(0.15)
+    first = trials[0].accuracy
+    figure.suptitle(
+        f"{first.samples:,} samples of {first.data}, by groups of layers kept in floats", fontsize=9
+    )
     axes[0].set_ylabel(metric)
     axes[0].legend(fontsize=8)
     figure.savefig(path)

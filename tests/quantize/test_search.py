@@ -179,4 +179,5 @@ def test_picture_of_a_search(tmp_path):
     plot_search(report, 40_000_000, tmp_path / "search.svg")
     text = (tmp_path / "search.svg").read_text()
     assert text.startswith("<?xml")
+    assert "99 samples of d, by groups of layers kept in floats" in text
     assert "search" not in text or text.rstrip().endswith("</svg>")
