@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Literal, Self, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
 import numpy as np
 
@@ -35,13 +35,15 @@ from .backend import (
 from .batcher import Batcher, Batching, no_inputs, request_of
 from .cpus import usable_cpus
 from .device_arrays import DeviceArray, outlines_of
-from .generation import TextGenerator, Token, options_from
 from .kv_cache import text_view, whole_feed
 from .session_report import SessionReport
 from .stream import answer_stretches
 from .texts import TextRunner, stacked
 from .tokenizer import LongTexts, Text
 from .verification import Verification
+
+if TYPE_CHECKING:  # imported where it is needed: few sessions generate text
+    from .generation import TextGenerator, Token
 
 # What predict gives for arrays.
 Outputs = Literal["numpy", "dlpack"]
@@ -314,6 +316,8 @@ class Session:
             FeedError: If the bundle has no cache, or prompts or options do not fit.
             BackendError: If the session is closed or the backend fails.
         """
+        from .generation import options_from
+
         return self._generator().generate(prompts, options_from(options))
 
     def stream(self, prompts: Any, **options: Any) -> Iterator[Token]:
@@ -322,9 +326,13 @@ class Session:
         Yields:
             Each ``Token`` when it is chosen, of all rows by turns.
         """
+        from .generation import options_from
+
         return self._generator().stream(prompts, options_from(options))
 
     def _generator(self) -> TextGenerator:
+        from .generation import TextGenerator
+
         self._check_open(None)
         return TextGenerator(self.bundle, self._executable)
 
