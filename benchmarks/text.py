@@ -175,14 +175,22 @@ def parse_pythons(given: Sequence[str]) -> dict[str, Environment]:
 @click.command
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=FOLDER)
 @click.option("--data", type=FOLDER, required=True, help="Has sst2/ and text/.")
-@click.option("--sentences", default=2000, show_default=True, help="Texts to embed.")
+@click.option(
+    "--sentences",
+    type=click.IntRange(1),
+    default=2000,
+    show_default=True,
+    help="Texts to embed.",
+)
 @click.option("--backend", "backends", multiple=True, type=click.Choice(list(BACKENDS)))
 @click.option("--precision", "precisions", multiple=True, type=click.Choice(list(PRECISIONS)))
 @click.option("--peer", "chosen", multiple=True, type=click.Choice(list(PEERS)), help="Only these.")
 @click.option("--no-peers", is_flag=True, help="Only tfx.")
 @click.option("--peers", "environments", type=FOLDER, help="Environments made for peers.")
 @click.option("--peer-python", "pythons", multiple=True, help="NAME=PYTHON of one environment.")
-@click.option("--rounds", default=10, show_default=True, help="Most rounds.")
+@click.option(
+    "--rounds", type=click.IntRange(1), default=10, show_default=True, help="Most rounds."
+)
 @click.option("--seconds", default=60.0, show_default=True, help="Of the final.")
 @click.option("--limit", "limit_s", default=180.0, show_default=True, help="Seconds to load.")
 @click.option("--threads", type=click.IntRange(1), help="Default: all this process may use.")

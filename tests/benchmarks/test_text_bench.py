@@ -13,6 +13,7 @@ from tfx.bench import text as module
 from tfx.bench.environments import Environment
 from tfx.bench.machine import this_machine
 from tfx.bench.peaks import GemmPeak, Peaks
+from tfx.bench.peers import Job, load_tfx
 from tfx.bench.text import (
     WAYS,
     TextReport,
@@ -30,6 +31,7 @@ from tfx.dtypes import DType
 from tfx.errors import BundleError, DataError
 from tfx.processing import Embedding, Processing, Tokenization
 from tfx.recipe import Source, SourceKind
+from tfx.runtime.session import open_session
 from tfx.runtime.stats import Comparison, Verdict
 
 PEAKS = Peaks("f", 0.0, (GemmPeak("torch", "2", DType.FLOAT32, 2, "9x9x9", 100.0),), ())
@@ -233,6 +235,19 @@ def test_the_command_says_what_is_missing(embedder, tmp_path):
     assert done.exit_code == 1
     assert "sst2/dev.tsv cannot be read: No such file or directory" in done.output
     assert "Traceback" not in done.output
+
+
+def test_tfx_runs_a_stream_of_texts_as_predict_does(embedder):
+    bundle = embedder("one")
+    job = Job("", "", "", 2, 16, 8, str(bundle.path), "onnxruntime")
+    ready = load_tfx(job)
+    assert ready.versions.startswith("onnxruntime ")
+    assert ready.precision == "float32"
+    texts = ["a b", "b", "a a b"]
+    with open_session(bundle, backend="onnxruntime") as session:
+        expected = session.predict(texts)
+    for streams in (1, 2):
+        assert np.allclose(ready.embed(texts, streams), expected, atol=1e-6)
 
 
 def test_tokens_are_counted_by_the_bundles_own_tokenizer(embedder, monkeypatch):
