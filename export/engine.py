@@ -17,7 +17,7 @@ from tfx.runtime.engines import compute_capability, errors_of, library_log, load
 from tfx.signature import UNBOUNDED, ShapeRange, Signature
 
 from .engine_messages import build_error, first_error, parser_error
-from .passes.softcap import spell_out_shared_keys, spell_out_softcaps
+from .passes.softcap import spell_out_shared_inputs, spell_out_softcaps
 
 # Name that TensorRT's code generator gives to fused attention kernels in a plan.
 FUSED_KERNEL = re.compile(rb"_gemm_mha_v2_0x[0-9a-f]+")
@@ -198,7 +198,7 @@ def _parse(bundle: Bundle, target: Target, parser: Any) -> int:
         model = ir.load(bundle.model)
     except Exception as error:  # protobuf and onnx_ir raise many kinds
         raise BundleError(f"cannot read {bundle.model}: {error}") from error
-    if not (spelled_out := spell_out_softcaps(model) + spell_out_shared_keys(model)):
+    if not (spelled_out := spell_out_softcaps(model) + spell_out_shared_inputs(model)):
         # From the file, not from memory: the library reads weights without a copy.
         if not parser.parse_from_file(str(bundle.model)):
             raise parser_error(bundle, target, parser, ir.to_proto(model).graph.node)

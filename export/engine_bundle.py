@@ -143,7 +143,7 @@ def _notes(build: EngineBuild) -> tuple[str, ...]:
     if build.spelled_out:
         notes.append(
             f"{build.spelled_out} attentions are spelled out: TensorRT takes no soft cap, nor "
-            "shared keys of float32"
+            "queries or keys that two share"
         )
     if build.fused_kernels:
         count, all_ = build.fused_kernels, build.attention

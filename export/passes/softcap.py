@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 
 import numpy as np
 import onnx_ir as ir
@@ -29,11 +28,11 @@ def spell_out_softcaps(model: ir.Model) -> int:
     return sum(_spell_out(model.graph, node) for node in _attentions(model) if _cap(node))
 
 
-def spell_out_shared_keys(model: ir.Model) -> int:
-    """Replace Attentions of float32 that read the same keys by products and Softmax.
+def spell_out_shared_inputs(model: ir.Model) -> int:
+    """Replace Attentions that read the query or the keys of an earlier one by products and Softmax.
 
-    TensorRT-RTX 1.7 ends its process (signal 11) while it builds two of them; sparse BigBird has
-    such: its first and its last block see all keys. In 16 bits it builds them.
+    TensorRT-RTX 1.7 ends its process (signal 11) while it builds two of them, in every type; sparse
+    BigBird has such: its first and its last block see all keys. Values may be shared.
 
     Args:
         model: Changed in place; its Attentions have inputs of 4 dimensions.
@@ -41,9 +40,14 @@ def spell_out_shared_keys(model: ir.Model) -> int:
     Returns:
         How many were replaced. One that is causal, has a cache or gives its scores is left.
     """
-    found = [node for node in _attentions(model) if node.outputs[0].dtype == ir.DataType.FLOAT]
-    readers = Counter(node.inputs[1] for node in found)
-    return sum(_spell_out(model.graph, node) for node in found if readers[node.inputs[1]] > 1)
+    seen: set[ir.Value | None] = set()
+    count = 0
+    for node in _attentions(model):
+        shared = {*node.inputs[:2]}
+        if shared & seen:
+            count += _spell_out(model.graph, node)
+        seen |= shared
+    return count
 
 
 def _attentions(model: ir.Model) -> list[ir.Node]:

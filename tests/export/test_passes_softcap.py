@@ -8,7 +8,7 @@ from support.graphs import graph_of, operators, run_reference
 
 from tfx.dtypes import DType
 from tfx.export.engine import build_engine
-from tfx.export.passes.softcap import spell_out_shared_keys, spell_out_softcaps
+from tfx.export.passes.softcap import spell_out_shared_inputs, spell_out_softcaps
 from tfx.recipe import EngineRecipe
 from tfx.runtime.engines import MODULES
 from tfx.signature import ShapeRange, Signature, TensorSpec
@@ -105,43 +105,53 @@ def test_an_engine_is_built_of_it(tmp_path, type_):
     assert len(engine.plan) > 10_000
 
 
-def pair(type_="float", keys="k", attributes=""):
-    """Two attentions; the second one's keys are ``keys``, of ``k`` and ``l``."""
+def pair(type_="float", keys="k", attributes="", query="p"):
+    """Two attentions; the second one has ``query``, of ``p`` and ``q``, and ``keys``."""
     tensor = f"{type_}[b, 4, s, 8]"
     return graph_of(
         f"g ({tensor} q, {tensor} k, {tensor} l, {tensor} v) => ({tensor} y, {tensor} z) {{\n"
         f"  p = Neg(q)\n  y = Attention{attributes}(q, k, v)\n"
-        f"  z = Attention{attributes}(p, {keys}, v)\n}}"
+        f"  z = Attention{attributes}({query}, {keys}, v)\n}}"
     )
 
 
-def test_float32_that_shares_its_keys_keeps_its_numbers(rng):
-    model = pair()
+SHARED = [{}, {"query": "q", "keys": "l"}]
+
+
+@pytest.mark.parametrize("shared", SHARED, ids=["keys", "query"])
+def test_inputs_of_an_earlier_one_keep_the_numbers(rng, shared):
+    model = pair(**shared)
     given = {name: rng.normal(size=(2, 4, 5, 8)).astype(np.float32) for name in "qklv"}
     before = run_reference(model, given)
-    assert spell_out_shared_keys(model) == 2
-    assert {"Attention"}.isdisjoint(operators(model))
+    assert spell_out_shared_inputs(model) == 1
+    assert operators(model).count("Attention") == 1
     for found, expected in zip(run_reference(model, given), before, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("float16",), ("float", "l"), ("float", "k", "<is_causal = 1>")],
-    ids=["16 bits", "other keys", "causal"],
+    [("float", "l"), ("float", "k", "<is_causal = 1>")],
+    ids=["other keys", "causal"],
 )
 def test_attentions_that_may_stay(arguments):
-    assert spell_out_shared_keys(pair(*arguments)) == 0
+    assert spell_out_shared_inputs(pair(*arguments)) == 0
 
 
-def test_tensorrt_builds_shared_keys(tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "type_"), [(DType.FLOAT32, "float"), (DType.BFLOAT16, "bfloat16")], ids=str
+)
+@pytest.mark.parametrize("shared", SHARED, ids=["keys", "query"])
+def test_tensorrt_builds_shared_inputs(tmp_path, dtype, type_, shared):
     """It ends its process otherwise; once it does not, the pass may go."""
     pytest.importorskip(MODULES[SM89.target], reason="needs TensorRT-RTX")
     shape = ("b", 4, "s", 8)
     signature = Signature(
-        tuple(TensorSpec(name, DType.FLOAT32, shape) for name in "qklv"),
-        tuple(TensorSpec(name, DType.FLOAT32, shape) for name in "yz"),
+        tuple(TensorSpec(name, dtype, shape) for name in "qklv"),
+        tuple(TensorSpec(name, dtype, shape) for name in "yz"),
         {"b": ShapeRange(1, 1, 2), "s": ShapeRange(1, 8, 16)},
     )
-    bundle = write_bundle(tmp_path / "shared", ir.to_proto(pair()), signature=signature)
-    assert build_engine(bundle, SM89).build.spelled_out == 2
+    bundle = write_bundle(
+        tmp_path / "shared", ir.to_proto(pair(type_, **shared)), signature=signature
+    )
+    assert build_engine(bundle, SM89).build.spelled_out == 1
