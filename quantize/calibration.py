@@ -19,6 +19,7 @@ from tfx.extras import need
 from tfx.quantization import CalibrationFacts
 from tfx.runtime.cpus import usable_cpus
 from tfx.runtime.images import image_feed
+from tfx.runtime.kv_cache import whole_feed
 from tfx.runtime.tokenizer import Encoded, Text, Tokenizer
 from tfx.signature import BATCH, Feed
 
@@ -107,7 +108,7 @@ def calibration_texts(
     )
 
     def maker(batch: list[Encoded]) -> Callable[[], Feed]:
-        return lambda: tokenizer.batch(batch).feed
+        return lambda: whole_feed(bundle.manifest.signature, tokenizer.batch(batch).feed)
 
     return CalibrationData(facts, tuple(maker(batch) for batch in rows))
 

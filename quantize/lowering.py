@@ -14,6 +14,7 @@ from tfx.bundle import Bundle
 from tfx.dtypes import DType
 from tfx.errors import BundleError
 from tfx.quantization import ORT_CPU, QuantizeRecipe, WeightMethod
+from tfx.runtime.kv_cache import text_signature, whole_feed
 from tfx.runtime.proof import FILE_NAME as PROOF_FILE
 from tfx.runtime.proof import load_cases
 from tfx.signature import BATCH
@@ -155,7 +156,7 @@ def proof_data(parent: Bundle, name: str = PROOF_FILE) -> CalibrationData:
         parent: Carries a proof.
         name: For the manifest.
     """
-    signature = parent.manifest.signature
+    signature = text_signature(parent.manifest.signature)
     by_rows = all(spec.shape[:1] == (BATCH,) for spec in signature.inputs)
     lowest = signature.ranges[BATCH].min if BATCH in signature.ranges else 1
     feeds = []
@@ -165,7 +166,8 @@ def proof_data(parent: Bundle, name: str = PROOF_FILE) -> CalibrationData:
         feeds += [
             {key: array[row : row + 1] for key, array in case.feed.items()} for row in range(rows)
         ] or [dict(case.feed)]
-    return calibration_feeds(parent, feeds, name=name)
+    whole = [whole_feed(parent.manifest.signature, feed) for feed in feeds]
+    return calibration_feeds(parent, whole, name=name)
 
 
 def _save(model: ir.Model, recipe: QuantizeRecipe, folder: Path) -> dict[str, str]:

@@ -24,6 +24,7 @@ from tfx.quantization import (
     QuantizeRecipe,
 )
 from tfx.report import ParityReport
+from tfx.runtime.kv_cache import text_signature, whole_feed
 from tfx.runtime.proof import FILE_NAME as PROOF_FILE
 from tfx.runtime.proof import Case, check_bundle, store_cases
 from tfx.runtime.session import open_session
@@ -91,6 +92,11 @@ def quantize_bundle(
         keep = search(lowering, staging.path) if search is not None else ()
         on_step("lowering the graph")
         lowered = lowering.lower(keep)
+        if not lowered.quantized and keep:
+            raise QuantizeError(
+                f"nothing of {parent.name} would be {recipe.precision}: every group costs too much",
+                hint="Allow a larger --max-drop.",
+            )
         if not lowered.quantized:
             raise QuantizeError(
                 f"nothing of {parent.name} would be {recipe.precision}",
@@ -194,13 +200,15 @@ def _store_proof(lowering: Lowering, folder: Path) -> str:
         return origin.manifest.parity.reference
     if data is None or recipe.precision in HALVES:
         return f"stored outputs of {parity.reference if parity else 'PyTorch'}"
-    signature = parent.manifest.signature
+    own = parent.manifest.signature
+    signature = text_signature(own)  # of a graph with a cache whole texts are compared
     rng = np.random.default_rng(recipe.seed)
-    feeds = list(data)
+    feeds = [{spec.name: feed[spec.name] for spec in signature.inputs} for feed in data]
     chosen = np.unique(np.linspace(0, len(feeds) - 1, PROOF_FEEDS).round().astype(int))
     cases = [Case(_label(feeds[index]), feeds[index]) for index in chosen]
     with open_session(parent, backend="onnxruntime", verify=False) as session:
-        outputs = [session.predict(case.feed) for case in cases]
+        given = [session.predict(whole_feed(own, case.feed)) for case in cases]
+    outputs = [{spec.name: one[spec.name] for spec in signature.outputs} for one in given]
     store_cases(folder / PROOF_FILE, signature, cases, outputs, rng)
     return f"{parent.name} float32, on feeds of {data.facts.name}"
 

@@ -13,6 +13,8 @@ from tfx.bundle import Bundle
 from tfx.errors import BundleError, FeedError, listing
 from tfx.signature import Dim, Signature
 
+from .kv_cache import text_signature
+
 # One text, or two that the model reads together.
 Text = str | tuple[str, str]
 
@@ -133,7 +135,9 @@ class Tokenizer:
             FeedError: If the bundle takes no text.
             BundleError: If its tokenizer is damaged.
         """
-        signature, settings = bundle.manifest.signature, bundle.manifest.processing.tokenization
+        # A graph with a cache reads whole texts too.
+        signature = text_signature(bundle.manifest.signature)
+        settings = bundle.manifest.processing.tokenization
         if settings is None:
             raise FeedError(
                 f"{bundle.name} has no tokenizer: it takes arrays, not text",
