@@ -84,6 +84,7 @@ $(CPU)/bert-base-int8: $(CPU)/bert-base $(QUANTIZES)
 # CPU_ARGS and TEXT_ARGS are passed on; RESULTS is a folder to keep the numbers in.
 bench-cpu: $(CPU)/minilm-int8 $(CPU)/bert-base-int8
 	$(BIN)/python -m tfx.bench.environments $(PEERS) --constraints constraints.txt
+	rm -f $(CPU)/peaks.json
 	cd $(CPU) && $(BIN)/python -m tfx.bench.cpu bert-base bert-base-int8 --peaks peaks.json \
 		$(if $(RESULTS),--save $(abspath $(RESULTS))) $(CPU_ARGS)
 	cd $(CPU) && $(BIN)/python -m tfx.bench.text minilm minilm-int8 --peaks peaks.json \

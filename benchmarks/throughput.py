@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ BEHIND = 2.5
 # Rows of each side, tfx's and the peers', that go on when all texts are embedded.
 FINALISTS = {True: 2, False: 2}
 LEAST_COSINE = 0.995
+# Characters of why a row did not run.
+REASON_LENGTH = 300
 
 SCRIPT = Path(peers.__file__)
 
@@ -204,7 +207,8 @@ class _Run:
         try:
             step()
         except TfxError as error:
-            self.reason = str(error)
+            # Some libraries say it in a page; its beginning is what is wrong.
+            self.reason = textwrap.shorten(str(error), REASON_LENGTH, placeholder=" ...")
             self.process.close()
 
     def load(self) -> None:

@@ -139,6 +139,13 @@ def test_one_that_fails_is_a_row_and_takes_no_other_along(make, fails, said):
     assert rows["exact"].rounds == 9
 
 
+def test_a_page_of_reasons_is_cut(make):
+    rows, _ = measure([make("broken", fails="load", page=400), make("exact")])
+    assert rows["broken"].reason.startswith("ImportError: no such library line line")
+    assert rows["broken"].reason.endswith(" line ...")
+    assert len(rows["broken"].reason) <= 300
+
+
 def test_one_with_a_problem_is_not_tried(make):
     rows, _ = measure([make("absent", problem="not installed: no wheel"), make("exact")])
     assert rows["absent"].reason == "not installed: no wheel"

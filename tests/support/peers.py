@@ -14,7 +14,8 @@ for line in sys.stdin:
     if asked["do"] == "load":
         job = asked["job"]
         if job.get("fails") == "load":
-            answer = {"error": "ImportError: no such library", "hint": ""}
+            page = "\\n line" * job.get("page", 0)
+            answer = {"error": "ImportError: no such library" + page, "hint": ""}
         else:
             answer = {"ok": {"versions": "stand-in 1", "precision": job["kind"], "note": ""}}
     elif asked["do"] == "outputs":
