@@ -163,7 +163,7 @@ def tune(
     Each candidate loads in a process of its own, is checked against the outputs that its bundle
     carries and those of the tuned bundle, and is timed at once. Those not clearly slower are then
     timed in interleaved rounds. One choice serves all shapes: the least weighted geometric mean
-    of the medians (docs/decisions/0012).
+    of the medians (docs/decisions/0013).
 
     Args:
         bundle: A bundle with a graph.
