@@ -14,7 +14,7 @@ import tfx
 from tfx.bundle import create_bundle, open_bundle
 from tfx.cli import main
 from tfx.dtypes import DType
-from tfx.errors import BundleError, ParityError, RecipeError
+from tfx.errors import BundleError, ParityError, QuantizeError, RecipeError
 from tfx.export.engine import build_engine
 from tfx.extras import need
 from tfx.manifest import Step
@@ -261,6 +261,20 @@ def test_a_full_disk_leaves_nothing(classifier, data, tmp_path, monkeypatch):
     with pytest.raises(BundleError) as caught:
         quantize_bundle(classifier, tmp_path / "x", recipe=RECIPES["int8"], data=data)
     assert str(caught.value) == f"no space left to write bundle {tmp_path / 'x'}"
+    assert nothing_left(tmp_path)
+
+
+def test_a_budget_that_leaves_nothing_to_lower(classifier, data, tmp_path):
+    with pytest.raises(QuantizeError) as caught:
+        quantize_bundle(
+            classifier,
+            tmp_path / "x",
+            recipe=RECIPES["int8"],
+            data=data,
+            search=lambda lowering, _: lowering.groups,
+        )
+    assert str(caught.value).endswith(" would be int8: every group costs too much")
+    assert caught.value.hint == "Allow a larger --max-drop."
     assert nothing_left(tmp_path)
 
 
