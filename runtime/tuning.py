@@ -29,6 +29,7 @@ from .choices import Tuning, alone, conditions_here, now_utc, store_choice, stor
 from .clock import Clock
 from .contest import Contest, Start
 from .cpus import usable_cpus
+from .decoder import is_generator
 from .tuning_worker import ProcessWorker, Worker, feed_of, write_feeds
 
 # Batch and length of what is measured unless a caller names others: one text, and a batch.
@@ -174,7 +175,7 @@ def tune(
         sleep: Waits, in seconds.
 
     Raises:
-        BackendError: If it holds an engine, or nothing runs it right.
+        BackendError: If it holds an engine, or writes text with a cache, or nothing runs it right.
         BundleError: If it is damaged.
         FeedError: If a shape does not fit its signature.
     """
@@ -182,6 +183,11 @@ def tune(
         raise BackendError(
             f"{bundle.path} holds an engine, and runs on the backend tensorrt alone",
             hint="Tune the bundle it was built from.",
+        )
+    if is_generator(bundle.manifest.signature):
+        raise BackendError(
+            f"{bundle.path} writes text with a cache, which is not timed yet",
+            hint="Name a backend, and compare them with: tfx bench",
         )
     bundle.verify()
     asked = plan.shapes or default_shapes(bundle.manifest.signature)

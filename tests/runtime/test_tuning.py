@@ -1,7 +1,9 @@
 """tfx tune and backend "auto", with real processes on tiny bundles."""
 
 import contextlib
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -269,6 +271,16 @@ def test_an_engine_leaves_nothing_to_tune(tmp_path):
     assert caught.value.hint == "Tune the bundle it was built from."
 
 
+def test_a_model_that_writes_text_is_refused(tmp_path):
+    cache = TensorSpec("past_key_0", DType.FLOAT32, ("batch", 2, "capacity", 4))
+    inputs = (*TEXT_SIGNATURE.inputs, cache)
+    writer = write_bundle(
+        tmp_path / "w", signature=dataclasses.replace(TEXT_SIGNATURE, inputs=inputs)
+    )
+    with pytest.raises(BackendError, match="writes text with a cache, which is not timed yet"):
+        tune(writer, QUICK, progress=Progress())
+
+
 def test_a_shape_outside_the_signature_is_an_error(bundle):
     result = CliRunner().invoke(main, ["tune", str(bundle.path), "--shape", "1x999"])
     assert result.exit_code == 1
@@ -288,7 +300,12 @@ def test_a_wrong_backend_is_not_chosen_with_real_outputs(tmp_path):
 def test_a_tuning_that_is_killed_leaves_no_process_and_no_lock(bundle, tmp_path):
     command = [sys.executable, "-m", "tfx", "tune", str(bundle.path), *ARGUMENTS]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"TMPDIR": str(tmp_path)},  # what a killed process leaves goes with it
     )
     assert "trying b on onnxruntime" in process.stderr.readline()
     children = []
