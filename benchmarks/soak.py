@@ -286,7 +286,7 @@ def show_soak(found: Soak, machine: Machine) -> None:
         out.print(f"  after {part:>3.0%}  {memory:8.1f} MB", markup=False)
     out.print(
         f"growth over 10,000 runs, after the first {WARM_UP:.0%}: {found.slope_mb:+.2f} MB "
-        f"(95 % interval {found.low_mb:+.2f} to {found.high_mb:+.2f}): memory {found.verdict}",
+        f"(95 % interval {found.low_mb:+.2f} to {found.high_mb:+.2f}), so memory: {found.verdict}",
         markup=False,
     )
 

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -62,6 +63,7 @@ def test_the_command_says_what_memory_did(tmp_path, how):
     arguments = [str(bundle.path), "--predicts", "200", "--how", how, "--threads", "1"]
     found = CliRunner().invoke(soak, arguments)
     assert "growth over 10,000 runs, after the first 25%" in found.stdout
+    assert re.search(r"so memory: (grows|does not grow|cannot say)", found.stdout)
     assert f"({how})" in found.stdout
     assert "after 100%" in found.stdout
 
