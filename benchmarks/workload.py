@@ -10,6 +10,7 @@ import numpy as np
 
 from tfx.errors import RecipeError, listing
 from tfx.feeds import random_feed
+from tfx.runtime.kv_cache import CAPACITY
 from tfx.signature import BATCH, SEQUENCE, Signature
 
 from .scenario import Load
@@ -136,8 +137,8 @@ def shapes_of(
 ) -> tuple[tuple[Shape, ...], tuple[str, ...]]:
     """The shapes to measure: what the plan asks for, clipped to what all signatures admit.
 
-    The axis "batch" takes the batches, every axis with "sequence" in its name the lengths, and
-    any other one the size it is tuned for.
+    The axis "batch" takes the batches, every axis with "sequence" in its name the lengths, as
+    does a cache, so that it is filled at once; any other one the size it is tuned for.
 
     Args:
         signatures: Of the bundles that are compared; a shape must fit all of them.
@@ -161,7 +162,8 @@ def shapes_of(
         for length in lengths:
             sizes = {}
             for axis in axes:
-                asked = batch if axis == BATCH else length if SEQUENCE in axis else None
+                is_length = SEQUENCE in axis or axis == CAPACITY
+                asked = batch if axis == BATCH else length if is_length else None
                 sizes[axis], note = _size(signatures, axis, asked)
                 if note:
                     notes[note] = None

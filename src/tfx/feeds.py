@@ -15,6 +15,9 @@ Padding = Literal["none", "right", "left", "both"]
 
 MASK, TYPES = "attention_mask", "token_type_ids"
 
+# Numbers of places or tokens, each once and ascending, in a graph with a cache.
+COUNTED = ("cache_position", "logits_to_keep")
+
 
 def random_feed(
     signature: Signature,
@@ -58,6 +61,8 @@ def _array(
     shape = tuple(axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape)
     if spec.name == MASK and len(shape) == 2 and not spec.dtype.is_floating:
         return _mask(shape, rng, padding).astype(spec.dtype.numpy)
+    if spec.name in COUNTED and len(shape) == 1 and not spec.dtype.is_floating:
+        return np.arange(shape[0]).astype(spec.dtype.numpy)
     if spec.name == TYPES and len(shape) == 2:
         return _token_types(shape, spec)
     if spec.dtype is DType.BOOL:

@@ -93,3 +93,16 @@ def test_every_bad_size_is_listed():
 def test_unknown_padding_is_refused():
     with pytest.raises(FeedError, match="padding is 'up', expected one of none, right, left, both"):
         random_feed(MIXED, {"batch": 1, "sequence": 1}, np.random.default_rng(0), padding="up")
+
+
+def test_places_of_a_cache_ascend(rng):
+    signature = Signature(
+        (
+            TensorSpec("cache_position", DType.INT64, ("sequence",)),
+            TensorSpec("logits_to_keep", DType.INT64, ("kept",)),
+        ),
+        (TensorSpec("logits", DType.FLOAT32, ("kept",)),),
+    )
+    feed = random_feed(signature, {"sequence": 5, "kept": 2}, rng)
+    assert feed["cache_position"].tolist() == [0, 1, 2, 3, 4]
+    assert feed["logits_to_keep"].tolist() == [0, 1]
