@@ -56,7 +56,7 @@ PRECISION = click.Choice(list(PRECISIONS))
 @click.option(
     "--scenario",
     type=click.Choice([str(one) for one in Scenario]),
-    default=Scenario.SINGLE_STREAM,
+    default=Scenario.SINGLE_STREAM.value,
     show_default=True,
     help="When queries are sent, as in MLPerf.",
 )
@@ -78,6 +78,7 @@ PRECISION = click.Choice(list(PRECISIONS))
 @click.option("--resume", type=FILE, help="Go on with what --output holds.")
 @click.option("--baseline", type=FILE, help="Compare with an earlier --output.")
 @click.option("--fail-on", help="Exit code 1 for rows beyond it, e.g. slower:10%,accuracy:0.5.")
+@click.option("--history", type=FOLDER, help="Show how figures of stored --output files moved.")
 @json_option
 def bench(
     bundles: tuple[Path, ...],
@@ -104,6 +105,7 @@ def bench(
     resume: Path | None,
     baseline: Path | None,
     fail_on: str | None,
+    history: Path | None,
     as_json: bool,
 ) -> None:
     """Measure a family of bundles on every backend that works here.
@@ -128,10 +130,14 @@ def bench(
     from .machine import this_machine
     from .output import read_report, write_csv, write_html, write_json
     from .report import BenchReport, Status
+    from .results import read_results, show_history
     from .resume import continued
     from .runner import measure
     from .table import show_report
 
+    if history is not None:
+        show_history(console(), read_results(history))
+        return
     if fail_on is not None and baseline is None:
         raise click.UsageError("--fail-on needs --baseline, the run to compare with")
     limits = Limits() if fail_on is None else limits_of(fail_on)
