@@ -113,7 +113,11 @@ def test_default_names(parent):
     [
         ((2, 0, 0), "TensorRT has no fused kernel for attention of this type and head size"),
         ((6, 1, 0), "fused attention kernels in the engine: 1, for 6 attentions"),
-        ((0, 0, 2), "2 attentions are spelled out: TensorRT takes no soft cap"),
+        (
+            (0, 0, 2),
+            "2 attentions are spelled out: TensorRT takes no soft cap, nor queries or keys that "
+            "two share",
+        ),
     ],
 )
 def test_what_became_of_attention_is_noted(parent, tmp_path, monkeypatch, counts, note):
