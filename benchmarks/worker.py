@@ -121,8 +121,8 @@ class Worker(Protocol):
         ...
 
 
-# Beyond the limit of a block: thousands of samples take longer than one.
-EVALUATION_S = 3600.0
+# Limits of a block that an evaluation may take: thousands of samples take longer than a block.
+EVALUATION_LIMITS = 10
 
 # Makes the worker of a row; tests give others.
 Start = Callable[[Path, Way, Shape, Plan], Worker]
@@ -190,11 +190,11 @@ class ProcessWorker:
     def evaluate(
         self, metric: str, reference: Path | None, on_progress: Callable[[int], None]
     ) -> Evaluation:
-        """Measure a metric on the plan's data; each chunk of samples has the time limit."""
+        """Measure a metric on the plan's data, within ``EVALUATION_LIMITS`` times the limit."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rows.npy"
             found = self.child.ask(
-                EVALUATION_S,
+                (EVALUATION_LIMITS - 1) * self.child.limit_s,
                 do="evaluate",
                 metric=metric,
                 reference=str(reference) if reference else "",
@@ -208,7 +208,8 @@ class ProcessWorker:
 
     def record(self, metric: str, path: Path) -> None:
         """Write what the row says of the plan's data."""
-        self.child.ask(EVALUATION_S, do="record", metric=metric, path=str(path), **self._data)
+        extra_s = (EVALUATION_LIMITS - 1) * self.child.limit_s
+        self.child.ask(extra_s, do="record", metric=metric, path=str(path), **self._data)
 
     def close(self) -> None:
         """End the process."""
