@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from tfx.bundle import Bundle
-from tfx.errors import BundleError
+from tfx.errors import BackendError, BundleError
 from tfx.report import Check, OutputError, ParityReport
 from tfx.signature import BATCH, SEQUENCE, Feed, Signature, ValueRange
 
-from .backend import RunOptions, float_type
+from .backend import AUTO, RunOptions, float_type
 from .compare import compare_outputs, merge_errors, scaled_error, tolerance_of
 from .kv_cache import DECODED, cache_specs, stepwise
 
@@ -232,7 +232,8 @@ def check_bundle(
 
     Args:
         bundle: An opened bundle, its digests verified.
-        backend: As in ``open_session``; "torch" checks that the source still gives the same.
+        backend: As in ``open_session``, but for "auto", which may run another bundle; "torch"
+            checks that the source still gives the same.
         device: As in ``open_session``.
         threads: CPU threads; None for all this process may use.
         precision: As in ``open_session``; a lower one is judged by its own tolerance.
@@ -240,9 +241,15 @@ def check_bundle(
 
     Raises:
         BundleError: If the bundle carries no proof.
-        BackendError: If the backend cannot run it.
+        BackendError: If the backend cannot run it, or is "auto".
     """
     from .session import open_session
+
+    if backend == AUTO:
+        raise BackendError(
+            "backend 'auto' may run a bundle made from this one, which would not be checked",
+            hint="Name a backend, or none.",
+        )
 
     cases = load_cases(bundle.path / FILE_NAME)
     runs_in = float_type(bundle, RunOptions(precision=precision))

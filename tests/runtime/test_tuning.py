@@ -25,6 +25,7 @@ from tfx.errors import BackendError, FeedError, RecipeError
 from tfx.runtime import tuning
 from tfx.runtime.candidates import Candidate, Outcome
 from tfx.runtime.choices import choice_file, conditions_here, stored_choice
+from tfx.runtime.proof import check_bundle
 from tfx.runtime.tuning import TuningPlan, default_shapes, label_of, shape_of, tune, tune_bundle
 from tfx.runtime.tuning_worker import ProcessWorker, feed_of, write_feeds
 from tfx.signature import ShapeRange, Signature, TensorSpec
@@ -34,7 +35,7 @@ QUICK = TuningPlan(
     shapes=({"batch": 2, "sequence": 8},),
     backends=("onnxruntime",),
     threads=(1,),
-    seconds=20,
+    seconds=600,  # a busy machine must not leave a candidate out
     torch=False,
 )
 ARGUMENTS = ("--backend", "onnxruntime", "--threads", "1", "--shape", "2x8", "--no-torch")
@@ -198,6 +199,12 @@ def test_the_environment_must_make_sense(bundle, monkeypatch):
     with pytest.raises(BackendError, match="TFX_TUNE is 'yes', expected 0 or 1") as caught:
         tfx.open_session(bundle, backend="auto")
     assert caught.value.hint == "Unset TFX_TUNE."
+
+
+def test_auto_checks_nothing(bundle):
+    with pytest.raises(BackendError, match="'auto' may run a bundle made from this one") as caught:
+        check_bundle(bundle, backend="auto")
+    assert caught.value.hint == "Name a backend, or none."
 
 
 def test_auto_is_for_the_cpu(bundle):
