@@ -52,6 +52,7 @@ def fuse_attention(model: ir.Model) -> tuple[int, dict[str, int]]:
     """
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+    _unexpand_fills(model)
     # What nothing reads is no use of scores or weights: an Einsum that became a MatMul.
     RemoveUnusedNodesPass()(model)
     fused = 0
@@ -69,6 +70,21 @@ def fuse_attention(model: ir.Model) -> tuple[int, dict[str, int]]:
         _replace(model.graph, match, masks)
         fused += 1
     return fused, reasons
+
+
+def _unexpand_fills(model: ir.Model) -> None:
+    """``torch.where`` with a Python number repeats it to the size of the scores: no need to."""
+    for node in model.graph:
+        if node.op_type != "Where" or node.domain:
+            continue
+        for index, other in ((1, 2), (2, 1)):
+            expand = _input(node, index).producer()
+            shape = _input(node, other).shape
+            if expand is None or expand.op_type != "Expand" or shape is None:
+                continue
+            fill = _input(expand, 0)
+            if scalar(fill) is not None and not fill.shape and shape == node.outputs[0].shape:
+                node.replace_input_with(index, fill)
 
 
 def match_attention(softmax: ir.Node) -> Match:

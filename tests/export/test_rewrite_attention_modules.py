@@ -94,6 +94,12 @@ class Where(Spelled):
         return torch.where(keep[:, None, None, :], scores, torch.tensor(-1e9))
 
 
+class WhereNumber(Spelled):
+    def scores(self, q, k, keep):
+        scores = super().scores(q, k, keep)
+        return torch.where(keep[:, None, None, :], scores, torch.finfo(scores.dtype).min)
+
+
 class Added(Spelled):
     def scores(self, q, k, keep):
         return super().scores(q, k, keep) + (1 - keep[:, None, None, :].float()) * -1e4
@@ -162,6 +168,7 @@ class OneHead(Spelled):
         Filled,
         FilledWithLowest,
         Where,
+        WhereNumber,
         Added,
         Causal,
         Relative,
