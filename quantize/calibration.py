@@ -161,7 +161,7 @@ def calibration_images(bundle: Bundle, images: np.ndarray, *, name: str) -> Cali
     bundle.manifest.signature.bind(image_feed(bundle, parts[0]))
     digest = hashlib.sha256(str(images.shape).encode() + images.tobytes())
     warnings = _warnings(len(images), distinct=_distinct_rows([{"images": images}]))
-    facts = CalibrationFacts(name, digest.hexdigest(), len(images), images.size, warnings)
+    facts = CalibrationFacts(name, digest.hexdigest(), len(images), 0, warnings)
     # Made when they are needed: prepared images are many times as large.
     return CalibrationData(
         facts, tuple(functools.partial(image_feed, bundle, part) for part in parts)

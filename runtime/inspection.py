@@ -58,7 +58,8 @@ def _quantization_lines(how: Quantization) -> Iterator[str]:
         # Ranges of each run and weights alone take nothing from data: it only judged them.
         free = not recipe.needs_calibration and not recipe.precision.is_floating
         verb = "judged" if free else "calibrated"
-        yield f"{verb} on {data.samples:,} samples of {data.name}, {data.tokens:,} tokens"
+        tokens = f", {data.tokens:,} tokens" if data.tokens else ""
+        yield f"{verb} on {data.samples:,} samples of {data.name}{tokens}"
         yield from (f"warning: {warning}" for warning in data.warnings)
     for one in how.kept[:SHOWN_KEPT]:
         yield (

@@ -122,7 +122,7 @@ class CalibrationFacts:
         name: The file's name, without its folder.
         digest: sha256 over the samples used, in order.
         samples: How many were used.
-        tokens: Tokens in them, or elements of the first input where there are no tokens.
+        tokens: Tokens in them, or elements of the first input of arrays; 0 for images.
         warnings: What a reader must know, e.g. "one sample only".
     """
 

@@ -61,6 +61,7 @@ def test_images_calibrate_and_judge(vision, pictures, tmp_path):
         "--eval", pictures, "--samples", 40,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
+    assert "calibrated on 40 samples of pictures.npz\n" in result.stdout
     how = open_bundle(target).manifest.quantization
     assert (how.calibration.name, how.calibration.samples) == ("pictures.npz", 40)
     first, second = how.accuracy
