@@ -116,7 +116,7 @@ def test_an_interruption_keeps_what_was_measured_and_says_how_to_go_on(tmp_path,
 
     def sleep(seconds):
         slept.append(seconds)
-        if len(slept) == 3:  # in the second shape
+        if len(slept) == 5:  # in the second shape
             raise KeyboardInterrupt
 
     from tfx.bench import runner
