@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfx.extras import need
 from tfx.recipe import ExportRecipe
+
+from . import handwritten
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +23,7 @@ class Family:
     Attributes:
         name: As a table shows it.
         class_name: The transformers class.
-        config: Its configuration class.
+        config: Its configuration class; "" for a function of ``handwritten.py``.
         sizes: Arguments of the configuration: small, and different from each other where a
             mix-up would show.
         unfused: Attentions that stay spelled out, with the reason; "" for none.
@@ -402,6 +405,16 @@ FAMILIES: tuple[Family, ...] = (
         unfused="a gate's softmax: no product with keys",
     ),
 )
+
+HANDWRITTEN = tuple(
+    Family(f"By hand: {name}", factory, config="", sizes={})
+    for factory, name in handwritten.FACTORIES.items()
+)
+
+
+def source_of(family: Family) -> str:
+    """What ``tfx export`` takes for a row of ``HANDWRITTEN``."""
+    return f"{Path(handwritten.__file__).resolve()}:{family.class_name}"
 
 
 def build(family: Family, seed: int = 0) -> torch.nn.Module:

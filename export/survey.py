@@ -23,7 +23,7 @@ from tfx.extras import version_of
 from tfx.recipe import ExportRecipe
 from tfx.runtime.cpus import usable_cpus
 
-from .families import FAMILIES, Family, build
+from .families import FAMILIES, HANDWRITTEN, Family, build, source_of
 from .pipeline import export_bundles
 from .real_sizes import REAL_SIZES, write_config
 from .wide import TASKS, Row, append_row, candidates, cast, read_rows, wide_table
@@ -129,17 +129,19 @@ def table(findings: Iterable[Finding]) -> str:
 
 def _try(family: Family) -> list[Finding]:
     with tempfile.TemporaryDirectory() as folder:
+        if not family.config:
+            return _export(family, source_of(family), Path(folder) / "bundle", family.recipe)
         source = Path(folder) / "source"
         with quiet():
             build(family).save_pretrained(source)
-        return _export(family, source, family.recipe)
+        return _export(family, str(source), Path(folder) / "bundle", family.recipe)
 
 
-def _export(family: Family, source: Path, recipe: ExportRecipe) -> list[Finding]:
+def _export(family: Family, source: str, target: Path, recipe: ExportRecipe) -> list[Finding]:
     started, cpu_started = time.perf_counter(), time.process_time()
     problem, bundles = "", []
     try:
-        bundles = export_bundles(str(source), source.with_name("bundle"), recipe)
+        bundles = export_bundles(source, target, recipe)
     except TfxError as error:
         problem = str(error)
     seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
@@ -152,7 +154,7 @@ def _try_real_size(family: Family) -> list[Finding]:
         source = Path(folder) / "source"
         write_config(family, source)
         recipe = replace(family.recipe, random_weights=True)
-        findings = _export(family, source, recipe)
+        findings = _export(family, str(source), Path(folder) / "bundle", recipe)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak_bytes = peak if sys.platform == "darwin" else peak * 1024  # elsewhere it is in KiB
     return [replace(one, peak_bytes=peak_bytes) for one in findings]
@@ -218,7 +220,7 @@ def main(
 
 
 def _families_text(names: tuple[str, ...]) -> str:
-    chosen = _chosen(FAMILIES, names)
+    chosen = _chosen((*FAMILIES, *HANDWRITTEN), names)
     before = os.getloadavg()[0]
     findings = survey(chosen, _announce)
     busy = max(before, os.getloadavg()[0])
