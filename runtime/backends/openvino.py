@@ -26,6 +26,7 @@ from ..backend import (
     session_closed,
 )
 from ..cache import entry_for, found, keep
+from ..kv_cache import cache_specs
 from .openvino_graph import repeat_heads
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,11 @@ class OpenVino:
         if bundle.manifest.precision not in CAPABILITIES:
             settings |= UNPACKED
         version = version_of("openvino") or openvino.__version__
-        entry = entry_for(bundle, f"openvino {version}", floats, *UNPACKED.values())
+        # What it exports of a graph with a cache may answer otherwise when it is imported again:
+        # rotary positions of a small Llama did (2026.4.1).
+        entry = None
+        if not cache_specs(bundle.manifest.signature):
+            entry = entry_for(bundle, f"openvino {version}", floats, *UNPACKED.values())
         compiled = None if entry is None else _kept(openvino, core, entry, settings)
         notes: tuple[str, ...] = ("its compiled model came from the cache",)
         if compiled is None:

@@ -92,6 +92,13 @@ def test_every_backend_writes_the_same(llama, session, rng, backend):
     assert found == session.generate(prompts, max_new_tokens=8)
 
 
+def test_openvino_compiles_a_graph_with_a_cache_each_time(llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with tfx.open_session(llama[1], backend="openvino"):
+        pass
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_onnxruntime_writes_in_place_and_copies_to_grow_only(session, rng):
     decoder = Decoder(session._executable, session.signature)
     ids = rng.integers(4, 60, (2, 4))
