@@ -27,7 +27,7 @@ from ..backend import (
 )
 from ..cache import entry_for, found, keep
 from ..kv_cache import cache_specs
-from .openvino_graph import repeat_heads
+from .openvino_graph import choose_masks, repeat_heads
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +44,8 @@ TYPES = {
     "u4": DType.INT4,  # weights with zero points
 }
 
-# For bundles of 8 bits and fewer: weights stay so small, and products are of floats. Beside the
-# settings below its products of integers leave wrong attention (2026.4.1): the outputs of MiniLM in
-# int8 had cosine 0.68 to those ONNX Runtime gives of the same graph, and like this 0.998. It costs
-# time: 11.4 ms instead of 8.1 ms of CPU time at 1x128, in float32 weights 17.5 ms.
-UNPACKED = {"LP_TRANSFORMS_MODE": "OFF"}
+# What ``_compiled`` changes in a graph: another list makes other entries of the cache.
+CHANGES = "repeat_heads choose_masks"
 
 # Nodes of its execution graph that multiply matrices.
 PRODUCTS = frozenset({"FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention"})
@@ -93,14 +90,12 @@ class OpenVino:
             wider = (f"computes in float32: this CPU multiplies no {floats}",)
             floats = DType.FLOAT32
         settings = settings_of(options.threads, floats, options.streams)
-        if bundle.manifest.precision not in CAPABILITIES:
-            settings |= UNPACKED
         version = version_of("openvino") or openvino.__version__
         # What it exports of a graph with a cache may answer otherwise when it is imported again:
         # rotary positions of a small Llama did (2026.4.1).
         entry = None
         if not cache_specs(bundle.manifest.signature):
-            entry = entry_for(bundle, f"openvino {version}", floats, *UNPACKED.values())
+            entry = entry_for(bundle, f"openvino {version}", floats, CHANGES)
         compiled = None if entry is None else _kept(openvino, core, entry, settings)
         notes: tuple[str, ...] = ("its compiled model came from the cache",)
         if compiled is None:
@@ -157,6 +152,7 @@ def _compiled(core: Any, bundle: Bundle, settings: Mapping[str, Any]) -> Any:
     try:
         model = core.read_model(str(bundle.model))
         repeat_heads(model, bundle.manifest.signature)
+        choose_masks(model)
         return core.compile_model(model, PLUGIN, settings)
     except Exception as error:  # RuntimeError, and others of its frontend
         raise BackendError(f"openvino cannot load {bundle.model}: {_said(error)}") from error

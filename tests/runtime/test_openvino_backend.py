@@ -304,24 +304,6 @@ def test_weights_that_are_unpacked_are_no_products_of_integers(tmp_path, monkeyp
     assert (facts.precision, facts.notes) == ("float32", ())
 
 
-@pytest.mark.parametrize(
-    ("precision", "unpacked"), [("int8", True), ("int4", True), ("float32", False)]
-)
-def test_products_of_integers_are_left_out(tmp_path, monkeypatch, precision, unpacked):
-    """Beside our other settings they give wrong attention in MiniLM, and right in tiny models."""
-    given = {}
-    compiled = backend._compiled
-
-    def spy(core, bundle, settings):
-        given.update(settings)
-        return compiled(core, bundle, settings)
-
-    monkeypatch.setattr(backend, "_compiled", spy)
-    bundle = write_bundle(tmp_path / "b", precision=DType(precision))
-    OpenVino().load(bundle, RunOptions())
-    assert (given.get("LP_TRANSFORMS_MODE") == "OFF") is unpacked
-
-
 def test_no_such_precision(tmp_path):
     with pytest.raises(BackendError, match="no precision called 'tf32'") as caught:
         tfx.open_session(write_bundle(tmp_path / "b"), backend="openvino", precision="tf32")

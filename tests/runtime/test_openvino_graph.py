@@ -1,7 +1,8 @@
-"""Grouped queries on OpenVINO: keys and values are repeated, and only where heads are shared."""
+"""Graphs before OpenVINO compiles them: shared heads are repeated, masks are choices."""
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.bundles import write_bundle
@@ -11,7 +12,7 @@ from tfx.errors import BackendError
 from tfx.extras import need
 from tfx.runtime.backend import RunOptions, get_backend
 from tfx.runtime.backends import openvino_graph
-from tfx.runtime.backends.openvino_graph import repeat_heads
+from tfx.runtime.backends.openvino_graph import choose_masks, repeat_heads
 from tfx.signature import Signature, TensorSpec
 
 SIZE = 8  # of a head
@@ -123,3 +124,39 @@ def test_what_it_mends_is_still_broken(tmp_path, monkeypatch):
     )
     with pytest.raises(BackendError, match="Key input shape not compatible"):
         get_backend("openvino").load(bundle, RunOptions(threads=2))
+
+
+MASK = (
+    "g ({kind}[batch, sequence] seen) => (float[batch, sequence] y) "
+    "<float low = {{-3.4028235e38}}> {{ cast = Cast<to = 1>(seen) y = Mul({factors}) }}"
+)
+
+
+def read_mask(tmp_path, kind, factors):
+    dtype = {"bool": DType.BOOL, "int64": DType.INT64}[kind]
+    takes = TensorSpec("seen", dtype, ("batch", "sequence"))
+    gives = TensorSpec("y", DType.FLOAT32, ("batch", "sequence"))
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 23]> {MASK.format(kind=kind, factors=factors)}'
+    )
+    return write_bundle(tmp_path / "b", model, signature=Signature((takes,), (gives,)))
+
+
+@pytest.mark.parametrize("factors", ["cast, low", "low, cast"])
+def test_a_mask_becomes_a_choice_of_the_same_numbers(tmp_path, factors):
+    bundle = read_mask(tmp_path, "bool", factors)
+    model = need("openvino").Core().read_model(str(bundle.model))
+    assert choose_masks(model) == 1
+    assert {"Select"} <= {node.get_type_name() for node in model.get_ops()}
+    assert "Multiply" not in {node.get_type_name() for node in model.get_ops()}
+    executable = get_backend("openvino").load(bundle, RunOptions())
+    seen = np.array([[True, False, True]])
+    low = np.float32(-3.4028235e38)
+    np.testing.assert_array_equal(executable.run({"seen": seen})["y"], [[low, 0, low]])
+
+
+@pytest.mark.parametrize(("kind", "factors"), [("int64", "cast, low"), ("bool", "cast, cast")])
+def test_other_products_are_left_alone(tmp_path, kind, factors):
+    bundle = read_mask(tmp_path, kind, factors)
+    model = need("openvino").Core().read_model(str(bundle.model))
+    assert choose_masks(model) == 0
