@@ -51,7 +51,7 @@ def test_block_runs(note, language, code, folder):
 def test_most_blocks_run():
     notes = [block.values[0] for block in blocks()]
     assert len(notes) >= 8
-    assert sum(note.startswith("not run") for note in notes) <= 2
+    assert sum(note.startswith("not run") for note in notes) <= len(notes) // 4
 
 
 def test_first_screen_says_how_to_start():
