@@ -15,7 +15,8 @@ from tfx.bundle import Bundle
 from tfx.dtypes import DType
 from tfx.errors import BackendError, listing
 from tfx.extras import need, version_of
-from tfx.signature import Feed, Signature
+from tfx.feeds import random_feed
+from tfx.signature import Feed, ShapeRange, Signature
 
 from ..backend import (
     RunFacts,
@@ -26,7 +27,6 @@ from ..backend import (
     session_closed,
 )
 from ..cache import entry_for, found, keep
-from ..kv_cache import cache_specs
 from .openvino_graph import choose_masks, repeat_heads
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,9 @@ TYPES = {
 
 # What ``_compiled`` changes in a graph: another list makes other entries of the cache.
 CHANGES = "repeat_heads choose_masks"
+
+# Size of the axes of the feed that a compiled model is tried on before it is kept.
+TRIED = 8
 
 # Nodes of its execution graph that multiply matrices.
 PRODUCTS = frozenset({"FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention"})
@@ -91,17 +94,10 @@ class OpenVino:
             floats = DType.FLOAT32
         settings = settings_of(options.threads, floats, options.streams)
         version = version_of("openvino") or openvino.__version__
-        # What it exports of a graph with a cache may answer otherwise when it is imported again:
-        # rotary positions of a small Llama did (2026.4.1).
-        entry = None
-        if not cache_specs(bundle.manifest.signature):
-            entry = entry_for(bundle, f"openvino {version}", floats, CHANGES)
-        compiled = None if entry is None else _kept(openvino, core, entry, settings)
-        notes: tuple[str, ...] = ("its compiled model came from the cache",)
-        if compiled is None:
-            compiled, notes = _compiled(core, bundle, settings), ()
-            if entry is not None:
-                _keep(entry, compiled)
+        entry = entry_for(bundle, f"openvino {version}", floats, CHANGES)
+        kept = None if entry is None else _kept(openvino, core, entry, settings)
+        compiled = _compiled(core, bundle, settings) if kept is None else kept
+        notes = () if kept is None else ("its compiled model came from the cache",)
         hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if hint != HINTS[floats]:
             raise BackendError(f"openvino gave precision {hint}, not {HINTS[floats]}")
@@ -121,7 +117,10 @@ class OpenVino:
             streams=streams,
             notes=wider + _notes(products) + notes,
         )
-        return OpenVinoExecutable(compiled, bundle.manifest.signature, facts)
+        executable = OpenVinoExecutable(compiled, bundle.manifest.signature, facts)
+        if kept is None and entry is not None:
+            _keep(openvino, core, entry, settings, executable)
+        return executable
 
 
 def settings_of(threads: int, floats: DType, streams: int = 1) -> dict[str, Any]:
@@ -158,13 +157,30 @@ def _compiled(core: Any, bundle: Bundle, settings: Mapping[str, Any]) -> Any:
         raise BackendError(f"openvino cannot load {bundle.model}: {_said(error)}") from error
 
 
-def _keep(entry: Path, compiled: Any) -> None:
+def _keep(
+    openvino: Any, core: Any, entry: Path, settings: Mapping[str, Any], made: OpenVinoExecutable
+) -> None:
+    """Write a compiled model into the cache, if it gives the same numbers when it is read again.
+
+    It may not: rotary positions of a Llama came back as others (2026.4.1), with errors of 1e-3.
+    """
+    signature = made.signature
+    axes = {dim for spec in signature.inputs for dim in spec.shape if isinstance(dim, str)}
+    spans = {axis: signature.ranges.get(axis, ShapeRange(1, TRIED, TRIED)) for axis in axes}
+    sizes = {axis: min(max(TRIED, span.min), span.max) for axis, span in spans.items()}
     try:
-        content = compiled.export_model().getbuffer()
+        content = np.frombuffer(made.compiled.export_model().getbuffer(), np.uint8)
+        again = core.import_model(openvino.Tensor(content, shared_memory=True), PLUGIN, settings)
+        feed = random_feed(signature, sizes, np.random.default_rng(0), padding="right")
+        expected = made.run(feed)
+        outputs = OpenVinoExecutable(again, signature, made.facts).run(feed)
     except Exception as error:  # noqa: BLE001  the model runs all the same
         log.warning("not kept: %s: %s", entry, _said(error))
         return
-    keep(entry, lambda path: path.write_bytes(content))
+    if all(np.array_equal(expected[name], outputs[name], equal_nan=True) for name in expected):
+        keep(entry, lambda path: path.write_bytes(content.data))
+    else:
+        log.info("not kept: %s: it gives other numbers when it is read again", entry)
 
 
 def _kept(openvino: Any, core: Any, entry: Path, settings: Mapping[str, Any]) -> Any:
@@ -214,11 +230,13 @@ class OpenVinoExecutable:
 
     Attributes:
         facts: What really runs.
+        signature: What it takes and gives.
         compiled: OpenVINO's own ``CompiledModel``; None once closed.
     """
 
     def __init__(self, compiled: Any, signature: Signature, facts: RunFacts) -> None:
         self.facts = facts
+        self.signature = signature
         self.compiled = compiled
         self._outputs = _ports(compiled.outputs, signature)
         # A request runs one feed at a time. There are as many as there were runs at once; the

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -218,4 +219,20 @@ def test_a_model_that_cannot_be_kept_runs(bundle, folder, caplog, monkeypatch):
     with tfx.open_session(bundle, backend="openvino") as session:
         assert session.report.facts.notes == ()
     assert "no way to write this" in caplog.text
+    assert not folder.exists()
+
+
+def test_a_model_that_answers_otherwise_when_read_again_is_not_kept(
+    bundle, folder, caplog, monkeypatch
+):
+    import openvino
+
+    caplog.set_level(logging.INFO)
+    other = write_bundle(bundle.path.with_name("other"), text_graph(2))
+    exported = OpenVino().load(other, RunOptions()).compiled.export_model()
+    shutil.rmtree(folder)
+    monkeypatch.setattr(openvino.CompiledModel, "export_model", lambda self: exported)
+    with tfx.open_session(bundle, backend="openvino") as session:
+        assert session.report.facts.notes == ()
+    assert "it gives other numbers when it is read again" in caplog.text
     assert not folder.exists()

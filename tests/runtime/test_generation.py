@@ -92,7 +92,7 @@ def test_every_backend_writes_the_same(llama, session, rng, backend):
     assert found == session.generate(prompts, max_new_tokens=8)
 
 
-def test_openvino_compiles_a_graph_with_a_cache_each_time(llama, tmp_path, monkeypatch):
+def test_openvino_keeps_no_rotary_positions_that_it_reads_as_others(llama, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with tfx.open_session(llama[1], backend="openvino"):
         pass
