@@ -297,6 +297,13 @@ def _class_of(source: Source, config: Any, task: str) -> tuple[str, str]:
         adapter = read_adapter(source.changes.adapter)
         task = task_of_adapter(adapter) or task
         if task == "auto" and hasattr(need("transformers"), adapter.class_name):
+            made_for = getattr(need("transformers"), adapter.class_name).config_class
+            if made_for is not None and not isinstance(config, made_for):
+                raise SourceError(
+                    f"the adapter {adapter.folder} was made for {adapter.class_name}, got "
+                    f"a model of type {config.model_type}",
+                    hint="Name the checkpoint that it was trained on.",
+                )
             manager = need("optimum.exporters.tasks").TasksManager
             return adapter.class_name, _task_of(manager, adapter.class_name)
     return choose_class(config, task, _default_class(source))

@@ -139,6 +139,9 @@ def _offline_hint(repository: str) -> str:
     hint = "Check the name and the network, or name a local folder"
     aliases = [alias for alias, known in KNOWN_MODELS.items() if known.hub == repository]
     if aliases:
+        for alias in aliases:
+            if (Path(alias) / "config.json").is_file():
+                return f"{hint}: ./{alias}"
         return f"{hint}; for latency work alone: tfx export {aliases[0]} --random-weights"
     return f"{hint}; for latency work alone use an alias with --random-weights: " + ", ".join(
         KNOWN_MODELS

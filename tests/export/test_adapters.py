@@ -181,6 +181,16 @@ def test_class_of_an_adapter_without_a_task(base, tmp_path):
     assert loaded.source.class_name == "BertForSequenceClassification"
 
 
+def test_an_adapter_of_another_model(plain_lora, tmp_path):
+    other = checkpoints.vit(tmp_path / "vit")
+    with pytest.raises(SourceError) as caught:
+        load(str(other), ExportRecipe(changes=Changes(adapter=str(plain_lora))))
+    assert str(caught.value) == (
+        f"the adapter {plain_lora} was made for BertModel, got a model of type vit"
+    )
+    assert caught.value.hint == "Name the checkpoint that it was trained on."
+
+
 def test_task_asked_for_stands(base, plain_lora):
     recipe = ExportRecipe(task="feature-extraction", changes=Changes(adapter=str(plain_lora)))
     assert load(str(base), recipe).source.class_name == "BertModel"

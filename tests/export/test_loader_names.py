@@ -114,6 +114,14 @@ def test_unknown_hub_id_offline():
     )
 
 
+def test_alias_offline_names_the_folder_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text("{}")
+    _, hint = refused("gpt2")
+    assert hint == "Check the name and the network, or name a local folder: ./gpt2"
+
+
 def test_alias_offline_names_the_way_out():
     message, hint = refused("bert-base")
     assert message.startswith("'google-bert/bert-base-uncased' is not in the local cache")
