@@ -14,7 +14,7 @@ RANDOM = ExportRecipe(random_weights=True)
 
 # The hint where a name stands for nothing.
 NAMES = (
-    "Use an alias (minilm, bert-base, bert-large, distilbert, roberta-base, vit-base), "
+    "Use an alias (minilm, bert-base, bert-large, distilbert, roberta-base, gpt2, vit-base), "
     "a checkpoint folder, a hub id or file.py:factory."
 )
 
