@@ -179,9 +179,13 @@ def test_a_library_that_ends_its_process(parent, tmp_path, monkeypatch):
     )
 
 
+GPUS = "sm80,sm86,sm89,sm120"
+
+
 def test_ctrl_c_leaves_nothing(parent, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "tfx", "build", parent.path, "--gpu", "sm89", "-o", "b"],
+        # Several GPUs, or it may be done before it hears of it.
+        [sys.executable, "-m", "tfx", "build", parent.path, "--gpu", GPUS, "-o", "b"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
