@@ -186,6 +186,8 @@ def test_ctrl_c_leaves_nothing(parent, tmp_path):
     process = subprocess.Popen(
         # Several GPUs, or it may be done before it hears of it.
         [sys.executable, "-m", "tfx", "build", parent.path, "--gpu", GPUS, "-o", "b"],
+        # What a shell starts in the background ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
