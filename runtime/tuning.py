@@ -101,7 +101,7 @@ def shape_of(text: str, signature: Signature) -> dict[str, int]:
     Raises:
         FeedError: If it is neither, or names an axis that the model has not.
     """
-    sizes = {axis: _tuned_for(signature, axis) for axis in axes_of(signature)}
+    sizes = {axis: _tuned_for(signature, axis) for axis in signature.axes}
     hint = f"Give BATCHxLENGTH, or sizes of: {', '.join(sizes) or 'nothing, the shape is fixed'}."
     try:
         if "=" in text:
@@ -126,21 +126,15 @@ def default_shapes(signature: Signature) -> tuple[dict[str, int], ...]:
     found = []
     for batch, length in DEFAULT_SHAPES:
         sizes = {}
-        for axis in axes_of(signature):
+        for axis in signature.axes:
             wanted = batch if axis == BATCH else length if SEQUENCE in axis else None
             limits = signature.ranges.get(axis)
             if wanted is None:
                 wanted = _tuned_for(signature, axis)
-            sizes[axis] = min(max(wanted, limits.min), limits.max) if limits else wanted
+            sizes[axis] = limits.nearest(wanted) if limits else wanted
         if sizes not in found:
             found.append(sizes)
     return tuple(found)
-
-
-def axes_of(signature: Signature) -> list[str]:
-    """The dynamic axes of the inputs."""
-    axes = (axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str))
-    return list(dict.fromkeys(axes))
 
 
 def label_of(sizes: Mapping[str, int]) -> str:

@@ -16,7 +16,7 @@ from tfx.dtypes import DType
 from tfx.errors import BackendError, listing
 from tfx.extras import need, version_of
 from tfx.feeds import random_feed
-from tfx.signature import Feed, ShapeRange, Signature
+from tfx.signature import Feed, Signature
 
 from ..backend import (
     RunFacts,
@@ -165,9 +165,10 @@ def _keep(
     It may not: rotary positions of a Llama came back as others (2026.4.1), with errors of 1e-3.
     """
     signature = made.signature
-    axes = {dim for spec in signature.inputs for dim in spec.shape if isinstance(dim, str)}
-    spans = {axis: signature.ranges.get(axis, ShapeRange(1, TRIED, TRIED)) for axis in axes}
-    sizes = {axis: min(max(TRIED, span.min), span.max) for axis, span in spans.items()}
+    ranges = signature.ranges
+    sizes = {
+        axis: ranges[axis].nearest(TRIED) if axis in ranges else TRIED for axis in signature.axes
+    }
     try:
         content = np.frombuffer(made.compiled.export_model().getbuffer(), np.uint8)
         again = core.import_model(openvino.Tensor(content, shared_memory=True), PLUGIN, settings)

@@ -89,6 +89,10 @@ class ShapeRange:
     def __contains__(self, size: object) -> bool:
         return isinstance(size, int) and self.min <= size <= self.max
 
+    def nearest(self, size: int) -> int:
+        """The size in the range that is nearest to ``size``."""
+        return min(max(size, self.min), self.max)
+
     def __str__(self) -> str:
         return f"{self.min} or more" if self.max == UNBOUNDED else f"{self.min}..{self.max}"
 
@@ -135,6 +139,12 @@ class Signature:
             yield "axes"
             for axis, sizes in self.ranges.items():
                 yield f"  {axis}: {str(sizes).replace('..', ' to ')}, tuned for {sizes.opt}"
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The dynamic axes of the inputs, each once, in their order."""
+        axes = (axis for spec in self.inputs for axis in spec.shape if isinstance(axis, str))
+        return tuple(dict.fromkeys(axes))
 
     def bind(self, feed: Feed, *, check_finite: bool = False) -> dict[str, int]:
         """Match arrays to inputs and give each dynamic axis its size.

@@ -263,3 +263,15 @@ def test_acceptor_goes_on_when_it_can_remember_no_more_shapes(monkeypatch):
     monkeypatch.setattr("tfx.signature.REMEMBERED_SHAPES", 1)
     accepts = TEXT_SIGNATURE.acceptor()
     assert [accepts(feed(batch, 5)) for batch in (1, 2, 1, 2)] == [True] * 4
+
+
+@pytest.mark.parametrize(("size", "nearest"), [(1, 2), (2, 2), (5, 5), (8, 8), (9, 8)])
+def test_the_size_of_a_range_that_is_nearest(size, nearest):
+    assert ShapeRange(2, 4, 8).nearest(size) == nearest
+
+
+def test_axes_of_the_inputs_each_once():
+    shapes = (("batch", 3, "height"), ("batch", "width"))
+    inputs = tuple(TensorSpec(f"x{i}", DType.FLOAT32, shape) for i, shape in enumerate(shapes))
+    outputs = (TensorSpec("y", DType.FLOAT32, ("batch", 1)),)
+    assert Signature(inputs, outputs).axes == ("batch", "height", "width")

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from support.bundles import TEXT_SIGNATURE, write_bundle
-from support.cuda import FakeCuda, host, on_gpu
+from support.cuda import host, on_gpu, plant_gpu
 from support.engines import write_engine_bundle
 from support.errors import lines_of
 from support.onnxruntime_gpu import CPU, CUDA, TENSORRT, FakeOrt
@@ -17,7 +17,6 @@ from support.proofs import text_cases
 import tfx
 from tfx.dtypes import DType
 from tfx.errors import BackendError
-from tfx.runtime import cuda as cuda_module
 from tfx.runtime.backend import RunOptions, get_backend
 from tfx.runtime.backends import onnxruntime_buffers as buffers
 from tfx.runtime.backends import onnxruntime_gpu as backend
@@ -33,10 +32,7 @@ CASES = text_cases(np.random.default_rng(0), ((2, 5), (3, 9), (1, 1)))
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine with one GPU of sm89."""
-    cuda = FakeCuda()
-    monkeypatch.setattr(cuda_module, "cuda_runtime", cuda.module)
-    monkeypatch.setattr(backend, "cuda_runtime", cuda.module)
-    return cuda
+    return plant_gpu(monkeypatch, backend)
 
 
 @pytest.fixture

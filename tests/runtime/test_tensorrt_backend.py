@@ -10,11 +10,11 @@ import threading
 import numpy as np
 import pytest
 from support.bundles import TEXT_SIGNATURE, write_bundle
-from support.cuda import FakeCuda
+from support.cuda import plant_gpu
 from support.engines import write_engine_bundle
 from support.errors import lines_of
 from support.proofs import text_cases, text_outputs
-from support.tensorrt import PLAN, CudaGraphStrategy, FakeRuntime
+from support.tensorrt import PLAN, CudaGraphStrategy, FakeRuntime, plant_library
 
 import tfx
 from tfx.dtypes import DType
@@ -37,19 +37,13 @@ CASES = text_cases(np.random.default_rng(0), ((2, 5), (3, 9), (1, 1)))
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine with one GPU of sm89."""
-    cuda = FakeCuda()
-    monkeypatch.setattr(cuda_module, "cuda_runtime", cuda.module)
-    monkeypatch.setattr(backend, "cuda_runtime", cuda.module)
-    return cuda
+    return plant_gpu(monkeypatch, backend)
 
 
 @pytest.fixture
 def library(gpu, monkeypatch):
     """TensorRT, of either flavour, whose every plan computes the text graph."""
-    runtime = FakeRuntime(gpu, TEXT_SIGNATURE, text_outputs)
-    module = runtime.module()
-    monkeypatch.setattr(backend, "load_library", lambda target: module)
-    return runtime
+    return plant_library(monkeypatch, gpu)
 
 
 def load(bundle, options=GPU):

@@ -5,17 +5,15 @@ import gc
 
 import numpy as np
 import pytest
-from support.bundles import TEXT_SIGNATURE
-from support.cuda import FakeCuda, host, on_gpu
+from support.cuda import host, on_gpu, plant_gpu
 from support.engines import write_engine_bundle
 from support.proofs import text_cases, text_outputs
-from support.tensorrt import FakeRuntime
+from support.tensorrt import plant_library
 
 import tfx
 from tfx.dtypes import DType
 from tfx.errors import FeedError
 from tfx.recipe import EngineRecipe, Target
-from tfx.runtime import cuda as cuda_module
 from tfx.runtime.backend import RunOptions
 from tfx.runtime.backends import tensorrt as backend
 from tfx.runtime.backends.tensorrt import TensorRt
@@ -28,19 +26,13 @@ CASES = text_cases(np.random.default_rng(0), ((2, 5), (3, 9), (1, 1)))
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine with one GPU of sm89."""
-    cuda = FakeCuda()
-    monkeypatch.setattr(cuda_module, "cuda_runtime", cuda.module)
-    monkeypatch.setattr(backend, "cuda_runtime", cuda.module)
-    return cuda
+    return plant_gpu(monkeypatch, backend)
 
 
 @pytest.fixture
 def library(gpu, monkeypatch):
     """TensorRT, of either flavour, whose every plan computes the text graph."""
-    runtime = FakeRuntime(gpu, TEXT_SIGNATURE, text_outputs)
-    module = runtime.module()
-    monkeypatch.setattr(backend, "load_library", lambda target: module)
-    return runtime
+    return plant_library(monkeypatch, gpu)
 
 
 def load(bundle):

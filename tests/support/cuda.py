@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 
 from tfx.dtypes import DType
+from tfx.runtime import cuda as cuda_module
 from tfx.runtime.device_arrays import DeviceArray
 
 Error = enum.IntEnum("Error", "cudaSuccess cudaErrorMemoryAllocation cudaErrorNoDevice", start=0)
@@ -136,6 +137,14 @@ class FakeCuda:
     def cudaGraphLaunch(self, graph, stream):
         self.streams[stream] += self.graphs[graph]
         return (Error.cudaSuccess,)
+
+
+def plant_gpu(monkeypatch, backend):
+    """Make this a machine with one GPU of sm89, for ``backend``, a module, and the rest."""
+    cuda = FakeCuda()
+    monkeypatch.setattr(cuda_module, "cuda_runtime", cuda.module)
+    monkeypatch.setattr(backend, "cuda_runtime", cuda.module)
+    return cuda
 
 
 def on_gpu(gpu, feed):

@@ -6,7 +6,10 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
+from support.bundles import TEXT_SIGNATURE
+from support.proofs import text_outputs
 from tfx.dtypes import DType
+from tfx.runtime.backends import tensorrt as backend
 from tfx.runtime.backends.tensorrt import TYPES
 
 PLAN = b"a plan with _gemm_mha_v2_0x12ab and _gemm_mha_v2_0x12ab in it"
@@ -218,6 +221,14 @@ class FakeRuntime:
             CudaGraphStrategy=CudaGraphStrategy,
         )
         return module
+
+
+def plant_library(monkeypatch, gpu):
+    """TensorRT, of either flavour, whose every plan computes the text graph."""
+    runtime = FakeRuntime(gpu, TEXT_SIGNATURE, text_outputs)
+    module = runtime.module()
+    monkeypatch.setattr(backend, "load_library", lambda target: module)
+    return runtime
 
 
 class FakeEngine:
