@@ -24,9 +24,9 @@ from tfx.codec import encode
 from tfx.console import FILE, FOLDER, chosen_bundle, console, emit_json, json_option
 from tfx.errors import DataError, TfxError
 from tfx.runtime.backend import PRECISIONS
-from tfx.runtime.batcher import Batching
 from tfx.runtime.session import Session, open_session
 from tfx.runtime.stats import median_interval
+from tfx.runtime.text.batcher import Batching
 
 from .machine import Machine, this_machine
 

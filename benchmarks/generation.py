@@ -20,9 +20,9 @@ from tfx.console import FOLDER, chosen_bundle, emit_json, json_option
 from tfx.errors import FeedError, TfxError
 from tfx.runtime.backend import Executable, RunOptions, find_backend, get_backend
 from tfx.runtime.cpus import usable_cpus
-from tfx.runtime.decoder import Decoder, is_generator, longest
-from tfx.runtime.kv_cache import cache_specs
-from tfx.runtime.modules import load_module
+from tfx.runtime.generation.decoder import Decoder, is_generator, longest
+from tfx.runtime.generation.kv_cache import cache_specs
+from tfx.runtime.pytorch.modules import load_module
 from tfx.signature import Signature
 
 from .machine import this_machine

@@ -11,7 +11,7 @@ from tfx.codec import encode
 from tfx.console import emit_json
 from tfx.errors import TfxError
 from tfx.extras import need
-from tfx.runtime.torch_gpu import torch_device
+from tfx.runtime.pytorch.gpu import torch_device
 
 # Square products: the largest is far more than a model has, the smallest near to it.
 SIZES = (2048, 4096, 8192, 16384)

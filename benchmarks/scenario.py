@@ -19,12 +19,12 @@ import numpy as np
 
 from tfx.errors import DataError
 from tfx.feeds import random_feed
-from tfx.runtime.batching import cut_batches
+from tfx.runtime.accuracy.datasets import read_dataset
 from tfx.runtime.clock import Clock
-from tfx.runtime.datasets import read_dataset
 from tfx.runtime.session import Session
-from tfx.runtime.texts import BATCH_ROWS, BATCH_TOKENS
-from tfx.runtime.tokenizer import Text, Tokenizer
+from tfx.runtime.text.batching import cut_batches
+from tfx.runtime.text.texts import BATCH_ROWS, BATCH_TOKENS
+from tfx.runtime.text.tokenizer import Text, Tokenizer
 from tfx.signature import SEQUENCE, Feed, Signature
 
 FIXED, ZIPF = "fixed", "zipf"

@@ -24,9 +24,9 @@ from tfx.console import FOLDER, console, emit_json, json_option, progress
 from tfx.dtypes import DType
 from tfx.errors import BundleError, DataError, TfxError
 from tfx.runtime.backend import BACKENDS, PRECISIONS, STREAMED
-from tfx.runtime.checkpoint import checkpoint_folder
 from tfx.runtime.cpus import usable_cpus
-from tfx.runtime.tokenizer import Tokenizer
+from tfx.runtime.pytorch.checkpoint import checkpoint_folder
+from tfx.runtime.text.tokenizer import Tokenizer
 
 from .environments import Environment, read_environments
 from .family import same_model

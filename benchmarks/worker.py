@@ -23,13 +23,13 @@ import numpy as np
 
 from tfx.bundle import open_bundle
 from tfx.codec import decode, encode
+from tfx.runtime.accuracy.datasets import read_dataset
+from tfx.runtime.accuracy.evaluation import Evaluation, evaluate, record
+from tfx.runtime.accuracy.metrics import Form
+from tfx.runtime.accuracy.observations import Recorded
 from tfx.runtime.backend import RunFacts
 from tfx.runtime.child import Child, serve
 from tfx.runtime.clock import WarmUp, time_calls, warm_up
-from tfx.runtime.datasets import read_dataset
-from tfx.runtime.evaluation import Evaluation, evaluate, record
-from tfx.runtime.metrics import Form
-from tfx.runtime.observations import Recorded
 from tfx.runtime.session import Session, open_session
 
 from .scenario import Load, Scenario, Served, poisson_arrivals, queries_of

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfx.errors import RecipeError, listing
 from tfx.feeds import random_feed
-from tfx.runtime.kv_cache import CAPACITY
+from tfx.runtime.generation.kv_cache import CAPACITY
 from tfx.signature import BATCH, SEQUENCE, Signature
 
 from .scenario import Load

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from tfx.errors import ExportError
 from tfx.extras import need
 from tfx.recipe import DECODER, ENCODER, GENERATOR
-from tfx.runtime.generators import cache_sizes
-from tfx.runtime.kv_cache import CAPACITY, KEPT, KEPT_TOKENS, MASK, PAST, POSITION
-from tfx.runtime.modules import forward_names
+from tfx.runtime.generation.kv_cache import CAPACITY, KEPT, KEPT_TOKENS, MASK, PAST, POSITION
+from tfx.runtime.pytorch.generators import cache_sizes
+from tfx.runtime.pytorch.modules import forward_names
 from tfx.signature import BATCH, SEQUENCE, UNBOUNDED
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def plan_inputs(
     """Plan the inputs of a transformers model.
 
     Args:
-        module: The model, or a part of it (``tfx.runtime.parts``).
+        module: The model, or a part of it (``tfx.runtime.pytorch.parts``).
         config: Its configuration.
         part: Which part it is; "" for a whole model.
         image_size: Height and width to fix where the model takes any; empty for the default.
@@ -242,7 +242,7 @@ def _plan_decoder(module: torch.nn.Module, config: Any, max_sequence: int) -> In
     """The target so far, and what the encoder made of the example inputs of the whole model."""
     import torch
 
-    from tfx.runtime.parts import part_of, speaks
+    from tfx.runtime.pytorch.parts import part_of, speaks
 
     whole: Any = module.model
     encoder = part_of(whole, ENCODER)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tfx.errors import ExportError, RecipeError
 from tfx.recipe import Changes, spans
-from tfx.runtime.adapters import Adapter
+from tfx.runtime.pytorch.adapters import Adapter
 
 NUMBERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 

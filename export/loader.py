@@ -16,18 +16,18 @@ from tfx.errors import SourceError
 from tfx.extras import install_hint, need
 from tfx.models import KNOWN_MODELS
 from tfx.recipe import GENERATOR, PARTS, Changes, ExportRecipe, Source, SourceKind
-from tfx.runtime.adapters import read_adapter
-from tfx.runtime.checkpoint import checkpoint_folder, config_of, hub_commit
-from tfx.runtime.generators import NO_CACHE, no_cache
-from tfx.runtime.modules import (
+from tfx.runtime.pytorch.adapters import read_adapter
+from tfx.runtime.pytorch.checkpoint import checkpoint_folder, config_of, hub_commit
+from tfx.runtime.pytorch.generators import NO_CACHE, no_cache
+from tfx.runtime.pytorch.modules import (
     call_factory,
     factory_digest,
     load_module,
     named_weights,
     weights_digest,
 )
-from tfx.runtime.parts import notes_of
-from tfx.runtime.trimming import trim_config
+from tfx.runtime.pytorch.parts import notes_of
+from tfx.runtime.pytorch.trimming import trim_config
 
 from .changes import describe_changes, task_of_adapter
 

@@ -26,11 +26,11 @@ from tfx.processing import Processing
 from tfx.recipe import GENERATOR, ExportRecipe
 from tfx.runtime.backend import RunOptions, get_backend
 from tfx.runtime.cpus import usable_cpus
-from tfx.runtime.generators import reader_of
-from tfx.runtime.kv_cache import DECODED, cache_specs, stepwise, text_signature
-from tfx.runtime.modules import run_module
+from tfx.runtime.generation.kv_cache import DECODED, cache_specs, stepwise, text_signature
 from tfx.runtime.proof import FILE_NAME as PROOF_FILE
 from tfx.runtime.proof import Run, store_cases
+from tfx.runtime.pytorch.generators import reader_of
+from tfx.runtime.pytorch.modules import run_module
 
 from .architectures import InputPlan, plan_examples, plan_inputs
 from .changes import require_attentions

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from tfx.dtypes import DType
 from tfx.errors import ExportError, SignatureError
 from tfx.recipe import ExportRecipe
-from tfx.runtime.kv_cache import CAPACITY, KEPT
+from tfx.runtime.generation.kv_cache import CAPACITY, KEPT
 from tfx.signature import (
     BATCH,
     SEQUENCE,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tfx.chatter import quiet
 from tfx.errors import ExportError
 from tfx.extras import need
-from tfx.runtime.modules import named_outputs
+from tfx.runtime.pytorch.modules import named_outputs
 
 from .graph import name_outputs
 from .patches import patched

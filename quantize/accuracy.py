@@ -9,9 +9,9 @@ import numpy as np
 
 from tfx.bundle import Bundle
 from tfx.quantization import Accuracy
-from tfx.runtime.datasets import Dataset
-from tfx.runtime.evaluation import compare_evaluations, evaluate, metric_for, record
-from tfx.runtime.metrics import Needs, find_metric
+from tfx.runtime.accuracy.datasets import Dataset
+from tfx.runtime.accuracy.evaluation import compare_evaluations, evaluate, metric_for, record
+from tfx.runtime.accuracy.metrics import Needs, find_metric
 from tfx.runtime.session import open_session
 
 
@@ -21,7 +21,7 @@ class Judge:
     What the parent says is kept: it runs once, however many bundles are measured.
 
     Attributes:
-        metric: Its name in ``tfx.runtime.metrics.METRICS``.
+        metric: Its name in ``tfx.runtime.accuracy.metrics.METRICS``.
         dataset: The samples.
     """
 

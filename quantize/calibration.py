@@ -18,9 +18,9 @@ from tfx.errors import DataError, FeedError, QuantizeError, listing
 from tfx.extras import need
 from tfx.quantization import CalibrationFacts
 from tfx.runtime.cpus import usable_cpus
+from tfx.runtime.generation.kv_cache import whole_feed
 from tfx.runtime.images import image_feed
-from tfx.runtime.kv_cache import whole_feed
-from tfx.runtime.tokenizer import Encoded, Text, Tokenizer
+from tfx.runtime.text.tokenizer import Encoded, Text, Tokenizer
 from tfx.signature import BATCH, Feed
 
 from .linear import Product

@@ -24,7 +24,7 @@ from tfx.quantization import (
     QuantizeRecipe,
 )
 from tfx.report import ParityReport
-from tfx.runtime.kv_cache import text_signature, whole_feed
+from tfx.runtime.generation.kv_cache import text_signature, whole_feed
 from tfx.runtime.proof import FILE_NAME as PROOF_FILE
 from tfx.runtime.proof import Case, check_bundle, store_cases
 from tfx.runtime.session import open_session

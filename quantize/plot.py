@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tfx.extras import need
-from tfx.runtime.metrics import Direction, find_metric
+from tfx.runtime.accuracy.metrics import Direction, find_metric
 
 from .search import SearchReport
 

@@ -211,9 +211,9 @@ def tune(
     accuracy budget, each in a process of its own. What is chosen is what --backend auto runs, on
     this machine and with these versions. Without BUNDLE: the newest of the current folder.
     """
-    from .choices import stored_choice
-    from .tuning import TuningPlan, shape_of, tune_bundle
-    from .tuning_table import show_tuning
+    from .tuning.choices import stored_choice
+    from .tuning.table import show_tuning
+    from .tuning.tuner import TuningPlan, shape_of, tune_bundle
 
     given = {name: value for name, value in limits.items() if value is not None}
     found, problems = [], []
@@ -279,9 +279,9 @@ def evaluate(
     """
     import numpy as np
 
-    from .datasets import read_dataset
-    from .evaluation import compare_evaluations, show_evaluation
-    from .evaluation import evaluate as measured
+    from .accuracy.datasets import read_dataset
+    from .accuracy.evaluation import compare_evaluations, show_evaluation
+    from .accuracy.evaluation import evaluate as measured
     from .session import Session, open_session
 
     dataset = read_dataset(data, limit=samples, seed=seed)

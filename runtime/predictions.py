@@ -13,9 +13,6 @@ from tfx.errors import DataError, FeedError
 from tfx.processing import Activation
 from tfx.signature import Signature
 
-from .answers import Answer, TextLabel
-from .batching import even_slices
-from .extraction import TextAnswer
 from .records import (
     FileFormat,
     Record,
@@ -28,7 +25,10 @@ from .records import (
     write_arrays,
 )
 from .session import Session
-from .tokenizer import LongTexts, Text, TextError
+from .text.answers import Answer, TextLabel
+from .text.batching import even_slices
+from .text.extraction import TextAnswer
+from .text.tokenizer import LongTexts, Text, TextError
 
 Answered = tuple[Record, Answer]
 

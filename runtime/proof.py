@@ -16,7 +16,7 @@ from tfx.signature import BATCH, SEQUENCE, Feed, Signature, ValueRange
 
 from .backend import AUTO, RunOptions, float_type
 from .compare import compare_outputs, merge_errors, scaled_error, tolerance_of
-from .kv_cache import DECODED, cache_specs, stepwise
+from .generation.kv_cache import DECODED, cache_specs, stepwise
 
 FILE_NAME = "proof.npz"
 

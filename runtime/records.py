@@ -19,7 +19,7 @@ import numpy as np
 from tfx.bundle import staging_path
 from tfx.errors import DataError
 
-from .tokenizer import Text, text_problem
+from .text.tokenizer import Text, text_problem
 
 PAIR_FIELD = "text_pair"
 

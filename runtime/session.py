@@ -17,7 +17,6 @@ from tfx.bundle import Bundle, open_bundle
 from tfx.errors import BackendError, FeedError
 from tfx.signature import Feed, Signature
 
-from .answers import Answer
 from .arrays import shared_array
 from .backend import (
     AUTO,
@@ -32,18 +31,19 @@ from .backend import (
     get_backend,
     session_closed,
 )
-from .batcher import Batcher, Batching, no_inputs, request_of
 from .cpus import usable_cpus
 from .device_arrays import DeviceArray, outlines_of
-from .kv_cache import text_view, whole_feed
+from .generation.kv_cache import text_view, whole_feed
 from .session_report import SessionReport
-from .stream import answer_stretches
-from .texts import TextRunner, stacked
-from .tokenizer import LongTexts, Text
+from .text.answers import Answer
+from .text.batcher import Batcher, Batching, no_inputs, request_of
+from .text.stream import answer_stretches
+from .text.texts import TextRunner, stacked
+from .text.tokenizer import LongTexts, Text
 from .verification import Verification
 
 if TYPE_CHECKING:  # imported where it is needed: few sessions generate text
-    from .generation import TextGenerator, Token
+    from .generation.generator import TextGenerator, Token
 
 # What predict gives for arrays.
 Outputs = Literal["numpy", "dlpack"]
@@ -305,7 +305,7 @@ class Session:
         Args:
             prompts: A text, a list of token ids, or a chat (a list of mappings with "role" and
                 "content", for a bundle with a chat template); or a list of those.
-            options: Fields of ``tfx.runtime.generation.Options``: ``max_new_tokens``,
+            options: Fields of ``tfx.runtime.generation.generator.Options``: ``max_new_tokens``,
                 ``temperature``, ``top_p``, ``top_k``, ``repetition_penalty``, ``stop``, ``seed``,
                 ``num_beams``. By default the likeliest token is taken each time.
 
@@ -316,7 +316,7 @@ class Session:
             FeedError: If the bundle has no cache, or prompts or options do not fit.
             BackendError: If the session is closed or the backend fails.
         """
-        from .generation import options_from
+        from .generation.generator import options_from
 
         return self._generator().generate(prompts, options_from(options))
 
@@ -326,12 +326,12 @@ class Session:
         Yields:
             Each ``Token`` when it is chosen, of all rows by turns.
         """
-        from .generation import options_from
+        from .generation.generator import options_from
 
         return self._generator().stream(prompts, options_from(options))
 
     def _generator(self) -> TextGenerator:
-        from .generation import TextGenerator
+        from .generation.generator import TextGenerator
 
         self._check_open(None)
         return TextGenerator(self.bundle, self._executable)
@@ -440,7 +440,7 @@ def open_session(
     is_engine = opened.manifest.engine is not None
     name, why = backend, ""
     if name == AUTO and not is_engine:
-        from .auto import resolve  # not needed where a backend is named
+        from .tuning.auto import resolve  # not needed where a backend is named
 
         opened, trial, why = resolve(
             opened,

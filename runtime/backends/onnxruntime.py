@@ -21,7 +21,7 @@ from ..backend import (
     require_graph,
     session_closed,
 )
-from ..decoder import OnnxInPlace
+from ..generation.decoder import OnnxInPlace
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 

@@ -24,8 +24,8 @@ from ..backend import (
 )
 from ..cpus import read_cpu
 from ..device_arrays import DeviceArray, array_of_tensor
-from ..modules import Call, load_module, named_outputs, run_module, weights_digest
-from ..torch_gpu import run_on_gpu, torch_device
+from ..pytorch.gpu import run_on_gpu, torch_device
+from ..pytorch.modules import Call, load_module, named_outputs, run_module, weights_digest
 
 if TYPE_CHECKING:
     import torch

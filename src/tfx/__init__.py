@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tfx.export.pipeline import export_bundle as export_bundle
     from tfx.quantize.pipeline import quantize_bundle as quantize_bundle
-    from tfx.runtime.batcher import Batching as Batching
     from tfx.runtime.session import Session as Session
     from tfx.runtime.session import open_session as open_session
+    from tfx.runtime.text.batcher import Batching as Batching
 
     from .bundle import Bundle as Bundle
     from .bundle import open_bundle as open_bundle
@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 
 # Public name -> module it lives in; imported on first use, so `import tfx` loads nothing heavy.
 _PUBLIC = {
-    "Batching": "tfx.runtime.batcher",
+    "Batching": "tfx.runtime.text.batcher",
     "Bundle": "tfx.bundle",
     "ExportRecipe": "tfx.recipe",
     "QuantizeRecipe": "tfx.quantization",

@@ -20,7 +20,7 @@ COMMANDS = {
     "quantize": "tfx.quantize.cli:quantize",
     "tune": "tfx.runtime.cli:tune",
     "predict": "tfx.runtime.cli:predict",
-    "generate": "tfx.runtime.generation_cli:generate",
+    "generate": "tfx.runtime.generation.cli:generate",
     "evaluate": "tfx.runtime.cli:evaluate",
     "bench": "tfx.bench.cli:bench",
     "profile": "tfx.bench.profile_cli:profile",

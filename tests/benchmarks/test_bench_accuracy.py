@@ -15,7 +15,7 @@ from tfx.bench.workload import Plan, Shape, Way
 from tfx.cli import main
 from tfx.console import Progress
 from tfx.errors import BackendError, DataError
-from tfx.runtime.evaluation import Evaluation
+from tfx.runtime.accuracy.evaluation import Evaluation
 
 SHAPE = Shape({"batch": 1, "sequence": 8})
 USED = WORDS[4:]

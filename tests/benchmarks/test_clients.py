@@ -20,7 +20,7 @@ from tfx.bench.clients import (
     serve,
 )
 from tfx.errors import BackendError, DataError
-from tfx.runtime.answers import TextLabel
+from tfx.runtime.text.answers import TextLabel
 
 
 def test_every_client_asks_its_share_once():

@@ -22,9 +22,9 @@ from tfx.export.changes import task_of_adapter
 from tfx.export.loader import load
 from tfx.export.pipeline import export_bundles
 from tfx.recipe import Changes, ExportRecipe, Source, SourceKind
-from tfx.runtime.adapters import Adapter, merge_adapter, read_adapter
-from tfx.runtime.modules import load_module, run_module, weights_digest
 from tfx.runtime.proof import check_bundle
+from tfx.runtime.pytorch.adapters import Adapter, merge_adapter, read_adapter
+from tfx.runtime.pytorch.modules import load_module, run_module, weights_digest
 
 FEED = {"input_ids": np.array([[2, 7, 8, 9, 3]]), "attention_mask": np.ones((1, 5), np.int64)}
 BERT, CLASSIFIER = transformers.BertModel, transformers.BertForSequenceClassification

@@ -13,9 +13,9 @@ from support.checkpoints import WORDS, write_checkpoint
 import tfx
 from tfx.export.pipeline import export_bundle
 from tfx.recipe import ExportRecipe
-from tfx.runtime.datasets import read_dataset
-from tfx.runtime.evaluation import evaluate
-from tfx.runtime.extraction import MAX_ANSWER_TOKENS
+from tfx.runtime.accuracy.datasets import read_dataset
+from tfx.runtime.accuracy.evaluation import evaluate
+from tfx.runtime.text.extraction import MAX_ANSWER_TOKENS
 
 TAGS = ["O", "B-person", "I-person", "B-place", "I-place"]
 

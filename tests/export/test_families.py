@@ -11,7 +11,7 @@ import tfx
 from tfx.chatter import quiet
 from tfx.export.families import FAMILIES, build
 from tfx.export.pipeline import export_bundles
-from tfx.runtime.parts import part_of, speaks
+from tfx.runtime.pytorch.parts import part_of, speaks
 
 TEXT = {"batch", "sequence"}
 IMAGE = {"batch"}

@@ -10,7 +10,7 @@ import tfx
 from tfx.errors import SourceError
 from tfx.export.pipeline import export_bundles
 from tfx.recipe import Changes, ExportRecipe
-from tfx.runtime.kv_cache import cache_specs, stepwise, text_signature, whole_feed
+from tfx.runtime.generation.kv_cache import cache_specs, stepwise, text_signature, whole_feed
 from tfx.runtime.proof import check_bundle
 
 

@@ -17,7 +17,7 @@ from tfx.export.architectures import (
 from tfx.export.families import FAMILIES, build
 from tfx.export.loader import is_encoder_decoder
 from tfx.recipe import DECODER, ENCODER
-from tfx.runtime.parts import part_of, whole_of
+from tfx.runtime.pytorch.parts import part_of, whole_of
 
 BY_CLASS = {family.class_name: family for family in FAMILIES}
 TEXT = ("batch", "sequence")

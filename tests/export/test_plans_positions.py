@@ -3,8 +3,8 @@ import transformers
 
 from tfx.export.architectures import plan_inputs
 from tfx.export.tiny_configs import build_tiny, tiny_config
-from tfx.runtime.modules import without_cache
-from tfx.runtime.parts import part_of, whole_of
+from tfx.runtime.pytorch.modules import without_cache
+from tfx.runtime.pytorch.parts import part_of, whole_of
 
 
 def test_mpt_has_positions_by_another_name():

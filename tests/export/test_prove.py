@@ -11,7 +11,7 @@ from tfx.errors import BackendError, ExportError, FeedError, ParityError
 from tfx.export.proof import TOLERANCE, example_cases, prove, reference, text_cases
 from tfx.runtime.backend import RunOptions
 from tfx.runtime.backends.onnxruntime import OnnxRuntime
-from tfx.runtime.modules import load_module, run_module
+from tfx.runtime.pytorch.modules import load_module, run_module
 from tfx.signature import ShapeRange, Signature, TensorSpec, ValueRange
 
 TOKENS = ("batch", "sequence")

@@ -9,7 +9,7 @@ from torch import nn
 
 from tfx.export.patches import patched
 from tfx.export.tiny_configs import build_tiny, tiny_config
-from tfx.runtime.modules import without_cache
+from tfx.runtime.pytorch.modules import without_cache
 
 
 def tiny(name, head, **changes):

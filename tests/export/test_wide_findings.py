@@ -12,7 +12,7 @@ from tfx.export.processing import read_processing
 from tfx.export.proof import text_cases
 from tfx.export.tiny_configs import build_tiny, tiny_config
 from tfx.export.wide import OK, attempt, candidates
-from tfx.runtime.parts import part_of
+from tfx.runtime.pytorch.parts import part_of
 from tfx.signature import ShapeRange, Signature, TensorSpec, ValueRange
 
 TOKENS = ("batch", "sequence")

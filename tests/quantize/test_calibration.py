@@ -28,7 +28,7 @@ from tfx.quantize.calibration import (
     see_magnitudes,
 )
 from tfx.quantize.linear import find_products
-from tfx.runtime.tokenizer import TextError
+from tfx.runtime.text.tokenizer import TextError
 from tfx.signature import Signature, TensorSpec
 
 FACTS = CalibrationFacts("data.tsv", "0" * 64, 4, 16)

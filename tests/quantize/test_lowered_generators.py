@@ -10,9 +10,9 @@ from tfx.export.pipeline import export_bundles
 from tfx.quantization import QuantizeRecipe
 from tfx.quantize.calibration import calibration_texts
 from tfx.quantize.pipeline import quantize_bundle
-from tfx.runtime.datasets import read_dataset
-from tfx.runtime.evaluation import evaluate
-from tfx.runtime.kv_cache import text_signature
+from tfx.runtime.accuracy.datasets import read_dataset
+from tfx.runtime.accuracy.evaluation import evaluate
+from tfx.runtime.generation.kv_cache import text_signature
 from tfx.runtime.proof import FILE_NAME, check_bundle, load_cases
 
 TEXTS = ["alpha beta gamma", "a model of two heads", "masks and heads", "delta of alpha and beta"]

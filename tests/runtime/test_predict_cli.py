@@ -23,7 +23,8 @@ import tfx
 from tfx.cli import main
 from tfx.dtypes import DType
 from tfx.processing import Activation
-from tfx.runtime import predictions, stream
+from tfx.runtime import predictions
+from tfx.runtime.text import stream
 from tfx.signature import Signature, TensorSpec
 
 

@@ -22,9 +22,9 @@ import tfx
 from tfx.dtypes import DType
 from tfx.errors import BackendError, BundleError, FeedError
 from tfx.processing import Activation, Embedding, Pooling
-from tfx.runtime.answers import TextLabel, TokenLabel
 from tfx.runtime.device_arrays import DeviceArray
-from tfx.runtime.tokenizer import TextError
+from tfx.runtime.text.answers import TextLabel, TokenLabel
+from tfx.runtime.text.tokenizer import TextError
 from tfx.signature import Signature, TensorSpec
 
 FEED = {

@@ -14,7 +14,7 @@ from tfx.dtypes import DType
 from tfx.errors import BackendError
 from tfx.recipe import Source, SourceKind
 from tfx.runtime.backends.torch_compiled import TorchCompiled
-from tfx.runtime.modules import factory_digest, load_module, weights_digest
+from tfx.runtime.pytorch.modules import factory_digest, load_module, weights_digest
 from tfx.signature import Signature, TensorSpec
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="there is no g++")

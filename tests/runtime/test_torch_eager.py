@@ -17,7 +17,7 @@ from tfx.runtime.backend import RunOptions, get_backend
 from tfx.runtime.backends import torch_eager
 from tfx.runtime.backends.torch_eager import BFLOAT16_FLAGS
 from tfx.runtime.cpus import Cpu, read_cpu
-from tfx.runtime.modules import factory_digest, load_module, weights_digest
+from tfx.runtime.pytorch.modules import factory_digest, load_module, weights_digest
 from tfx.signature import Signature, TensorSpec
 
 LINEAR = Signature(

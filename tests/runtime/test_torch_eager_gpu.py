@@ -12,12 +12,13 @@ import tfx
 from tfx.dtypes import DType
 from tfx.errors import BackendError
 from tfx.recipe import Source, SourceKind
-from tfx.runtime import device_arrays, torch_gpu
+from tfx.runtime import device_arrays
 from tfx.runtime.backend import GpuExecutable, RunOptions, get_backend
 from tfx.runtime.backends import torch_eager
 from tfx.runtime.device_arrays import DeviceArray, array_of_tensor
-from tfx.runtime.modules import factory_digest, load_module, weights_digest
-from tfx.runtime.torch_gpu import torch_device
+from tfx.runtime.pytorch import gpu as torch_gpu
+from tfx.runtime.pytorch.gpu import torch_device
+from tfx.runtime.pytorch.modules import factory_digest, load_module, weights_digest
 from tfx.signature import Signature, TensorSpec
 
 LINEAR = Signature(

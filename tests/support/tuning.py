@@ -11,8 +11,8 @@ from tfx.errors import BackendError
 from tfx.manifest import Step
 from tfx.quantization import Accuracy, Quantization, QuantizeRecipe
 from tfx.runtime.backend import RunFacts
-from tfx.runtime.contest import Contest
-from tfx.runtime.tuning_worker import Loaded, feed_of
+from tfx.runtime.tuning.contest import Contest
+from tfx.runtime.tuning.worker import Loaded, feed_of
 
 MS = 1_000_000
 

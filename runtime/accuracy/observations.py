@@ -1,0 +1,434 @@
+"""What a session says of a dataset's samples, in the form that a metric looks at."""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from tfx.bundle import Bundle
+from tfx.errors import BackendError, DataError
+from tfx.processing import Activation
+from tfx.signature import Feed
+
+from ..images import image_feed, image_problem
+from ..predictions import run_arrays
+from ..session import Session
+from ..text.answers import (
+    Answer,
+    Answers,
+    TextLabel,
+    TokenLabel,
+    embeddings_from,
+    own_part,
+    scores_from,
+    text_label,
+)
+from ..text.extraction import TextAnswer
+from ..text.tokenizer import TextError, Tokenizer
+from .datasets import IMAGES, Dataset, DatasetKind, Label
+from .metrics import Form, mean_cosine
+
+LOGITS, MASK = "logits", "attention_mask"
+
+# Samples answered at a time: of vectors and classes, and of outputs for every token, which may
+# be a vocabulary wide.
+CHUNK_SMALL, CHUNK_LARGE = 512, 16
+
+# An image of the size models take is about a megabyte of numbers.
+CHUNK_IMAGES = 32
+
+# What is run as it is, without a tokenizer.
+ARRAYS = (DatasetKind.FEEDS, DatasetKind.IMAGES)
+
+# Names of two sets shown in one message.
+SHOWN_NAMES = 12
+
+
+class NotFiniteError(BackendError):
+    """A model that gives NaN or infinity: nothing can be measured on it."""
+
+
+class Head(StrEnum):
+    """What a bundle's answers are."""
+
+    CLASSES = "classes"
+    SCORE = "a score"
+    TAGS = "tags of tokens"
+    EMBEDDING = "embeddings"
+    ANSWER = "answers to questions"
+    LOGITS = "logits"
+    OUTPUTS = "outputs"
+
+
+# What a metric may look at, by head; Observations.forms leaves out what a dataset does not allow.
+FORMS: dict[Head, tuple[Form, ...]] = {
+    Head.CLASSES: (Form.CLASS, Form.CHOICES, Form.SCORES),
+    Head.SCORE: (Form.NUMBER,),
+    Head.TAGS: (Form.TAGS, Form.CHOICES),
+    Head.EMBEDDING: (Form.NUMBER, Form.VECTORS),
+    Head.ANSWER: (Form.ANSWER, Form.CHOICES),
+    Head.LOGITS: (
+        Form.CLASS,
+        Form.NUMBER,
+        Form.CHOICES,
+        Form.VECTORS,
+        Form.SCORES,
+        Form.NEXT_TOKENS,
+    ),
+    Head.OUTPUTS: (Form.VECTORS,),
+}
+
+
+def head_of(bundle: Bundle, dataset: Dataset) -> Head:
+    """What the bundle's answers for a dataset are."""
+    processing = bundle.manifest.processing
+    arrays = dataset.kind in ARRAYS
+    if (said := processing.classification) is not None:
+        if not said.per_token:
+            return Head.CLASSES if len(said.labels) > 1 else Head.SCORE
+        if not arrays:
+            return Head.TAGS
+    elif processing.embedding is not None:
+        return Head.EMBEDDING
+    elif Answers(bundle).extracts and not arrays:
+        return Head.ANSWER
+    names = {spec.name for spec in bundle.manifest.signature.outputs}
+    return Head.LOGITS if LOGITS in names else Head.OUTPUTS
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a session said of a dataset, kept to compare others with.
+
+    Attributes:
+        name: Of its bundle.
+        bundle: Digest of its bundle.
+        data: Digest of the dataset.
+        form: What was looked at.
+        values: Of each sample.
+    """
+
+    name: str
+    bundle: str
+    data: str
+    form: Form
+    values: tuple[Any, ...]
+
+
+class Observations:
+    """A dataset as a session sees it.
+
+    Attributes:
+        head: What the session's answers are.
+        chunk: Samples worth asking for at a time.
+    """
+
+    def __init__(self, session: Session, dataset: Dataset, *, max_rows: int | None = None) -> None:
+        """Look at what the session can say of the dataset; nothing runs yet.
+
+        Args:
+            session: What answers.
+            dataset: What it is asked.
+            max_rows: Most samples in one run of the model.
+        """
+        self._session = session
+        self._dataset = dataset
+        self._max_rows = max_rows
+        self._tokenizer: Tokenizer | None = None
+        self.head = head_of(session.bundle, dataset)
+        large = self.head in (Head.LOGITS, Head.OUTPUTS)
+        self.chunk = CHUNK_LARGE if large else CHUNK_SMALL
+        if dataset.kind is DatasetKind.IMAGES:
+            self.chunk = min(self.chunk, CHUNK_IMAGES)
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """What a metric may look at."""
+        return tuple(form for form in FORMS[self.head] if self._allows(form))
+
+    def chunks(self) -> Iterator[slice]:
+        """The samples' places, a chunk at a time."""
+        for start in range(0, len(self._dataset), self.chunk):
+            yield slice(start, min(start + self.chunk, len(self._dataset)))
+
+    def predicted(self, form: Form, rows: slice) -> list[Any]:
+        """What the session says of some samples.
+
+        Raises:
+            DataError: If it cannot read one; names it.
+            NotFiniteError: If it gives NaN, or infinity for a number.
+            BackendError: If it fails.
+        """
+        if form is Form.NUMBER and self.head is Head.EMBEDDING:
+            return self._finite([mean_cosine(*pair) for pair in self._vectors(rows)], rows)
+        if form is Form.VECTORS and self.head is Head.EMBEDDING:
+            return self._finite(list(self._vectors(rows)), rows)
+        answers = self._answers(rows)
+        self._finite([_numbers(answer) for answer in answers], rows)
+        if form is Form.TAGS:
+            texts = self._dataset.texts[rows]
+            return [word_tags(str(text), one) for text, one in zip(texts, answers, strict=True)]
+        return [self._value(form, answer) for answer in answers]
+
+    def next_tokens(self, rows: slice) -> list[np.ndarray]:
+        """Token ids of some texts, ``int64[tokens]`` each."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(self._session.bundle)
+        return [one.ids for one in self._tokenizer.encode(self._dataset.texts[rows])]
+
+    def expected(self, form: Form) -> list[Any]:
+        """The labels, in the form of what is predicted.
+
+        Raises:
+            DataError: If there are none, or they are not what the bundle's answers are.
+        """
+        labels, where = self._dataset.labels, self._dataset.name
+        if labels is None:
+            raise DataError(
+                f"{where} has no labels: got {', '.join(self._dataset.columns) or 'texts'}",
+                hint="Add a column called label or score, or compare with a reference.",
+            )
+        if form is Form.NUMBER:
+            return [_number(label, index, where) for index, label in enumerate(labels, 1)]
+        if form is Form.CLASS:
+            return class_numbers(labels, self._dataset.classes, self._class_names(), where)
+        if form is Form.TAGS:
+            self._check_tags(labels)
+        return list(labels)
+
+    def record(self, form: Form) -> Recorded:
+        """Ask for every sample, and keep what is said."""
+        bundle = self._session.bundle
+        values = itertools.chain.from_iterable(self.predicted(form, rows) for rows in self.chunks())
+        return Recorded(bundle.name, bundle.digest, self._dataset.digest, form, tuple(values))
+
+    def _allows(self, form: Form) -> bool:
+        kind = self._dataset.kind
+        if kind is DatasetKind.IMAGES and image_problem(self._session.bundle):
+            return False
+        if form is Form.TAGS:
+            return kind is DatasetKind.TOKENS
+        if form is Form.ANSWER:
+            return kind is DatasetKind.QUESTIONS
+        if self.head is Head.EMBEDDING and form is Form.NUMBER:
+            return kind is DatasetKind.PAIRS
+        if form is Form.NEXT_TOKENS:
+            task = self._session.bundle.manifest.task
+            return task == "text-generation" and kind not in ARRAYS
+        if self.head is Head.LOGITS and form in (Form.CLASS, Form.NUMBER):
+            (spec,) = (s for s in self._session.signature.outputs if s.name == LOGITS)
+            return len(spec.shape) == 2 and (spec.shape[1] == 1) == (form is Form.NUMBER)
+        return True
+
+    def _answers(self, rows: slice) -> list[Answer]:
+        if self._dataset.kind in ARRAYS:
+            return self._answers_to_feeds(rows)
+        return list(self._ask(list(self._dataset.texts[rows]), rows))
+
+    def _vectors(self, rows: slice) -> Sequence[np.ndarray]:
+        """Embeddings ``[hidden]``; of pairs, of each text alone, ``[2, hidden]``."""
+        if self._dataset.kind in ARRAYS:
+            return [np.asarray(answer) for answer in self._answers_to_feeds(rows)]
+        texts = self._dataset.texts[rows]
+        pairs = [text for text in texts if isinstance(text, tuple)]
+        if not pairs:
+            return list(np.asarray(self._ask(list(texts), rows)))
+        both = [part for pair in pairs for part in pair]
+        found = np.asarray(self._ask(both, rows))
+        return list(found.reshape(len(pairs), 2, -1))
+
+    def _ask(self, texts: list[Any], rows: slice) -> Any:
+        try:
+            return self._session.predict(texts, max_rows=self._max_rows)
+        except TextError as error:
+            index, problem = next(iter(error.problems.items()))
+            row = rows.start + index * (rows.stop - rows.start) // len(texts) + 1
+            raise DataError(
+                f"{self._dataset.name}, sample {row}: {problem}", hint=error.hint
+            ) from error
+
+    def _answers_to_feeds(self, rows: slice) -> list[Answer]:
+        feed: Feed = {name: array[rows] for name, array in self._dataset.arrays.items()}
+        if self._dataset.kind is DatasetKind.IMAGES:
+            feed = image_feed(self._session.bundle, feed[IMAGES])
+        parts = list(run_arrays(self._session, feed, max_rows=self._max_rows))
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        processing = self._session.bundle.manifest.processing
+        mask = feed[MASK].astype(bool) if MASK in feed else None
+        if (said := processing.classification) is not None and not said.per_token:
+            scores = scores_from(outputs[said.output], said.activation)
+            return [text_label(said.labels, row) for row in scores]
+        if (embedding := processing.embedding) is not None:
+            tokens = outputs[embedding.output]
+            present = np.ones(tokens.shape[:2], bool) if mask is None else mask
+            return list(embeddings_from(embedding, tokens, present))
+        signature = self._session.signature
+        named = {spec.name for spec in signature.inputs}
+        count = rows.stop - rows.start
+        if mask is None or "input_ids" not in named:
+            return [{name: array[row] for name, array in outputs.items()} for row in range(count)]
+        return [own_part(signature, outputs, row, mask[row]) for row in range(count)]
+
+    def _value(self, form: Form, answer: Answer) -> Any:
+        if isinstance(answer, TextLabel):
+            scores = np.array(answer.scores, np.float32)
+            if form is Form.NUMBER:
+                return answer.scores[0]
+            if form is Form.SCORES:
+                return self._probabilities(scores)
+            return int(scores.argmax())
+        if isinstance(answer, TextAnswer):
+            return answer.text
+        if isinstance(answer, list):
+            return np.array([token.label for token in answer])
+        outputs = answer if isinstance(answer, dict) else {LOGITS: answer}
+        array = outputs[LOGITS] if self.head is Head.LOGITS else _main_output(outputs)
+        match form:
+            case Form.NUMBER:
+                return float(array[0])
+            case Form.CLASS:
+                return int(array.argmax())
+            case Form.CHOICES:
+                return array.argmax(axis=-1)
+            case Form.SCORES:
+                return scores_from(array, Activation.SOFTMAX)
+        return array
+
+    def _probabilities(self, scores: np.ndarray) -> np.ndarray:
+        said = self._session.bundle.manifest.processing.classification
+        assert said is not None  # what gave a TextLabel
+        if said.activation is Activation.SIGMOID:  # each label by itself: it holds, or not
+            return np.stack([scores, 1 - scores], axis=-1)
+        if said.activation is Activation.SOFTMAX:
+            return scores
+        return scores_from(scores, Activation.SOFTMAX)
+
+    def _finite(self, values: list[Any], rows: slice) -> list[Any]:
+        for row, value in enumerate(values, rows.start + 1):
+            if not np.isfinite(value).all():
+                raise NotFiniteError(
+                    f"{self._session.bundle.name} on {self._session.report.facts} gives NaN or "
+                    f"infinity for sample {row} of {self._dataset.name}",
+                    hint="Use a higher precision.",
+                )
+        return values
+
+    def _class_names(self) -> tuple[str, ...]:
+        said = self._session.bundle.manifest.processing.classification
+        if said is not None:
+            return said.labels
+        (spec,) = (s for s in self._session.signature.outputs if s.name == LOGITS)
+        width = spec.shape[-1]
+        return tuple(map(str, range(width))) if isinstance(width, int) else ()
+
+    def _check_tags(self, labels: Sequence[Label]) -> None:
+        said = self._session.bundle.manifest.processing.classification
+        known = set(said.labels if said is not None else ())
+        used = {tag for tags in labels if isinstance(tags, tuple) for tag in tags}
+        if used - known:
+            raise _mismatch("tags", self._dataset.name, sorted(used), sorted(known))
+
+
+def word_tags(text: str, answer: Answer) -> tuple[str, ...]:
+    """The tag of each word of a text: that of its first token, O where it has none.
+
+    Args:
+        text: Words joined by one space each.
+        answer: The labels of its tokens.
+    """
+    words = text.split(" ")
+    ends = [end - 1 for end in itertools.accumulate(len(word) + 1 for word in words)]
+    tags = [""] * len(words)
+    tokens: list[TokenLabel] = answer if isinstance(answer, list) else []
+    for token in tokens:
+        # Some tokens begin with the space before their word, which no word's end is after.
+        index = bisect_right(ends, token.start)
+        if index < len(words) and not tags[index]:
+            tags[index] = token.label
+    return tuple(tag or "O" for tag in tags)
+
+
+def class_numbers(
+    labels: Sequence[Label], classes: Sequence[str], names: Sequence[str], where: str
+) -> list[int]:
+    """The number of each label among the model's classes.
+
+    Numbers are taken for places in the model's list, unless the file names its classes and the
+    model has the same names; names are compared without their case.
+
+    Args:
+        labels: Of the samples.
+        classes: Names of what integer labels stand for, where the file has them.
+        names: Of the model's classes; empty if it does not say.
+        where: Name of the file, for messages.
+
+    Raises:
+        DataError: If a label is no class of the model; names both sets.
+    """
+    places = {name.lower(): index for index, name in enumerate(names)}
+    renamed = [name.lower() for name in classes]
+    if renamed and set(renamed) <= set(places):
+        known = {index: places[name] for index, name in enumerate(renamed)}
+    else:
+        known = {index: index for index in range(len(names))}
+    found = []
+    for label in labels:
+        if isinstance(label, str) and label.lower() in places:
+            found.append(places[label.lower()])
+        elif isinstance(label, int | float) and label == int(label) >= 0 and not names:
+            found.append(int(label))
+        elif isinstance(label, int | float) and label in known:
+            found.append(known[int(label)])
+        else:
+            used = sorted({str(one) for one in labels})
+            raise _mismatch("labels", where, used, [*names])
+    return found
+
+
+def _mismatch(what: str, where: str, used: Sequence[str], known: Sequence[str]) -> DataError:
+    def shown(names: Sequence[str]) -> str:
+        text = ", ".join(map(repr, names[:SHOWN_NAMES]))
+        return text + (f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else "")
+
+    places = f", or 0 to {len(known) - 1}" if what == "labels" and known else ""
+    return DataError(
+        f"the {what} of {where} are not the model's: got {shown(used)}, "
+        f"expected {shown(known) or 'whole numbers from 0'}{places}",
+        hint="Rename those of the file, or choose data of the model's task.",
+    )
+
+
+def _number(label: Label, index: int, where: str) -> float:
+    if isinstance(label, int | float):
+        return float(label)
+    raise DataError(
+        f"the labels of {where} are not numbers: got {str(label)[:60]!r} for sample {index}",
+        hint="Choose a metric for what the labels are, with --metric.",
+    )
+
+
+def _numbers(answer: Answer) -> Any:
+    """Numbers of an answer that must be finite. Logits may be -inf where a model rules out."""
+    if isinstance(answer, TextLabel):
+        return answer.scores
+    if isinstance(answer, TextAnswer):
+        return answer.score
+    if isinstance(answer, list):
+        return [token.score for token in answer]
+    if isinstance(answer, dict):
+        return [0.0 if not np.isnan(array).any() else np.nan for array in answer.values()]
+    return answer
+
+
+def _main_output(outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """The first output of float numbers, which models order by importance."""
+    for array in outputs.values():
+        if array.dtype.kind == "f":
+            return array
+    raise DataError(f"no output holds floats: got {', '.join(outputs)}")

@@ -1,0 +1,1 @@
+"""Text that goes on: a model with a cache, one token after the other."""

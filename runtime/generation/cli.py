@@ -1,0 +1,99 @@
+"""``tfx generate``: prompts in, text out as it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import click
+
+from tfx.console import FOLDER, chosen_bundle, emit_json, json_option
+
+from ..backend import PRECISIONS
+
+
+@click.command
+@click.argument("bundle", required=False, type=FOLDER)
+@click.option(
+    "-p", "--prompt", "prompts", multiple=True, help="A text; may be given several times."
+)
+@click.option("--chat", "messages", multiple=True, help="What a user says, in the chat template.")
+@click.option("--max-new-tokens", default=64, show_default=True, help="Most tokens of each text.")
+@click.option("--temperature", default=0.0, help="Draw tokens; default: take the likeliest.")
+@click.option("--top-p", default=1.0, help="Draw from the likeliest that make up this share.")
+@click.option("--top-k", default=0, help="Draw from so many of the likeliest.")
+@click.option("--repetition-penalty", default=1.0, help="Above 1: fewer repeated tokens.")
+@click.option("--stop", multiple=True, help="A text to stop before; may be given several times.")
+@click.option("--seed", default=0, help="Of what is drawn.")
+@click.option("--beams", default=1, help="Texts followed at once to find the likeliest.")
+@click.option("--backend", default="", help="What to run it on; default: the first there is.")
+@click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
+@click.option(
+    "--precision",
+    type=click.Choice(list(PRECISIONS)),
+    help="Type of float matrix products; default: the bundle's own.",
+)
+@json_option
+def generate(
+    bundle: Path | None,
+    prompts: tuple[str, ...],
+    messages: tuple[str, ...],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    repetition_penalty: float,
+    stop: tuple[str, ...],
+    seed: int,
+    beams: int,
+    backend: str,
+    threads: int | None,
+    precision: str | None,
+    as_json: bool,
+) -> None:
+    """Let a prompt go on, with a bundle that has a cache.
+
+    Writes the text of one prompt as it comes, of several one after another. With --json one
+    document: for each prompt text, tokens, and why it is over. Without BUNDLE: the newest of
+    the current folder.
+    """
+    from ..session import open_session
+
+    given: list[str | list[dict[str, str]]] = [*prompts]
+    given += [[{"role": "user", "content": message}] for message in messages]
+    if not given:
+        raise click.UsageError("nothing to go on from: give --prompt or --chat")
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop,
+        "seed": seed,
+        "num_beams": beams,
+    }
+    opened = chosen_bundle(bundle, verify=True)
+    with open_session(
+        opened, backend=backend, threads=threads, precision=precision or "", verify=False
+    ) as session:
+        started = time.perf_counter()
+        count = 0
+        if as_json or len(given) > 1 or beams > 1:
+            found = session.generate(given, **options)
+            count = sum(len(one.ids) for one in found)
+            if as_json:
+                emit_json(
+                    {"bundle": str(opened.path), "texts": list(map(dataclasses.asdict, found))}
+                )
+                return
+            for one in found:
+                click.echo(one.text)
+        else:
+            for token in session.stream(given, **options):
+                click.echo(token.text, nl=False)
+                count += 1
+            click.echo()
+        duration_s = time.perf_counter() - started
+    click.echo(f"{count} tokens in {duration_s:.1f} s", err=True)

@@ -1,0 +1,174 @@
+"""A graph with a cache, step by step: tokens in, the last token's logits out."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from tfx.errors import BackendError
+from tfx.signature import BATCH, Feed, Signature
+
+from ..backend import Executable
+from .kv_cache import CAPACITY, KEPT_TOKENS, MASK, POSITION, cache_specs, empty_cache, present_of
+
+# Places a cache begins with beyond the prompt's, and by how much it grows when it is full.
+SPARE_PLACES = 32
+GROWTH = 1.5
+
+
+class Stepping(Protocol):
+    """Runs a graph on a cache, and leaves the new tokens in it."""
+
+    def run(self, feed: Feed, cache: dict[str, np.ndarray]) -> np.ndarray:
+        """Logits ``[batch, 1, vocabulary]`` of ``feed``; ``cache`` has its tokens afterwards."""
+        ...
+
+
+class Decoder:
+    """The cache of one batch, and what runs the graph on it. For one thread.
+
+    Attributes:
+        length: Places of the cache that are taken.
+        copied: How often the whole cache was copied, to grow or to keep some of its rows.
+    """
+
+    def __init__(self, executable: Executable, signature: Signature) -> None:
+        in_place = getattr(executable, "in_place", None)
+        self._stepping: Stepping = (
+            in_place() if in_place is not None else _Returned(executable, signature)
+        )
+        self._signature = signature
+        self._cache: dict[str, np.ndarray] = {}
+        self._mask = np.zeros((0, 0), np.int64)
+        self._room = 0
+        self.length = 0
+        self.copied = 0
+
+    def start(self, ids: np.ndarray, mask: np.ndarray, room: int) -> np.ndarray:
+        """Read prompts into an empty cache.
+
+        Args:
+            ids: ``int64[batch, sequence]``, padded on the left.
+            mask: 1 for tokens, 0 for padding; like ``ids``.
+            room: Most places the cache will need.
+
+        Returns:
+            Logits of what follows each prompt, ``[batch, vocabulary]``.
+        """
+        batch, sequence = ids.shape
+        capacity = min(room, int(sequence * GROWTH) + SPARE_PLACES)
+        self._room, self.length = room, 0
+        self._cache = empty_cache(self._signature, batch, capacity)
+        # What follows is a token of each row; until it is written, its place is in the future.
+        self._mask = np.ones((batch, capacity), np.int64)
+        self._mask[:, :sequence] = mask
+        return self._run(ids)
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Read one token of each row.
+
+        Args:
+            tokens: ``int64[batch]``.
+
+        Returns:
+            Logits of what follows, ``[batch, vocabulary]``.
+        """
+        if self.length == self._mask.shape[1]:
+            self._grow(min(self._room, int(self.length * GROWTH) + 1))
+        return self._run(tokens[:, None])
+
+    def take(self, rows: np.ndarray) -> None:
+        """Go on with these rows, in this order; one may be there several times."""
+        self._mask = self._mask[rows]
+        self._cache = {name: array[rows] for name, array in self._cache.items()}
+        self.copied += 1
+
+    def _run(self, ids: np.ndarray) -> np.ndarray:
+        end = self.length + ids.shape[1]
+        feed = {
+            "input_ids": np.ascontiguousarray(ids, np.int64),
+            MASK: self._mask,
+            POSITION: np.arange(self.length, end, dtype=np.int64),
+            KEPT_TOKENS: np.array([ids.shape[1] - 1], np.int64),
+        }
+        logits = self._stepping.run(feed, self._cache)
+        self.length = end
+        found: np.ndarray = logits[:, -1]
+        return found
+
+    def _grow(self, capacity: int) -> None:
+        batch, before = self._mask.shape
+        larger = empty_cache(self._signature, batch, capacity)
+        for name, array in self._cache.items():
+            larger[name][:, :, :before] = array
+        mask = np.ones((batch, capacity), np.int64)
+        mask[:, :before] = self._mask
+        self._cache, self._mask = larger, mask
+        self.copied += 1
+
+
+class _Returned:
+    """Any backend: the cache goes in and comes back as other arrays."""
+
+    def __init__(self, executable: Executable, signature: Signature) -> None:
+        self._executable = executable
+
+    def run(self, feed: Feed, cache: dict[str, np.ndarray]) -> np.ndarray:
+        outputs = self._executable.run({**feed, **cache})
+        for name in cache:
+            cache[name] = outputs[present_of(name)]
+        return outputs["logits"]
+
+
+class OnnxInPlace:
+    """ONNX Runtime on a CPU: past and present are the same memory, and nothing is copied."""
+
+    def __init__(self, session: Any) -> None:
+        """Bind to an ``InferenceSession`` of a graph with a cache."""
+        self._session = session
+        self._binding: Any = None
+        self._bound: dict[str, int] = {}
+
+    def run(self, feed: Feed, cache: dict[str, np.ndarray]) -> np.ndarray:
+        """Logits; the new tokens are written into the arrays of ``cache``.
+
+        Raises:
+            BackendError: If ONNX Runtime fails.
+        """
+        import onnxruntime
+
+        addresses = {name: array.ctypes.data for name, array in cache.items()}
+        if addresses != self._bound:
+            self._binding = self._session.io_binding()
+            self._binding.bind_output("logits")
+            for name, array in cache.items():
+                # Shares the array's memory.
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+                self._binding.bind_ortvalue_input(name, value)
+                self._binding.bind_ortvalue_output(present_of(name), value)
+            self._bound = addresses
+        for name, array in feed.items():
+            self._binding.bind_cpu_input(name, array)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # its pybind exceptions share no public base
+            raise BackendError(f"onnxruntime failed: {error}") from error
+        logits: np.ndarray = self._binding.get_outputs()[0].numpy()
+        return logits
+
+
+def longest(signature: Signature) -> int:
+    """Most tokens a cache may hold."""
+    return signature.ranges[CAPACITY].max
+
+
+def most_rows(signature: Signature) -> int:
+    """Largest batch of a signature with a cache."""
+    sizes = signature.ranges.get(BATCH)
+    return sizes.max if sizes else 1
+
+
+def is_generator(signature: Signature) -> bool:
+    """Whether a graph has a cache to generate with."""
+    return bool(cache_specs(signature))

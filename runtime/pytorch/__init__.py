@@ -1,0 +1,1 @@
+"""Models as PyTorch modules: found, loaded, changed, and wrapped for tracing."""

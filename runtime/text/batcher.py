@@ -1,0 +1,480 @@
+"""A batcher: requests that come at about the same time run as one, in the order they came."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tfx.errors import BackendError, FeedError, QueueFullError
+from tfx.signature import Signature
+
+from ..backend import session_closed
+from .batching import RUN_TOKENS
+from .texts import BATCH_ROWS, BATCH_TOKENS, Piece, Reading, TextRunner, stacked
+from .tokenizer import LongTexts, Text, TextError
+
+# Requests tokenized at a time: few enough that the first of a thousand does not wait for the last.
+READ_AT_ONCE = 64
+
+# Of the waiting, how many are looked at for those that go well with the oldest.
+LOOK_AHEAD = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How requests are merged.
+
+    Attributes:
+        max_wait_ms: How long a request may wait for others while the model has nothing to do.
+            While it runs they wait anyway, so that 0 merges what comes at the same time too.
+        max_rows: Most texts, or rows of arrays, in one run.
+        max_tokens: Most tokens in one run, padding included; a single request may have more.
+        max_queue: Most texts, or feeds, that wait.
+    """
+
+    max_wait_ms: float = 0.0
+    max_rows: int = BATCH_ROWS
+    max_tokens: int = BATCH_TOKENS
+    max_queue: int = 1024
+
+    def __post_init__(self) -> None:
+        if not self.max_wait_ms >= 0:
+            raise BackendError(f"max_wait_ms is {self.max_wait_ms}, expected 0 or more")
+        for name in ("max_rows", "max_tokens", "max_queue"):
+            if (value := getattr(self, name)) < 1:
+                raise BackendError(f"{name} is {value}, expected 1 or more")
+
+
+class Request:
+    """What one call asked for.
+
+    Attributes:
+        future: Its answer.
+        size: Texts, or 1 for a feed.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.future: Future[Any] = Future()
+        self.size = size
+        self._lock = threading.Lock()
+        self._begun: bool | None = None  # whether it may run; None until that is asked
+        self._ended = False
+
+    def begin(self) -> bool:
+        """Whether it is still wanted; from now on it cannot be cancelled."""
+        with self._lock:
+            if self._begun is None:
+                self._begun = self.future.set_running_or_notify_cancel()
+            return self._begun and not self._ended
+
+    def end(self, answer: Any) -> None:
+        """Give the answer, unless it has ended."""
+        if self._may_end():
+            self.future.set_result(answer)
+
+    def fail(self, error: BaseException) -> None:
+        """End it with an error, unless it has ended."""
+        if self._may_end():
+            self.future.set_exception(error)
+
+    def _may_end(self) -> bool:
+        wanted = self.begin()
+        with self._lock:
+            may, self._ended = wanted and not self._ended, True
+        return may
+
+
+class TextRequest(Request):
+    """Texts to answer, as tokens once they are read."""
+
+    def __init__(self, texts: Sequence[Text], single: bool, long: LongTexts | str) -> None:
+        super().__init__(len(texts))
+        self.texts = texts
+        self.single = single
+        self.long = long
+        self.reading: Reading | None = None
+        self._found: list[Any] = []
+        self._left = 0
+
+    def items(self, reading: Reading, *, pads: bool) -> list[Item]:
+        """What is to be run for it."""
+        self.reading = reading
+        self._found = [None] * len(reading.pieces)
+        self._left = len(reading.pieces)
+        return [
+            Item(self, index, piece, 1, piece.tokens, None if pads else piece.tokens)
+            for index, piece in enumerate(reading.pieces)
+        ]
+
+    def take(self, index: int, answer: Any, runner: TextRunner) -> None:
+        """Take the answer to one piece; the last one ends the request."""
+        self._found[index] = answer
+        with self._lock:
+            self._left -= 1
+            if self._left:
+                return
+        assert self.reading is not None  # its items were made from it
+        answers = runner.joined(self.reading, self._found)
+        self.end(answers[0] if self.single else stacked(answers))
+
+
+class FeedRequest(Request):
+    """Arrays to run the model on."""
+
+    def __init__(self, feed: Mapping[str, Any]) -> None:
+        super().__init__(1)
+        self.feed = feed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """A piece of a text, or a feed: what runs as a whole.
+
+    Attributes:
+        request: Whose it is.
+        index: Which piece of the request's.
+        content: The piece; or the arrays.
+        rows: Of the batch axis.
+        width: Tokens of a row; items of other widths are padded.
+        key: Only items of one key can run together; None for texts that can be padded.
+        came: When it began to wait, by ``time.monotonic``.
+    """
+
+    request: Request
+    index: int
+    content: Any
+    rows: int
+    width: int
+    key: object
+    came: float = field(default_factory=time.monotonic)
+
+
+def pick(waiting: Sequence[Item], *, max_rows: int, max_tokens: int) -> list[Item]:
+    """The oldest item, and those that are best run with it.
+
+    The oldest is always among them: whoever waits runs after as many batches, at most, as there
+    were items before it. Others join by how little padding they cost, while that is less than a
+    run of their own.
+
+    Args:
+        waiting: Oldest first, at least one.
+        max_rows: Most rows.
+        max_tokens: Most tokens, padding included; the oldest may have more.
+    """
+    lead = waiting[0]
+    alike = [item for item in itertools.islice(waiting, LOOK_AHEAD) if item.key == lead.key]
+    alike.sort(key=lambda item: abs(item.width - lead.width))  # stable: the oldest stays first
+    picked, rows, width = [lead], lead.rows, lead.width
+    for item in alike[1:]:
+        wider = max(width, item.width)
+        padding = rows * (wider - width) + item.rows * (wider - item.width)
+        if rows + item.rows > max_rows or (rows + item.rows) * wider > max_tokens:
+            continue
+        if padding <= RUN_TOKENS:
+            picked.append(item)
+            rows, width = rows + item.rows, wider
+    return picked
+
+
+class Batcher:
+    """Merges requests of many threads into runs of a model. Thread-safe.
+
+    Nothing runs while nothing is asked: a thread that tokenizes and one for each stream of runs
+    come to life with a request and rest when none is left.
+    """
+
+    def __init__(
+        self,
+        runner: TextRunner,
+        signature: Signature,
+        run_feed: Callable[[Mapping[str, Any]], dict[str, Any]],
+        *,
+        check_feed: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        count: Callable[[int, int, int], None],
+        streams: int = 1,
+        settings: Batching | None = None,
+    ) -> None:
+        """Prepare; no thread is started yet.
+
+        Args:
+            runner: What answers texts.
+            signature: Says which feeds can be merged.
+            run_feed: Runs the model on arrays.
+            check_feed: Gives the arrays of a feed, or raises what is wrong with it.
+            count: Told of every text that was read: how many, cut, and read in windows.
+            streams: Runs at once.
+            settings: How requests are merged; None for the defaults.
+        """
+        self.settings = settings or Batching()
+        self._runner = runner
+        self._signature = signature
+        self._run_feed = run_feed
+        self._check_feed = check_feed
+        self._count = count
+        self._streams = streams
+        self._merges = _batch_axis_leads(signature)
+        self._pool = ThreadPoolExecutor(streams + 1, "tfx-batch")
+        self._changed = threading.Condition()
+        self._arrived: deque[Request] = deque()
+        self._unread = 0  # texts and feeds that arrived and do not wait as items yet
+        self._waiting: list[Item] = []
+        self._reading = False
+        self._running = 0
+        self._closing = False
+        self._own: set[int] = set()  # threads of the pool
+
+    def submit(self, request: Request) -> Future[Any]:
+        """Have a request answered.
+
+        Raises:
+            QueueFullError: If ``max_queue`` texts or feeds wait already.
+            BackendError: If it is closed.
+        """
+        with self._changed:
+            if self._closing:
+                raise session_closed()
+            most = self.settings.max_queue
+            if self._queued() + request.size > most:
+                self._forget_cancelled()
+            if (queued := self._queued()) + request.size > most:
+                raise QueueFullError(
+                    f"{queued} of at most {most} texts or feeds wait, got {request.size} more",
+                    hint="Wait for answers before asking again, or raise max_queue.",
+                )
+            self._unread += request.size
+            self._arrived.append(request)
+            if not self._reading:
+                self._reading = self._start(self._read_all)
+        return request.future
+
+    def close(self, *, drop: bool = False) -> None:
+        """Accept no more, and wait until everything accepted has its answer.
+
+        Args:
+            drop: Fail what has not begun to run, and wait for the rest only.
+        """
+        with self._changed:
+            self._closing = True
+            dropped = self._taken_out() if drop else []
+            self._changed.notify_all()
+        for request in dropped:
+            request.fail(session_closed())
+        # From a callback of a future: this thread is one of those that would be waited for.
+        if threading.get_ident() in self._own:
+            self._pool.shutdown(wait=False)
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._reading or self._running))
+        self._pool.shutdown()
+
+    def _queued(self) -> int:
+        return self._unread + len(self._waiting)
+
+    def _forget_cancelled(self) -> None:
+        wanted = [request for request in self._arrived if not request.future.cancelled()]
+        self._unread -= sum(r.size for r in self._arrived) - sum(r.size for r in wanted)
+        self._arrived = deque(wanted)
+        self._waiting = [item for item in self._waiting if not item.request.future.cancelled()]
+
+    def _start(self, work: Callable[[], None]) -> bool:
+        """Let a thread of the pool do it; whether there is one."""
+        try:
+            self._pool.submit(work)
+        except RuntimeError:  # the interpreter ends, or close() came from a callback
+            for request in self._taken_out():
+                request.fail(session_closed())
+            return False
+        return True
+
+    def _taken_out(self) -> list[Request]:
+        """Everything that waits, which then waits no more."""
+        requests = dict.fromkeys([*self._arrived, *(item.request for item in self._waiting)])
+        self._unread -= sum(request.size for request in self._arrived)
+        self._arrived.clear()
+        self._waiting.clear()
+        return list(requests)
+
+    # One thread turns requests into items.
+
+    def _read_all(self) -> None:
+        self._own.add(threading.get_ident())
+        while True:
+            with self._changed:
+                taken = [
+                    self._arrived.popleft() for _ in range(min(READ_AT_ONCE, len(self._arrived)))
+                ]
+                if not taken:
+                    self._reading = False
+                    self._changed.notify_all()
+                    return
+            items = self._items_of(taken)
+            with self._changed:
+                self._unread -= sum(request.size for request in taken)
+                self._waiting += items
+                self._changed.notify_all()
+                if self._waiting and self._running < self._streams:
+                    self._running += self._start(self._run_all)
+
+    def _items_of(self, requests: Sequence[Request]) -> list[Item]:
+        """In the order of the requests; one that cannot be read ends here, alone."""
+        texts = [one for one in requests if isinstance(one, TextRequest)]
+        for long in dict.fromkeys(one.long for one in texts):
+            self._read_texts([one for one in texts if one.long == long], long)
+        items: list[Item] = []
+        for one in requests:
+            try:
+                if isinstance(one, FeedRequest):
+                    items.append(self._item_of_feed(one))
+                elif isinstance(one, TextRequest) and one.reading is not None:
+                    items += one.items(one.reading, pads=self._runner.pads)
+            except Exception as error:  # noqa: BLE001  it is the request's answer
+                one.fail(error)
+        return items
+
+    def _read_texts(self, requests: list[TextRequest], long: LongTexts | str) -> None:
+        """Tokenize requests at once; when one fails, each alone, for the others not to."""
+        texts = [text for one in requests for text in one.texts]
+        try:
+            whole = self._runner.read(texts, long)
+        except Exception as error:  # noqa: BLE001  it is the request's answer
+            if len(requests) == 1 or not isinstance(error, TextError):
+                for one in requests:
+                    one.fail(error)
+                return
+            for one in requests:
+                self._read_texts([one], long)
+            return
+        self._count(len(texts), whole.truncated, whole.windowed)
+        first = 0
+        for one in requests:
+            one.reading = whole.part(first, first + len(one.texts))
+            first += len(one.texts)
+
+    def _item_of_feed(self, request: FeedRequest) -> Item:
+        feed = self._check_feed(request.feed)
+        if not self._merges or not all(isinstance(one, np.ndarray) for one in feed.values()):
+            return Item(request, 0, feed, 1, 1, object())  # of a key that nothing else has
+        first = next(iter(feed.values()))
+        width = int(first.shape[1]) if first.ndim > 1 else 1
+        shapes = frozenset((name, array.shape[1:]) for name, array in feed.items())
+        return Item(request, 0, feed, len(first), width, ("feed", shapes))
+
+    # The others run them.
+
+    def _run_all(self) -> None:
+        self._own.add(threading.get_ident())
+        while True:
+            with self._changed:
+                batch = self._next_batch()
+                if not batch:
+                    self._running -= 1
+                    self._changed.notify_all()
+                    return
+                # More than one run can take: let the other streams help.
+                if self._waiting and self._running < self._streams:
+                    self._running += self._start(self._run_all)
+            self._answer([item for item in batch if item.request.begin()])
+
+    def _next_batch(self) -> list[Item]:
+        """What runs next, when it is time for that; nothing when nothing waits."""
+        while True:
+            self._forget_cancelled()
+            if not self._waiting:
+                return []
+            batch = pick(
+                self._waiting, max_rows=self._most_rows(), max_tokens=self.settings.max_tokens
+            )
+            left_s = batch[0].came + self.settings.max_wait_ms / 1000 - time.monotonic()
+            full = sum(item.rows for item in batch) >= self.settings.max_rows
+            if left_s <= 0 or full or self._closing:
+                chosen = set(map(id, batch))
+                self._waiting = [item for item in self._waiting if id(item) not in chosen]
+                return batch
+            self._changed.wait(left_s)
+
+    def _most_rows(self) -> int:
+        axis = self._signature.inputs[0].shape[:1]
+        sizes = self._signature.ranges.get(axis[0]) if axis and isinstance(axis[0], str) else None
+        limit = sizes.max if sizes else axis[0] if axis and isinstance(axis[0], int) else None
+        most = self.settings.max_rows
+        return min(most, limit) if isinstance(limit, int) else most
+
+    def _answer(self, batch: list[Item]) -> None:
+        if not batch:
+            return
+        try:
+            answers = self._run(batch)
+        except Exception as error:  # noqa: BLE001  it is the requests' answer
+            if len(batch) == 1:
+                batch[0].request.fail(error)
+                return
+            for item in batch:  # for the one that fails not to fail its neighbours
+                self._answer([item])
+            return
+        for item, answer in zip(batch, answers, strict=True):
+            try:
+                if isinstance(item.request, TextRequest):
+                    item.request.take(item.index, answer, self._runner)
+                else:
+                    item.request.end(answer)
+            except Exception as error:  # noqa: BLE001  it is the request's answer
+                item.request.fail(error)
+
+    def _run(self, batch: list[Item]) -> Sequence[Any]:
+        if isinstance(batch[0].content, Piece):
+            return self._runner.run([item.content for item in batch])
+        if len(batch) == 1:
+            return [self._run_feed(batch[0].content)]
+        names = batch[0].content
+        outputs = self._run_feed(
+            {name: np.concatenate([item.content[name] for item in batch]) for name in names}
+        )
+        ends = [0, *itertools.accumulate(item.rows for item in batch)]
+        # A view would keep the whole batch alive.
+        return [
+            {name: array[start:stop].copy() for name, array in outputs.items()}
+            for start, stop in itertools.pairwise(ends)
+        ]
+
+
+def _batch_axis_leads(signature: Signature) -> bool:
+    """Whether every input and output begins with one dynamic axis, so that feeds can be joined."""
+    leading = {spec.shape[:1] for spec in (*signature.inputs, *signature.outputs)}
+    return len(leading) == 1 and all(shape and isinstance(shape[0], str) for shape in leading)
+
+
+def request_of(inputs: Any, long: LongTexts | str) -> Request:
+    """The request that some inputs make.
+
+    Args:
+        inputs: As ``Session.predict`` takes them.
+        long: What is done with long texts.
+
+    Raises:
+        FeedError: If they are of another kind, or no text at all.
+    """
+    if isinstance(inputs, Mapping):
+        return FeedRequest(inputs)
+    if isinstance(inputs, str | tuple):
+        return TextRequest([inputs], True, long)
+    if isinstance(inputs, list):
+        if not inputs:
+            raise FeedError("got an empty list, expected at least one text")
+        return TextRequest(inputs, False, long)
+    raise no_inputs(inputs)
+
+
+def no_inputs(inputs: object) -> FeedError:
+    """What is raised for inputs that are neither arrays nor texts."""
+    return FeedError(
+        f"got {type(inputs).__name__}, expected arrays by name, a text or a list of texts",
+        hint="Pass a mapping of input names to arrays, a text, or a list of texts.",
+    )

@@ -1,0 +1,255 @@
+"""One candidate of ``tfx tune``, in a process of its own: load, check, time, and give outputs."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from tfx.bundle import Bundle, open_bundle
+from tfx.codec import decode, encode
+from tfx.errors import FeedError
+from tfx.feeds import MASK, random_feed
+from tfx.signature import Feed
+
+from ..backend import RunFacts, RunOptions, float_type
+from ..child import Child, serve
+from ..clock import time_calls
+from ..compare import tolerance_of
+from ..proof import FILE_NAME, check_cases, load_cases
+from ..session import Session, open_session
+from ..text.tokenizer import Tokenizer
+from .candidates import Candidate
+
+# Random tokens are like nothing a model was trained on, and say little of what 8 bits cost.
+TEXTS = (
+    "The ferry leaves the harbour at seven every morning and reaches the island before nine, so "
+    "that most of the people who work in the town can still catch the first bus up the hill.",
+    "When the committee published its report, three of the four recommendations had already been "
+    "carried out, and the fourth was waiting for money from the ministry.",
+    "She liked the novel less than the film: its middle part is slow, but the last forty pages "
+    "are as good as anything written that year.",
+    "Interest rates rose by a quarter of a point on Tuesday, and shares of banks gained while "
+    "those of builders fell.",
+    "To change the filter, turn the machine off, open the lid, pull the old filter out by its "
+    "handle and rinse the holder with cold water.",
+    "Scientists found that the frogs call at a higher pitch near roads; females, who prefer low "
+    "voices, came less often.",
+    "The service was friendly, but we waited an hour for cold soup and will not come again.",
+    "Does anybody know whether the museum is open on public holidays?",
+)
+
+
+def feed_of(bundle: Bundle, sizes: Mapping[str, int], seed: int) -> dict[str, np.ndarray]:
+    """A feed as the model meets it: right-padded, and of real words where it takes text.
+
+    Args:
+        bundle: Its signature and tokenizer.
+        sizes: Axis name to size.
+        seed: Of lengths and of everything that is no token.
+
+    Raises:
+        FeedError: If the sizes do not fit the signature.
+    """
+    signature = bundle.manifest.signature
+    feed = random_feed(signature, sizes, np.random.default_rng(seed), padding="right")
+    try:
+        tokenizer = Tokenizer(bundle)
+    except FeedError:
+        return feed  # it takes no text, or more than text
+    ids = feed["input_ids"]  # [batch, sequence]
+    mask = feed.get(MASK, np.ones_like(ids)).astype(np.bool_)
+    first = seed % len(TEXTS)
+    words = [" ".join(TEXTS[(first + row) % len(TEXTS) :] + TEXTS) for row in range(len(ids))]
+    for row, encoded in enumerate(tokenizer.encode(words)):
+        kept = np.resize(encoded.ids, int(mask[row].sum()))
+        kept[-1] = encoded.ids[-1]  # cut as texts are: the token that ends them stays
+        ids[row, mask[row]] = kept
+    return feed
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What loading a candidate showed.
+
+    Attributes:
+        facts: What really runs.
+        load_s: Seconds of ``open_session(verify=False)``.
+        error: Largest scaled error against the outputs that the bundle carries; None where it
+            carries none.
+        tolerance: Largest one allowed.
+    """
+
+    facts: RunFacts
+    load_s: float
+    error: float | None
+    tolerance: float
+
+
+class Worker(Protocol):
+    """One candidate. ``load`` comes first."""
+
+    def load(self) -> Loaded:
+        """Open the session and run the feeds that the bundle carries.
+
+        Raises:
+            TfxError: If it cannot run.
+        """
+        ...
+
+    def outputs(self, shape: int) -> dict[str, np.ndarray]:
+        """Outputs of the feed of one shape, by its number."""
+        ...
+
+    def block(self, shape: int, calls: int) -> list[int]:
+        """Nanoseconds of each of ``calls`` calls; one more before them is not timed."""
+        ...
+
+    def close(self) -> None:
+        """Free everything; may be called at any time, and twice."""
+        ...
+
+
+class ProcessWorker:
+    """A worker in a child process.
+
+    Attributes:
+        child: The process.
+    """
+
+    def __init__(
+        self, path: Path, candidate: Candidate, feeds: Path, *, limit_s: float, trust: bool
+    ) -> None:
+        """Prepare a process; ``load`` starts it.
+
+        Args:
+            path: The candidate's bundle.
+            candidate: How to run it.
+            feeds: What ``write_feeds`` wrote.
+            limit_s: Seconds it may take to answer.
+            trust: Whether a factory's Python file may run.
+        """
+        self._job = {
+            "bundle": str(path),
+            "backend": candidate.backend,
+            "precision": candidate.precision,
+            "threads": candidate.threads,
+            "feeds": str(feeds),
+            "trust": trust,
+        }
+        self.child = Child("tfx.runtime.tuning.worker", limit_s)
+
+    def load(self) -> Loaded:
+        """Start the process, open the session in it, and run the feeds the bundle carries."""
+        self.child.start()
+        answer = self.child.ask(do="load", **self._job)
+        # JSON has no infinity: an error without size is a word.
+        return decode(Loaded, answer | {"error": answer["error"] and float(answer["error"])})
+
+    def outputs(self, shape: int) -> dict[str, np.ndarray]:
+        """Outputs of the feed of one shape."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "outputs.npz"
+            self.child.ask(do="outputs", shape=shape, path=str(path))
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+
+    def block(self, shape: int, calls: int) -> list[int]:
+        """Nanoseconds of each of ``calls`` calls."""
+        samples: list[int] = self.child.ask(do="block", shape=shape, calls=calls)
+        return samples
+
+    def close(self) -> None:
+        """End the process."""
+        self.child.close()
+
+
+def write_feeds(path: Path, feeds: Sequence[Feed]) -> None:
+    """Write the feeds of all shapes, for every candidate the same."""
+    arrays = {
+        f"{index}/{name}": array for index, feed in enumerate(feeds) for name, array in feed.items()
+    }
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def read_feeds(path: Path) -> list[dict[str, np.ndarray]]:
+    """Read what ``write_feeds`` wrote."""
+    feeds: dict[int, dict[str, np.ndarray]] = {}
+    with np.load(path, allow_pickle=False) as file:
+        for key in file.files:
+            index, _, name = key.partition("/")
+            feeds.setdefault(int(index), {})[name] = file[key]
+    return [feeds[index] for index in sorted(feeds)]
+
+
+class Server:
+    """The child's side: answers questions about one candidate."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+        self._feeds: list[dict[str, np.ndarray]] = []
+
+    def answer(self, question: Mapping[str, Any]) -> Any:
+        """Do what the parent asks and return what it is told, as JSON values.
+
+        Raises:
+            TfxError: If the backend cannot do it.
+        """
+        arguments = dict(question)
+        do = arguments.pop("do")
+        if do == "load":
+            return self._load(**arguments)
+        assert self._session is not None  # load() comes first
+        predict = self._session.predict
+        feed = self._feeds[arguments.pop("shape")]
+        match do:
+            case "outputs":
+                np.savez(arguments["path"], allow_pickle=False, **predict(feed))
+                return None
+            case "block":
+                # Not timed: other candidates ran meanwhile and had the caches for themselves.
+                predict(feed)
+                return time_calls(lambda: predict(feed), arguments["calls"], time.perf_counter_ns)
+            case other:
+                raise AssertionError(f"no such question: {other}")
+
+    def _load(
+        self, bundle: str, backend: str, precision: str, threads: int, feeds: str, trust: bool
+    ) -> dict[str, Any]:
+        self._feeds = read_feeds(Path(feeds))
+        opened = open_bundle(bundle, verify=False)
+        started = time.perf_counter()
+        self._session = open_session(
+            opened,
+            backend=backend,
+            threads=threads,
+            precision=precision,
+            trust=trust,
+            verify=False,
+        )
+        load_s = time.perf_counter() - started
+        runs_in = float_type(opened, RunOptions(precision=precision))
+        tolerance = tolerance_of(opened.manifest.precision, runs_in)
+        error = None
+        if (opened.path / FILE_NAME).exists():
+            _, verdict = check_cases(
+                self._session.predict, load_cases(opened.path / FILE_NAME), tolerance
+            )
+            error = verdict.error
+        loaded = Loaded(self._session.report.facts, load_s, None, tolerance)
+        answer: dict[str, Any] = encode(loaded)
+        return answer | {"error": None if error is None else str(error)}
+
+
+def main() -> None:
+    """Answer questions from stdin until it ends."""
+    serve(Server())
+
+
+if __name__ == "__main__":
+    main()
