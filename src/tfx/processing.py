@@ -1,4 +1,4 @@
-"""How texts and images become feeds and outputs answers: what a bundle must say about it."""
+"""How texts, images and sound become feeds and outputs answers: what a bundle must say of it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ class Resample(StrEnum):
     BILINEAR = "bilinear"
     BICUBIC = "bicubic"
     LANCZOS = "lanczos"
+
+
+class AudioFeatures(StrEnum):
+    """What a model hears of a sound."""
+
+    WAVEFORM = "waveform"
+    LOG_MEL = "log-mel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,35 @@ class ImagePreparation:
 
 
 @dataclass(frozen=True, slots=True)
+class AudioPreparation:
+    """How sound becomes an input: its samples, or Whisper's log-mel features of a window.
+
+    Attributes:
+        input: The input it becomes: ``[batch, samples]``, or ``[batch, mel bins, frames]``.
+        features: Which of the two.
+        rate: Samples a second.
+        normalize: Whether each sound is moved to mean 0 and scaled to variance 1 first.
+        mask: Input that tells samples from padding, ``[batch, samples]``; "" for none.
+        padding: What short sounds are filled up with.
+        seconds: Length of a window of log-mel features, filled up with silence.
+        fft: Samples of one Fourier transform.
+        hop: Samples from one to the next.
+        mel_bins: Bands on the mel scale.
+    """
+
+    input: str = "input_values"
+    features: AudioFeatures = AudioFeatures.WAVEFORM
+    rate: int = 16000
+    normalize: bool = False
+    mask: str = ""
+    padding: float = 0.0
+    seconds: int = 30
+    fft: int = 400
+    hop: int = 160
+    mel_bins: int = 80
+
+
+@dataclass(frozen=True, slots=True)
 class Embedding:
     """One vector per text, made from an output of shape ``[batch, sequence, hidden]``.
 
@@ -112,6 +148,25 @@ class Classification:
 
 
 @dataclass(frozen=True, slots=True)
+class Transcription:
+    """Text of a sound, from logits ``[batch, frames, tokens]``: CTC, the likeliest of each frame.
+
+    Attributes:
+        output: The output that holds the logits.
+        tokens: Text of each token, in the order of the last axis.
+        blank: The token between two others that says nothing.
+        delimiter: The token between words; "" for none.
+        lower: Whether the text is made lower case.
+    """
+
+    output: str
+    tokens: tuple[str, ...]
+    blank: int = 0
+    delimiter: str = ""
+    lower: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """How text goes on, with a graph that has a cache.
 
@@ -135,3 +190,5 @@ class Processing:
     classification: Classification | None = None
     images: ImagePreparation | None = None
     generation: Generation | None = None
+    audio: AudioPreparation | None = None
+    transcription: Transcription | None = None

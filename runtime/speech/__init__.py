@@ -1,0 +1,1 @@
+"""Recorded speech: files to samples, samples to a model's input, outputs to words."""
