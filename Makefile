@@ -7,7 +7,7 @@ BIN = $(CURDIR)/$(VENV)/bin
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check style bench bench-cpu clean
+.PHONY: help setup demo test check style bench bench-cpu bench-sst2 results clean
 
 help:
 	@echo "make demo    export the real MiniLM, check it, embed a few sentences, measure it"
@@ -16,6 +16,8 @@ help:
 	@echo "make style   format, and fix what the linter can fix"
 	@echo "make bench   measure MiniLM and BERT-base (random weights)"
 	@echo "make bench-cpu DATA=DIR   both beside PyTorch and other libraries, with real texts of DIR"
+	@echo "make bench-sst2 DATA=DIR MODEL=DIR   a classifier in every precision: speed and accuracy"
+	@echo "make results docs/results.md, from what was kept in benchmarks/results"
 	@echo "make clean   remove what the above made, .venv included"
 	@echo "Set PYTHON=python3.12 to choose the interpreter .venv is made with."
 
@@ -61,7 +63,11 @@ bench: $(READY)
 # says why.
 CPU = .bench-cpu
 PEERS = .peers
-NEEDS_DATA = $(or $(DATA),$(error name the folder of evaluation data: make bench-cpu DATA=DIR))
+SST2 = .bench-sst2
+RESULTS ?= benchmarks/results
+SAVE = $(if $(RESULTS),--save $(abspath $(RESULTS)))
+NEEDS_DATA = $(or $(DATA),$(error name the folder of evaluation data: make $@ DATA=DIR))
+NEEDS_MODEL = $(or $(MODEL),$(error name the folder of the classifier: make bench-sst2 MODEL=DIR))
 EXPORTS = $(wildcard src/tfx/*.py export/*.py export/*/*.py)
 QUANTIZES = $(wildcard quantize/*.py)
 
@@ -81,16 +87,31 @@ $(CPU)/bert-base-int8: $(CPU)/bert-base $(QUANTIZES)
 	rm -rf $@
 	cd $(CPU) && $(BIN)/tfx quantize bert-base --int8 --calibrate random
 
-# CPU_ARGS and TEXT_ARGS are passed on; RESULTS is a folder to keep the numbers in.
+# CPU_ARGS, TEXT_ARGS and SST2_ARGS are passed on; RESULTS is where numbers are kept, empty to keep
+# none.
 bench-cpu: $(CPU)/minilm-int8 $(CPU)/bert-base-int8
 	$(BIN)/python -m tfx.bench.environments $(PEERS) --constraints constraints.txt
 	rm -f $(CPU)/peaks.json
 	cd $(CPU) && $(BIN)/python -m tfx.bench.cpu bert-base bert-base-int8 --peaks peaks.json \
-		$(if $(RESULTS),--save $(abspath $(RESULTS))) $(CPU_ARGS)
+		$(SAVE) $(CPU_ARGS)
 	cd $(CPU) && $(BIN)/python -m tfx.bench.text minilm minilm-int8 --peaks peaks.json \
 		--data $(abspath $(NEEDS_DATA)) --peers $(abspath $(PEERS)) \
-		$(if $(RESULTS),--save $(abspath $(RESULTS))) $(TEXT_ARGS)
+		$(SAVE) $(TEXT_ARGS)
+
+bench-sst2: $(READY)
+	rm -rf $(SST2) && mkdir $(SST2)
+	cd $(SST2) && $(BIN)/tfx export $(abspath $(NEEDS_MODEL)) -o sst2
+	cd $(SST2) && $(BIN)/tfx quantize sst2 --fp16 && $(BIN)/tfx quantize sst2 --bf16
+	cd $(SST2) && $(BIN)/tfx quantize sst2 --int8 \
+		--calibrate $(abspath $(NEEDS_DATA))/sst2/train.tsv
+	cd $(SST2) && $(BIN)/tfx bench sst2 sst2-fp16 sst2-bf16 sst2-int8 \
+		--backend torch --backend torch-compiled --backend onnxruntime --backend openvino \
+		--eval $(abspath $(NEEDS_DATA))/sst2/dev.tsv --output sst2.json --html sst2.html \
+		$(SAVE) $(SST2_ARGS)
+
+results: $(READY)
+	$(BIN)/python -m tfx.bench.results $(RESULTS)
 
 clean:
-	rm -rf $(VENV) .demo .bench $(CPU) $(PEERS) build dist *.egg-info
+	rm -rf $(VENV) .demo .bench $(CPU) $(SST2) $(PEERS) build dist *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -79,6 +79,7 @@ PRECISION = click.Choice(list(PRECISIONS))
 @click.option("--baseline", type=FILE, help="Compare with an earlier --output.")
 @click.option("--fail-on", help="Exit code 1 for rows beyond it, e.g. slower:10%,accuracy:0.5.")
 @click.option("--history", type=FOLDER, help="Show how figures of stored --output files moved.")
+@click.option("--save", type=FOLDER, help="Folder to keep results in, by machine and date.")
 @json_option
 def bench(
     bundles: tuple[Path, ...],
@@ -106,6 +107,7 @@ def bench(
     baseline: Path | None,
     fail_on: str | None,
     history: Path | None,
+    save: Path | None,
     as_json: bool,
 ) -> None:
     """Measure a family of bundles on every backend that works here.
@@ -130,13 +132,14 @@ def bench(
     from .machine import this_machine
     from .output import read_report, write_csv, write_html, write_json
     from .report import BenchReport, Status
-    from .results import read_results, show_history
+    from .results import read_results, reports_of, show_history
     from .resume import continued
     from .runner import measure
+    from .stored import save_result
     from .table import show_report
 
     if history is not None:
-        show_history(console(), read_results(history))
+        show_history(console(), reports_of(read_results(history)))
         return
     if fail_on is not None and baseline is None:
         raise click.UsageError("--fail-on needs --baseline, the run to compare with")
@@ -188,6 +191,8 @@ def bench(
         write_csv(csv_file, report)
     if html_file is not None:
         write_html(html_file, report)
+    if save is not None and not interrupted:
+        save_result(save, "bench", report.created, report.to_dict(), report.machine)
     changes = [] if before is None else compare_runs(before, report, limits, seed=seed)
     if as_json:
         found = {"baseline": [encode(one) | {"outcome": one.outcome} for one in changes]}

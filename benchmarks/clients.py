@@ -29,6 +29,7 @@ from tfx.runtime.stats import median_interval
 from tfx.runtime.text.batcher import Batching
 
 from .machine import Machine, this_machine
+from .stored import now, save_option, save_result
 
 ONE_BY_ONE, THREADS, MERGED = "one by one", "predict", "predict_async"
 
@@ -311,6 +312,7 @@ def read_lines(path: Path, count: int) -> list[str]:
 @click.option("--max-wait-ms", default=Batching().max_wait_ms, show_default=True)
 @click.option("--max-rows", default=Batching().max_rows, show_default=True)
 @click.option("--seed", default=0, show_default=True)
+@save_option
 @json_option
 def clients(
     bundle: Path | None,
@@ -325,13 +327,15 @@ def clients(
     max_wait_ms: float,
     max_rows: int,
     seed: int,
+    save: Path | None,
     as_json: bool,
 ) -> None:
     """Measure what merging the requests of many callers gives."""
-    machine = this_machine()
+    machine, created = this_machine(), now()
     try:
+        opened = chosen_bundle(bundle)
         rows, ran = bundle_clients(
-            chosen_bundle(bundle),
+            opened,
             read_lines(data, count) if data else made_sentences(count, seed),
             backend=backend,
             precision=precision or "",
@@ -344,10 +348,18 @@ def clients(
             rounds=rounds,
             seed=seed,
         )
+        document = {
+            "machine": encode(machine),
+            "bundle": opened.name,
+            "ran": ran,
+            "rows": [encode(row) for row in rows],
+        }
+        if save is not None:
+            save_result(save, "clients", created, document, machine)
     except TfxError as error:
         raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:
-        emit_json({"machine": encode(machine), "ran": ran, "rows": [encode(row) for row in rows]})
+        emit_json(document)
     else:
         show_clients(rows, ran, machine)
     if any(row.lost or row.wrong for row in rows):

@@ -26,7 +26,7 @@ from .machine import this_machine
 from .peaks import Peaks, stored_peaks
 from .report import BenchReport, Row
 from .runner import measure
-from .text import save_result
+from .stored import save_option, save_result
 from .workload import Plan, Way
 
 # Of every bundle; what runs a bundle's source runs once for all.
@@ -155,9 +155,7 @@ def flops_by_shape(bundle: Bundle, report: BenchReport) -> dict[str, float]:
 @click.option(
     "--peaks", "peaks_file", type=click.Path(path_type=Path), help="Read or written, if of here."
 )
-@click.option(
-    "--save", type=click.Path(path_type=Path, file_okay=False), help="Folder to keep results in."
-)
+@save_option
 @json_option
 def cpu(
     bundles: tuple[Path, ...],
@@ -195,7 +193,7 @@ def cpu(
             "report": report.to_dict(),
         }
         if save is not None:
-            save_result(save, "cpu", report.created, document)
+            save_result(save, "cpu", report.created, document, report.machine)
     except TfxError as error:
         raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:

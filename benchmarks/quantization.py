@@ -25,6 +25,7 @@ from tfx.console import FOLDER, console, emit_json, json_option
 from tfx.errors import DataError, TfxError
 
 from .machine import this_machine
+from .stored import now, save_option, save_result
 
 # Shapes of the comparison in speed: one request, and a full batch.
 SHAPES = ((1, 128), (16, 128))
@@ -156,19 +157,25 @@ def weights_bytes(bundle: Path) -> int:
 @click.option("--models", type=FOLDER, required=True, help="Has minilm-sst2/.")
 @click.option("--seconds", default=20.0, show_default=True, help="For each shape's timing.")
 @click.option("--no-speed", is_flag=True, help="Leave BERT-base's timing out.")
+@save_option
 @json_option
-def quantization(data: Path, models: Path, seconds: float, no_speed: bool, as_json: bool) -> None:
+def quantization(
+    data: Path, models: Path, seconds: float, no_speed: bool, save: Path | None, as_json: bool
+) -> None:
     """Measure what int8 costs in accuracy, and gains in size and time."""
+    machine, created = this_machine(), now()
     try:
         with tempfile.TemporaryDirectory(prefix="tfx-bench-") as name:
             folder = Path(name)
             cases = [measure_case(one, data.resolve(), models.resolve(), folder) for one in CASES]
             speed = [] if no_speed else measure_speed(folder, seconds)
+        document = {"machine": encode(machine), "cases": cases, "speed": speed}
+        if save is not None:
+            save_result(save, "quantization", created, document, machine)
     except TfxError as error:
         raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
-    machine = this_machine()
     if as_json:
-        emit_json({"machine": encode(machine), "cases": cases, "speed": speed})
+        emit_json(document)
         return
     show(cases, speed)
     console().print(str(machine), markup=False)

@@ -1,8 +1,8 @@
 """``python -m tfx.bench.results``: the page of stored results, and how figures moved.
 
-The page (``docs/results.md``) is made of the reports of ``tfx bench`` in a folder, those that other
-standing comparisons wrap included, so that no number of it was typed. Of each machine and family
-the newest report is shown.
+The page (``docs/results.md``) is made of what the standing comparisons and ``tfx bench`` stored in
+a folder, so that no number of it was typed. Of each machine, command and family the newest is
+shown.
 """
 
 from __future__ import annotations
@@ -10,37 +10,40 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from tfx.console import FOLDER
 from tfx.errors import DataError, TfxError
 
-from .accuracy import shown_accuracy, shown_change
+from .accuracy import shown_accuracy
+from .machine import Machine
 from .output import write_text
 from .report import BenchReport, Row, report_from
-from .table import ms_text, significant
+from .sheets import FORMS, Section, Sheet, section_of, speed_text
+from .stored import Stored, read_stored
+from .table import ms_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 HEAD = """# Results
 
-Made by `python -m tfx.bench.results` from the files of `benchmarks/results`; edit neither.
-[The schema](../benchmarks/report.py) says how each number is measured. Speed is against PyTorch in
-float32 in the same rounds, with a 95 % bootstrap interval.
+Made by `make results` from the files of `benchmarks/results`; edit neither. Each command keeps one
+with `--save benchmarks/results`. Speed and ratios are medians against a row of the same rounds,
+with 95 % bootstrap intervals; [tfx bench's schema](../benchmarks/report.py) says how its numbers
+are measured.
 """
 
 
-def read_results(folder: Path) -> list[BenchReport]:
-    """Reports of a folder and those below, oldest first.
+def read_results(folder: Path) -> list[Stored]:
+    """Results of a folder and those below, oldest first.
 
-    A file is a report of ``tfx bench``, or an object with one under ``report``; other JSON files
-    are of other comparisons and left out.
+    A file is what a command stored with ``--save``, or a report of ``tfx bench --output``.
 
     Raises:
-        DataError: If a file is not JSON, or a report is damaged or of another schema.
+        DataError: If a file is something else, or damaged.
     """
     found = []
     for path in sorted(folder.rglob("*.json")):
@@ -48,27 +51,51 @@ def read_results(folder: Path) -> list[BenchReport]:
             document = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {error}") from error
-        if (report := _report_in(document)) is None:
-            continue
         try:
-            found.append(report_from(report))
+            stored = read_stored(document)
+            if stored is None:
+                report = report_from(document)
+                stored = Stored("bench", report.created, report.machine, document)
         except DataError as error:
             raise DataError(f"{path}: {error}", hint=error.hint) from error
-    return sorted(found, key=lambda report: report.created)
+        found.append(stored)
+    return sorted(found, key=lambda one: one.created)
 
 
-def page_of_results(reports: Sequence[BenchReport]) -> str:
-    """The newest report of each machine and family, as Markdown."""
-    newest: dict[tuple[str, tuple[str, ...]], BenchReport] = {}
-    for report in reports:
-        names = tuple(sorted({row.title for row in report.rows} | _names(report)))
-        newest[str(report.machine), names] = report
+def reports_of(results: Iterable[Stored]) -> list[BenchReport]:
+    """The reports of ``tfx bench`` among results, those that other commands wrap included.
+
+    Raises:
+        DataError: If one is damaged.
+    """
+    found = []
+    for stored in results:
+        for one in (stored.result, stored.result.get("report")):
+            if isinstance(one, dict) and {"schema", "machine", "rows", "plan"} <= one.keys():
+                found.append(report_from(one))
+                break
+    return found
+
+
+def page_of_results(results: Sequence[Stored]) -> str:
+    """The newest result of each machine, command and family, as Markdown.
+
+    Raises:
+        DataError: If one is not what its command prints.
+    """
+    newest: dict[tuple[str, str, tuple[str, ...]], tuple[Stored, Section]] = {}
+    for stored in results:
+        section = _section_of(stored)
+        newest[_where(stored.machine), stored.command, section.subject] = stored, section
+    order = list(FORMS)
+    shown = sorted(
+        newest.items(),
+        key=lambda one: order.index(one[0][1]) if one[0][1] in order else len(order),
+    )
     parts = [HEAD]
-    for machine in dict.fromkeys(machine for machine, _ in newest):
-        parts.append(f"## {machine}\n")
-        for (where, _), report in newest.items():
-            if where == machine:
-                parts.append(_section(report))
+    for where in sorted({where for where, _, _ in newest}):
+        parts.append(f"## {where}\n")
+        parts += [_text_of(*found) for key, found in shown if key[0] == where]
     if len(parts) == 1:
         parts.append("No results are stored yet.\n")
     return "\n".join(parts)
@@ -113,7 +140,7 @@ def show_history(out: Console, reports: Sequence[BenchReport]) -> None:
                     created[:16].replace("T", " "),
                     ms_text(now),
                     moved,
-                    _speed(row),
+                    speed_text(row),
                     shown_accuracy(row.accuracy) if row.accuracy else "",
                     f"{row.digest[:8]}",
                 )
@@ -124,64 +151,47 @@ def show_history(out: Console, reports: Sequence[BenchReport]) -> None:
     )
 
 
-def _report_in(document: Any) -> Any:
-    if not isinstance(document, dict):
-        return None
-    nested = document.get("report")
-    for one in (document, nested):
-        if isinstance(one, dict) and {"schema", "machine", "rows", "plan"} <= one.keys():
-            return one
-    return None
+def _where(machine: Machine) -> str:
+    """A machine as the page names it: what its kernel was at the time does not count."""
+    return (
+        f"{machine.cpu or 'unknown CPU'}, {machine.usable_cpus} of {machine.cores} CPUs usable, "
+        f"{machine.memory_mb / 1000:.0f} GB"
+    )
 
 
-def _names(report: BenchReport) -> set[str]:
-    return {row.name for row in report.rows}
+def _section_of(stored: Stored) -> Section:
+    try:
+        return section_of(stored)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DataError(
+            f"the result of {stored.command} of {stored.created} is not what it prints: "
+            f"{type(error).__name__}: {error}",
+            hint="Measure again with --save.",
+        ) from error
 
 
-def _section(report: BenchReport) -> str:
-    when = report.created[:10]
-    lines = []
-    for title, rows in report.by_shape().items():
-        measured = [row for row in rows if row.measurement is not None]
-        if not measured:
-            continue
-        measured.sort(key=lambda row: row.measurement.latency.median_ms)  # type: ignore[union-attr]
-        lines.append(f"### {title}, {when}\n")
-        heads = ["row", "p50 ms", "per s", "speed", "verdict", "error"]
-        with_accuracy = any(row.accuracy for row in measured)
-        heads += ["accuracy", "change"] if with_accuracy else []
-        lines.append(_line(heads))
-        lines.append(_line(["---", *("---:" for _ in heads[1:])]))
-        lines += [_line(_cells(row, with_accuracy)) for row in measured]
-        lines.append("")
-    versions = ", ".join(f"{name} {number}" for name, number in report.machine.versions.items())
-    lines.append(f"Load average {report.machine.load_average} at the start; {versions}.\n")
+def _text_of(stored: Stored, section: Section) -> str:
+    machine = stored.machine
+    lines = [f"### {section.title}, {stored.created[:10]}\n"]
+    for sheet in section.sheets:
+        lines += [f"{sheet.title}:\n"] if sheet.title else []
+        lines += [*_table_of(sheet), ""]
+    lines += [f"- {note}" for note in section.notes]
+    lines += [""] if section.notes else []
+    versions = ", ".join(f"{name} {number}" for name, number in machine.versions.items())
+    lines.append(
+        f"Load average {machine.load_average} at the start; {machine.os}, Python {machine.python}, "
+        f"{versions}.\n"
+    )
     return "\n".join(lines)
 
 
-def _cells(row: Row, with_accuracy: bool) -> list[str]:
-    found = row.measurement
-    assert found is not None
-    errors = [one.scaled_error for one in row.agreement or ()]
-    known = [error for error in errors if error is not None]
-    cells = [
-        row.name,
-        ms_text(found.latency.median_ms),
-        significant(found.throughput_per_s),
-        _speed(row),
-        str(row.comparison.verdict) if row.comparison else "baseline",
-        f"{max(known):.0e}" if known else "-",
+def _table_of(sheet: Sheet) -> list[str]:
+    return [
+        _line(sheet.heads),
+        _line(["---", *("---:" for _ in sheet.heads[1:])]),
+        *map(_line, sheet.lines),
     ]
-    if with_accuracy:
-        about = row.accuracy
-        cells += [shown_accuracy(about), shown_change(about)] if about else ["-", ""]
-    return cells
-
-
-def _speed(row: Row) -> str:
-    if (speed := row.comparison) is None:
-        return "1.00x"
-    return f"{speed.speedup:.2f}x {speed.low:.2f}-{speed.high:.2f}"
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -27,6 +27,7 @@ from tfx.runtime.session import Session, open_session
 
 from .clients import made_sentences
 from .machine import Machine, this_machine
+from .stored import now, save_option, save_result
 from .workload import Plan, shapes_of
 
 # Of the notes, the first part in which memory may grow.
@@ -233,6 +234,7 @@ def _texts(
 @click.option("--precision", type=click.Choice(list(PRECISIONS)), help="Default: the bundle's own.")
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @click.option("--seed", default=0, show_default=True)
+@save_option
 @json_option
 def soak(
     bundle: Path | None,
@@ -244,15 +246,17 @@ def soak(
     precision: str | None,
     threads: int | None,
     seed: int,
+    save: Path | None,
     as_json: bool,
 ) -> None:
     """Run a bundle thousands of times with changing shapes, and watch its memory."""
-    machine = this_machine()
+    machine, created = this_machine(), now()
     try:
+        opened = chosen_bundle(bundle)
         with progress() as shown:
             shown.step("running", predicts)
             found = soak_bundle(
-                chosen_bundle(bundle),
+                opened,
                 how=how,
                 predicts=predicts,
                 batch=batch,
@@ -263,10 +267,18 @@ def soak(
                 seed=seed,
                 on_progress=shown.advance,
             )
+        document = {
+            "machine": encode(machine),
+            "bundle": opened.name,
+            "soak": encode(found),
+            "verdict": found.verdict.value,
+        }
+        if save is not None:
+            save_result(save, "soak", created, document, machine)
     except TfxError as error:
         raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:
-        emit_json({"machine": encode(machine), "soak": encode(found), "verdict": found.verdict})
+        emit_json(document)
     else:
         show_soak(found, machine)
     if found.verdict is Growth.GROWS:

@@ -8,7 +8,6 @@ a row that says why.
 from __future__ import annotations
 
 import datetime
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from .machine import Machine, this_machine
 from .peaks import Peaks, stored_peaks
 from .peers import PEERS
 from .sentences import read_sentences
+from .stored import save_option, save_result
 from .throughput import (
     CHUNK,
     LEAST_COSINE,
@@ -197,9 +197,7 @@ def parse_pythons(given: Sequence[str]) -> dict[str, Environment]:
 @click.option(
     "--peaks", "peaks_file", type=click.Path(path_type=Path), help="Read or written, if of here."
 )
-@click.option(
-    "--save", type=click.Path(path_type=Path, file_okay=False), help="Folder to keep results in."
-)
+@save_option
 @click.option("--seed", default=0, help="Of the texts and the order.  [default: 0]")
 @json_option
 def text(
@@ -265,28 +263,13 @@ def text(
             rows,
         )
         if save is not None:
-            save_result(save, "text", created, encode(report))
+            save_result(save, "text", created, encode(report), machine)
     except TfxError as error:
         raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:
         emit_json(encode(report))
         return
     show_texts(report)
-
-
-def save_result(folder: Path, name: str, created: str, document: Any) -> Path:
-    """Write a result under its date; the file.
-
-    Raises:
-        DataError: If it cannot be written.
-    """
-    path = folder / f"{name}-{created[:19].replace(':', '')}.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from error
-    return path
 
 
 def show_texts(report: TextReport) -> None:

@@ -10,6 +10,7 @@ from support.bundles import write_bundle
 from support.reports import MACHINE, made_up
 
 from tfx.bench.output import COLUMNS, read_report, write_csv, write_html, write_json, write_text
+from tfx.bench.results import read_results
 from tfx.bench.resume import continued
 from tfx.bench.workload import Plan
 from tfx.cli import main
@@ -96,7 +97,7 @@ def test_all_files_of_one_run_and_it_goes_on_where_it_was_cut(tmp_path):
     assert len(whole["rows"]) == 2
     cut = whole | {"rows": whole["rows"], "unfinished": ["batch 2, sequence 8"]}
     (tmp_path / "r.json").write_text(json.dumps(cut))
-    again = tfx(*asked, *sizes, "--resume", tmp_path / "r.json")
+    again = tfx(*asked, *sizes, "--resume", tmp_path / "r.json", "--save", tmp_path / "kept")
     assert again.exit_code == 0, again.output
     assert "batch 2, sequence 8: loading" in again.stderr
     assert "batch 1, sequence 8: loading" not in again.stderr
@@ -105,6 +106,9 @@ def test_all_files_of_one_run_and_it_goes_on_where_it_was_cut(tmp_path):
     assert now["created"] == whole["created"]
     assert now["rows"][0] == whole["rows"][0]
     assert now["rows"][1]["measurement"] != whole["rows"][1]["measurement"]
+    kept = read_results(tmp_path / "kept")
+    assert [one.command for one in kept] == ["bench"]
+    assert kept[0].result == now
     other = tfx(*asked, "--batch", 1, "--batch", 2, "--seed", 1, "--resume", tmp_path / "r.json")
     assert other.exit_code == 1
     assert "seed was 0, is 1" in other.stderr
@@ -128,11 +132,12 @@ def test_an_interruption_keeps_what_was_measured_and_says_how_to_go_on(tmp_path,
     )
     found = tfx(
         "bench", bundle.path, "--backend", "onnxruntime", *QUICK, "--batch", 1, "--batch", 2,
-        "-o", tmp_path / "r.json",
+        "-o", tmp_path / "r.json", "--save", tmp_path / "kept",
     )  # fmt: skip
     assert found.exit_code == 1
     assert "error: interrupted, without: batch 2, sequence 8\n" in found.stderr
     assert f"hint: Go on with --resume {tmp_path / 'r.json'}." in found.stderr
+    assert not (tmp_path / "kept").exists()
     assert "batch 1, sequence 8" in found.stdout
     kept = json.loads((tmp_path / "r.json").read_text())
     assert kept["unfinished"] == ["batch 2, sequence 8"]

@@ -19,6 +19,8 @@ from tfx.bench.clients import (
     read_lines,
     serve,
 )
+from tfx.bench.sheets import section_of
+from tfx.bench.stored import read_stored
 from tfx.errors import BackendError, DataError
 from tfx.runtime.text.answers import TextLabel
 
@@ -133,7 +135,11 @@ def test_the_command_measures_a_bundle(tmp_path, streams):
 def test_the_command_as_json(tmp_path):
     path = str(write_classifier(tmp_path / "tiny").path)
     arguments = [path, "--clients", "4", "--texts", "8", "--rounds", "1", "--json"]
+    arguments += ["--save", str(tmp_path / "kept")]
     document = json.loads(CliRunner().invoke(clients, arguments).stdout)
+    (kept,) = (tmp_path / "kept").glob("*-clients-*.json")
+    assert json.loads(kept.read_text())["result"] == document
+    assert len(section_of(read_stored(json.loads(kept.read_text()))).sheets[0].lines) == 3
     assert [row["way"] for row in document["rows"]] == [ONE_BY_ONE, THREADS, MERGED]
     assert [row["lost"] + row["wrong"] for row in document["rows"]] == [0, 0, 0]
 

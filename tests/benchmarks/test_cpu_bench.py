@@ -11,6 +11,8 @@ from tfx.bench.cpu import BATCHES, WAYS, CpuRow, cpu, rows_of, show_rows, verdic
 from tfx.bench.machine import this_machine
 from tfx.bench.peaks import GemmPeak, Peaks
 from tfx.bench.report import Agreement, BenchReport, Measurement, Row, Status
+from tfx.bench.sheets import section_of
+from tfx.bench.stored import read_stored
 from tfx.bench.workload import Plan
 from tfx.codec import decode
 from tfx.dtypes import DType
@@ -125,8 +127,9 @@ def test_the_command_measures_every_way_and_keeps_the_result(tmp_path, monkeypat
     assert decode(Peaks, document["peaks"]) == PEAKS
     assert [one["name"] for one in document["rows"]] == ["b on torch", "b on openvino"]
     assert document["report"]["rows"][1]["reason"] == "no openvino"
-    (kept,) = Path(tmp_path, "kept").glob("cpu-*.json")
-    assert json.loads(kept.read_text()) == document
+    (kept,) = Path(tmp_path, "kept").glob("*-cpu-*.json")
+    assert json.loads(kept.read_text())["result"] == document
+    assert section_of(read_stored(json.loads(kept.read_text()))).sheets
 
 
 def test_bundles_of_two_models_are_refused(tmp_path):

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 from click.testing import CliRunner
 from support.bundles import write_bundle
 
+from tfx.bench import quantization as module
 from tfx.bench.quantization import quantization, run_command, show, weights_bytes
 from tfx.errors import DataError
 
@@ -28,6 +31,17 @@ def test_the_command_says_what_failed(tmp_path):
     assert done.exit_code == 1
     assert done.output.startswith("Error: tfx export ")
     assert "Traceback" not in done.output
+
+
+def test_the_command_keeps_what_it_prints(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "measure_case", lambda name, *folders: {"model": name})
+    arguments = ["--data", str(tmp_path), "--models", str(tmp_path), "--no-speed", "--json"]
+    done = CliRunner().invoke(quantization, [*arguments, "--save", str(tmp_path / "kept")])
+    assert done.exit_code == 0, done.output
+    (kept,) = (tmp_path / "kept").glob("*-quantization-*.json")
+    document = json.loads(kept.read_text())["result"]
+    assert document == json.loads(done.stdout)
+    assert [case["model"] for case in document["cases"]] == list(module.CASES)
 
 
 def test_weights_are_the_portable_graphs_alone(tmp_path):

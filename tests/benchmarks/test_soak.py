@@ -7,7 +7,9 @@ from click.testing import CliRunner
 from support.bundles import write_bundle
 from support.texts import MEAN, write_text_bundle
 
+from tfx.bench.sheets import section_of
 from tfx.bench.soak import Growth, Soak, slope_of, soak, soak_session
+from tfx.bench.stored import read_stored
 
 
 @pytest.mark.parametrize("planted", [0.0, 0.5, -2.0])
@@ -70,8 +72,13 @@ def test_the_command_says_what_memory_did(tmp_path, how):
 
 def test_the_command_as_json(tmp_path):
     bundle = write_bundle(tmp_path / "tiny")
-    found = CliRunner().invoke(soak, [str(bundle.path), "--predicts", "80", "--json"])
+    found = CliRunner().invoke(
+        soak, [str(bundle.path), "--predicts", "80", "--json", "--save", str(tmp_path / "kept")]
+    )
     document = json.loads(found.stdout)
+    (kept,) = (tmp_path / "kept").glob("*-soak-*.json")
+    assert json.loads(kept.read_text())["result"] == document
+    assert section_of(read_stored(json.loads(kept.read_text()))).sheets[0].lines
     assert document["verdict"] in [*Growth]
     assert len(document["soak"]["resident_mb"]) == 80
     assert 1 < document["soak"]["shapes"] <= 80

@@ -14,19 +14,20 @@ from tfx.bench.environments import Environment
 from tfx.bench.machine import this_machine
 from tfx.bench.peaks import GemmPeak, Peaks
 from tfx.bench.peers import Job, load_tfx
+from tfx.bench.sheets import section_of
+from tfx.bench.stored import read_stored
 from tfx.bench.text import (
     WAYS,
     TextReport,
     contestants_of,
     notes_of,
     parse_pythons,
-    save_result,
     show_texts,
     text,
 )
 from tfx.bench.throughput import BATCHES, Corpus, TextRow
 from tfx.bench.workload import Way
-from tfx.codec import decode, encode
+from tfx.codec import decode
 from tfx.dtypes import DType
 from tfx.errors import BundleError, DataError
 from tfx.processing import Embedding, Processing, Tokenization
@@ -156,19 +157,6 @@ def test_a_python_of_no_environment_is_refused(given):
     assert raised.value.hint == "Use one of these names: ctranslate2, fastembed, optimum."
 
 
-def test_a_result_is_kept_under_its_date_and_reads_back(tmp_path):
-    path = save_result(tmp_path / "results", "text", REPORT.created, encode(REPORT))
-    assert path.name == "text-2026-01-01T102030.json"
-    assert decode(TextReport, json.loads(path.read_text())) == REPORT
-
-
-def test_a_result_that_cannot_be_kept_is_an_error(tmp_path):
-    (tmp_path / "results").write_text("")
-    with pytest.raises(DataError) as raised:
-        save_result(tmp_path / "results", "text", REPORT.created, {})
-    assert "cannot be written: " in str(raised.value)
-
-
 def test_the_table_has_every_row_and_what_its_numbers_are_against(capsys):
     show_texts(REPORT)
     shown = " ".join(capsys.readouterr().out.split())
@@ -226,7 +214,10 @@ def test_the_command_measures_stand_ins(embedder, tmp_path, monkeypatch):
     assert report.reference == "sentence-transformers"
     assert report.rows[0].comparison.speedup == pytest.approx(3.0)
     (kept,) = Path(tmp_path, "kept").iterdir()
-    assert decode(TextReport, json.loads(kept.read_text())) == report
+    assert decode(TextReport, json.loads(kept.read_text())["result"]) == report
+    sheet = section_of(read_stored(json.loads(kept.read_text()))).sheets[0]
+    assert {line[0] for line in sheet.lines} <= {row.name for row in report.rows}
+    assert sheet.lines
 
 
 def test_the_command_says_what_is_missing(embedder, tmp_path):
