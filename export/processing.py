@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, images, pooling and labels to the Processing of a bundle."""
+"""A checkpoint's tokenizer, images, sound, pooling and labels to the Processing of a bundle."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tfx.processing import Activation, Classification, Embedding, Pooling, Proce
 from tfx.recipe import DECODER
 from tfx.signature import SEQUENCE, Signature
 
+from .audio import read_audio, read_transcription
 from .images import read_images
 
 if TYPE_CHECKING:
@@ -33,14 +34,18 @@ LEGACY_POOLING = {
 CLASSIFYING = {
     "text-classification": False,
     "image-classification": False,
+    "audio-classification": False,
     "token-classification": True,
 }
+
+# Of a whole model, CTC; of an encoder-decoder, text that goes on.
+SPEECH = "automatic-speech-recognition"
 
 
 def read_processing(
     folder: Path, config: Any, task: str, signature: Signature, target: Path, part: str = ""
 ) -> tuple[Processing, tuple[str, ...]]:
-    """Read what a checkpoint says about texts, images and answers; write its tokenizer.
+    """Read what a checkpoint says about texts, images, sound and answers; write its tokenizer.
 
     Args:
         folder: A checkpoint in the Hugging Face layout; sentence-transformers' own files in
@@ -69,7 +74,19 @@ def read_processing(
     if task in CLASSIFYING and "logits" in names and config.id2label:
         classification = classification_of(config, per_token=CLASSIFYING[task])
     images = read_images(folder, signature, notes)
-    return Processing(tokenization, embedding, classification, images), tuple(notes)
+    audio = read_audio(folder, signature, notes)
+    transcription = None
+    if task == SPEECH and part == "":
+        transcription = read_transcription(folder, config, signature, notes)
+    processing = Processing(
+        tokenization,
+        embedding,
+        classification,
+        images,
+        audio=audio,
+        transcription=transcription,
+    )
+    return processing, tuple(notes)
 
 
 def classification_of(config: Any, *, per_token: bool) -> Classification:

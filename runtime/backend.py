@@ -275,3 +275,20 @@ def get_backend(name: str) -> Backend:
             hint="See what is missing with: tfx doctor",
         )
     return backend
+
+
+def first_available() -> str:
+    """The first of ``GRAPH_BACKENDS`` that this machine has.
+
+    Raises:
+        BackendError: If it has none; says why of each.
+    """
+    reasons = []
+    for name in GRAPH_BACKENDS:
+        if not (reason := find_backend(name).missing()):
+            return name
+        reasons.append(f"{name}: {reason}")
+    raise BackendError(
+        f"no backend can run here: {'; '.join(reasons)}",
+        hint="Run: pip install 'tfx-toolkit[cpu]'",
+    )

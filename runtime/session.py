@@ -21,13 +21,12 @@ from .arrays import shared_array
 from .backend import (
     AUTO,
     GPU_BACKENDS,
-    GRAPH_BACKENDS,
     Executable,
     GpuExecutable,
     RunOptions,
     best_streams,
     check_streams,
-    find_backend,
+    first_available,
     get_backend,
     session_closed,
 )
@@ -35,6 +34,7 @@ from .cpus import usable_cpus
 from .device_arrays import DeviceArray, outlines_of
 from .generation.kv_cache import text_view, whole_feed
 from .session_report import SessionReport
+from .speech.sounds import answer_sounds
 from .text.answers import Answer
 from .text.batcher import Batcher, Batching, no_inputs, request_of
 from .text.stream import answer_stretches
@@ -117,38 +117,47 @@ class Session:
         long: LongTexts | str = LongTexts.TRUNCATE,
     ) -> np.ndarray | list[Answer]: ...
 
+    @overload
+    def predict(
+        self, inputs: Any, *, max_rows: int | None = None, sampling_rate: int | None = None
+    ) -> Any: ...
+
     def predict(
         self,
-        inputs: Mapping[str, Any] | Text | list[str] | list[Text],
+        inputs: Any,
         *,
         check_finite: bool = False,
         max_rows: int | None = None,
         outputs: Outputs = "numpy",
         long: LongTexts | str = LongTexts.TRUNCATE,
+        sampling_rate: int | None = None,
     ) -> Any:
-        """Run the model on arrays, on a text, or on a list of texts.
+        """Run the model on arrays, on a text or sound, or on a list of texts or sounds.
 
         Args:
             inputs: Input name to array, exactly as ``signature`` says; tensors of other
                 libraries that speak DLPack (PyTorch, JAX) are taken without a copy, on the GPU
                 too where the session runs there; values on it are not checked. Or a string; or
-                a tuple of two, which the model reads together; or a list of those.
+                a tuple of two, which the model reads together; or a list of those. For a bundle
+                that hears: a WAV file's path, or ``float32[samples]``; or a list of those.
             check_finite: Also refuse NaN and infinities in float inputs.
-            max_rows: Most texts in one run of the model; None for ``BATCH_ROWS``.
+            max_rows: Most texts or sounds in one run of the model; None for ``BATCH_ROWS``.
             outputs: For arrays: "numpy"; or "dlpack" to leave the outputs where the model makes
                 them, which on a GPU are of ``DeviceArray``, for ``torch.from_dlpack`` and its
                 like, and on a CPU of NumPy.
             long: Of texts longer than the model takes: "truncate" cuts them, "windows" reads
                 them in windows that overlap, and gives the mean of embeddings or scores, or each
                 token's label from the window that has most around it; of a pair the second text.
-                ``report`` counts both. A question's context is always read in windows.
+                ``report`` counts both. A question's context is always read in windows, and so is
+                a long sound.
+            sampling_rate: Of sounds given as arrays, samples a second; None for the model's.
 
         Returns:
             For arrays, output name to array: same names, dtypes and shapes from every
             backend. For one text its answer, as the model's head has it: an embedding
             ``float32[dim]``, a ``TextLabel``, a list of ``TokenLabel``, a ``TextAnswer`` for a
-            question and its context, or else its part of every output. For a list, the answers
-            in its order, embeddings as ``float32[texts, dim]``.
+            question and its context, a ``Transcript`` of what is said, or else its part of every
+            output. For a list, the answers in its order, embeddings as ``float32[texts, dim]``.
 
         Raises:
             FeedError: If the arrays or texts do not fit; lists every problem.
@@ -164,6 +173,8 @@ class Session:
         if isinstance(inputs, Mapping):
             feed = self._checked(inputs, check_finite=check_finite)
             return self._run_where_it_is(feed, outputs)
+        if self.bundle.manifest.processing.audio is not None:
+            return answer_sounds(self.bundle, self._run, inputs, sampling_rate, max_rows)
         if isinstance(inputs, str | tuple):
             return self._predict_texts([inputs], max_rows, long)[0]
         if isinstance(inputs, list):
@@ -456,7 +467,7 @@ def open_session(
     verification = Verification(opened) if verify and opened is not bundle else None
     try:
         if name in ("", AUTO):  # an engine leaves no choice
-            name = "tensorrt" if is_engine else _first_available()
+            name = "tensorrt" if is_engine else first_available()
         found = get_backend(name)
     finally:
         if verification is not None:  # what is damaged is said first, and nothing of it loaded
@@ -471,15 +482,3 @@ def open_session(
         facts = executable.facts
         executable.facts = dataclasses.replace(facts, notes=(*facts.notes, why))
     return Session(opened, executable, time.perf_counter() - started, batching)
-
-
-def _first_available() -> str:
-    reasons = []
-    for name in GRAPH_BACKENDS:
-        if not (reason := find_backend(name).missing()):
-            return name
-        reasons.append(f"{name}: {reason}")
-    raise BackendError(
-        f"no backend can run here: {'; '.join(reasons)}",
-        hint="Run: pip install 'tfx-toolkit[cpu]'",
-    )

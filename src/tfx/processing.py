@@ -157,6 +157,7 @@ class Transcription:
         blank: The token between two others that says nothing.
         delimiter: The token between words; "" for none.
         lower: Whether the text is made lower case.
+        hop: Samples from one frame to the next.
     """
 
     output: str
@@ -164,6 +165,7 @@ class Transcription:
     blank: int = 0
     delimiter: str = ""
     lower: bool = False
+    hop: int = 320
 
 
 @dataclass(frozen=True, slots=True)
