@@ -50,6 +50,9 @@ STDIO = Path("-")
 @click.command
 @click.argument("bundle", required=False, type=FOLDER)
 @click.option("-t", "--text", "texts", multiple=True, help="A text; may be given several times.")
+@click.option(
+    "--audio", "sounds", multiple=True, type=FILE, help="A WAV file; may be given several times."
+)
 @click.option("-i", "--input", "source", type=INPUT, help="What to read; - is stdin.")
 @click.option(
     "--input-format",
@@ -86,6 +89,7 @@ STDIO = Path("-")
 def predict(
     bundle: Path | None,
     texts: tuple[str, ...],
+    sounds: tuple[Path, ...],
     source: Path | None,
     input_format: str | None,
     field: str,
@@ -101,21 +105,23 @@ def predict(
     long: str,
     trust: bool,
 ) -> None:
-    """Run a bundle on text, JSONL or npz.
+    """Run a bundle on text, JSONL, npz or WAV files.
 
     Reads one text a line; or JSONL, each line a string or an object with "text" (and
     "text_pair") whose other fields are repeated in the output; or npz with arrays named as the
     model's inputs. Writes one JSON object a line in the same order, or npz, which is held in
     memory until it is whole. Without BUNDLE: the newest of the current folder.
     """
-    from .predictions import predict_stream
+    from .predictions import predict_sounds, predict_stream
     from .records import FileFormat, format_of, refuse_taken, write_file, write_stdout
     from .session import open_session
 
     if texts and (source or input_format):
         raise click.UsageError("--text excludes --input and --input-format")
-    if not (texts or source) and sys.stdin.isatty():
-        raise click.UsageError("nothing to read: give --text, --input FILE, or pipe text in")
+    if sounds and (texts or source or input_format):
+        raise click.UsageError("--audio excludes --text, --input and --input-format")
+    if not (texts or sounds or source) and sys.stdin.isatty():
+        raise click.UsageError("nothing to read: give --text, --audio or --input, or pipe text in")
     path = None if source in (None, STDIO) else source
     kind = (
         FileFormat(input_format) if input_format else format_of(path) if path else FileFormat.TEXT
@@ -147,7 +153,7 @@ def predict(
         reading: Sequence[str] | BinaryIO = texts
         if path is not None:
             reading = stack.enter_context(path.open("rb"))
-        elif not texts:
+        elif not (texts or sounds):
             reading = sys.stdin.buffer
         writing = write_file(file, force=force) if file else write_stdout(sys.stdout.buffer)
         into = stack.enter_context(writing)
@@ -156,18 +162,28 @@ def predict(
         shown = stack.enter_context(progress()) if live else Progress()
         shown.step(f"predicting with {session.report.facts}")
         started = time.perf_counter()
-        predict_stream(
-            session,
-            reading,
-            into,
-            kind=kind,
-            where="--text" if texts else str(path or "stdin"),
-            field=field,
-            as_arrays=as_arrays,
-            max_rows=batch,
-            long=long,
-            advance=shown.advance,
-        )
+        if sounds:
+            predict_sounds(
+                session,
+                sounds,
+                into,
+                as_arrays=as_arrays,
+                max_rows=batch,
+                advance=shown.advance,
+            )
+        else:
+            predict_stream(
+                session,
+                reading,
+                into,
+                kind=kind,
+                where="--text" if texts else str(path or "stdin"),
+                field=field,
+                as_arrays=as_arrays,
+                max_rows=batch,
+                long=long,
+                advance=shown.advance,
+            )
         duration_s = time.perf_counter() - started
     report = session.report
     if report.texts:

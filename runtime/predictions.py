@@ -1,14 +1,16 @@
-"""A stream of texts or a file of arrays through a session, answers out."""
+"""A stream of texts, files of sound or of arrays through a session, answers out."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from tfx.codec import encode
 from tfx.errors import DataError, FeedError
 from tfx.processing import Activation
 from tfx.signature import Signature
@@ -25,12 +27,17 @@ from .records import (
     write_arrays,
 )
 from .session import Session
+from .speech.sounds import SoundAnswer
+from .speech.transcript import Transcript
 from .text.answers import Answer, TextLabel
 from .text.batching import even_slices
 from .text.extraction import TextAnswer
 from .text.tokenizer import LongTexts, Text, TextError
 
 Answered = tuple[Record, Answer]
+
+# Files of sound that are read before the first is answered.
+SOUNDS_AT_ONCE = 32
 
 
 def predict_stream(
@@ -78,6 +85,50 @@ def predict_stream(
     else:
         records = read_texts(source, where)
     _predict_texts(session, records, where, into, as_arrays, max_rows, long, advance)
+
+
+def predict_sounds(
+    session: Session,
+    paths: Sequence[Path],
+    into: BinaryIO,
+    *,
+    as_arrays: bool = False,
+    max_rows: int | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Answer WAV files into a stream.
+
+    Args:
+        session: What answers.
+        paths: The files.
+        into: What is written to: a line for each, with its path as ``audio``.
+        as_arrays: Write npz, not JSONL.
+        max_rows: Most sounds in one run of the model.
+        advance: Told how many more files are done.
+
+    Raises:
+        DataError: If a file cannot be read, or an answer not be written.
+        FeedError: If the bundle takes no sound, or one does not fit.
+    """
+    if session.bundle.manifest.processing.audio is None:
+        raise FeedError(
+            f"{session.bundle.name} does not say how sound becomes arrays",
+            hint="Give an npz of arrays named as the model's inputs.",
+        )
+    kept: list[Any] = []
+    for first in range(0, len(paths), SOUNDS_AT_ONCE):
+        part = list(paths[first : first + SOUNDS_AT_ONCE])
+        answers = session.predict(part, max_rows=max_rows)
+        if as_arrays:
+            kept += answers
+        else:
+            for line, (path, answer) in enumerate(zip(part, answers, strict=True), first + 1):
+                record = Record(line, "", {"audio": str(path)})
+                into.write(answer_line(session, record, answer, "--audio"))
+            into.flush()
+        advance(len(part))
+    if as_arrays:
+        write_arrays(into, answer_arrays(session, kept))
 
 
 def _predict_texts(
@@ -211,7 +262,9 @@ def run_arrays(
         )
 
 
-def answer_line(session: Session, record: Record, answer: Answer, where: str) -> bytes:
+def answer_line(
+    session: Session, record: Record, answer: Answer | SoundAnswer, where: str
+) -> bytes:
     """The JSONL line of an answer: the record's fields, then the answer's.
 
     Raises:
@@ -231,8 +284,11 @@ def answer_line(session: Session, record: Record, answer: Answer, where: str) ->
         ) from error
 
 
-def answer_fields(session: Session, answer: Answer) -> dict[str, Any]:
+def answer_fields(session: Session, answer: Answer | SoundAnswer) -> dict[str, Any]:
     """What a JSONL line says of one answer."""
+    if isinstance(answer, Transcript):
+        said: dict[str, Any] = encode(answer)
+        return said
     if isinstance(answer, np.ndarray):
         return {"embedding": plain_numbers(answer)}
     if isinstance(answer, dict):

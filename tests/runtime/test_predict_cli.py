@@ -307,7 +307,7 @@ def test_a_terminal_has_nothing_to_read(classifier):
         os.close(reader)
         os.close(writer)
     assert done.returncode == 2
-    assert "nothing to read: give --text, --input FILE, or pipe text in" in done.stderr
+    assert "nothing to read: give --text, --audio or --input, or pipe text in" in done.stderr
 
 
 def test_no_bundle(workspace):
