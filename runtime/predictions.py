@@ -287,8 +287,8 @@ def answer_line(
 def answer_fields(session: Session, answer: Answer | SoundAnswer) -> dict[str, Any]:
     """What a JSONL line says of one answer."""
     if isinstance(answer, Transcript):
-        said: dict[str, Any] = encode(answer)
-        return said
+        spoken: dict[str, Any] = encode(answer)
+        return spoken
     if isinstance(answer, np.ndarray):
         return {"embedding": plain_numbers(answer)}
     if isinstance(answer, dict):
