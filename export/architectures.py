@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.errors import ExportError
 from tfx.extras import need
-from tfx.recipe import DECODER, ENCODER, GENERATOR
-from tfx.runtime.generation.kv_cache import CAPACITY, KEPT, KEPT_TOKENS, MASK, PAST, POSITION
+from tfx.recipe import DECODER, ENCODER, GENERATING_DECODER, GENERATING_ENCODER, GENERATOR
+from tfx.runtime.generation.kv_cache import (
+    CAPACITY,
+    KEPT,
+    KEPT_TOKENS,
+    MASK,
+    PAST,
+    POSITION,
+)
 from tfx.runtime.pytorch.generators import cache_sizes
 from tfx.runtime.pytorch.modules import forward_names
+from tfx.runtime.pytorch.pairs import cross_of, pair_sizes
 from tfx.signature import BATCH, SEQUENCE, UNBOUNDED
 
 if TYPE_CHECKING:
@@ -85,9 +93,11 @@ def plan_inputs(
     """
     if part == DECODER:
         return _plan_decoder(module, config, max_sequence)
+    if part == GENERATING_DECODER:
+        return _plan_cached_decoder(module, config, max_sequence)
     if part == GENERATOR:
         return _plan_generator(module, config)
-    if part == ENCODER:
+    if part in (ENCODER, GENERATING_ENCODER):
         module = module.encoder
     name = type(module).__name__
     main = getattr(module, "main_input_name", "")
@@ -283,6 +293,32 @@ def _plan_decoder(module: torch.nn.Module, config: Any, max_sequence: int) -> In
     if positions:
         limits[SEQUENCE] = positions
     return InputPlan(examples, axes, limits)
+
+
+def _plan_cached_decoder(module: torch.nn.Module, config: Any, max_sequence: int) -> InputPlan:
+    """Tokens that go into the middle of a cache, beside what is made of the encoder's states."""
+    import torch
+
+    whole: Any = module.model
+    plain = _plan_decoder(module, config, max_sequence)
+    generator = torch.Generator().manual_seed(0)
+    length, capacity, states = 7, 11, "encoder_hidden_states"
+    examples = dict(plain.examples)
+    axes: dict[str, tuple[str, ...]] = dict(plain.dynamic)
+    examples["input_ids"] = examples["input_ids"][:, :length]
+    examples |= {POSITION: torch.arange(length) + 2, KEPT_TOKENS: torch.arange(5) + 1}
+    axes |= {POSITION: (SEQUENCE,), KEPT_TOKENS: (KEPT,)}
+    for layer, (heads, *sizes) in enumerate(pair_sizes(whole)):
+        for name, size in zip(PAST, sizes, strict=True):
+            shape = (EXAMPLE_BATCH, heads, capacity, size)
+            examples[name.format(layer)] = torch.randn(shape, generator=generator)
+            axes[name.format(layer)] = (BATCH, "", CAPACITY, "")
+    with torch.no_grad():
+        cross = cross_of(whole, examples.pop(states))
+    axes |= dict.fromkeys(cross, (BATCH, "", axes.pop(states)[1], ""))
+    places = plain.limits.get(SEQUENCE, UNBOUNDED)
+    limits = {**plain.limits, **dict.fromkeys((SEQUENCE, KEPT, CAPACITY), places)}
+    return InputPlan(examples | cross, axes, limits)
 
 
 def _plan_image(module: torch.nn.Module, config: Any) -> InputPlan:

@@ -15,7 +15,15 @@ from tfx.chatter import quiet
 from tfx.errors import SourceError
 from tfx.extras import install_hint, need
 from tfx.models import KNOWN_MODELS
-from tfx.recipe import GENERATOR, PARTS, Changes, ExportRecipe, Source, SourceKind
+from tfx.recipe import (
+    GENERATING_PARTS,
+    GENERATOR,
+    PARTS,
+    Changes,
+    ExportRecipe,
+    Source,
+    SourceKind,
+)
 from tfx.runtime.pytorch.adapters import read_adapter
 from tfx.runtime.pytorch.checkpoint import checkpoint_folder, config_of, hub_commit
 from tfx.runtime.pytorch.generators import NO_CACHE, no_cache
@@ -26,6 +34,7 @@ from tfx.runtime.pytorch.modules import (
     named_weights,
     weights_digest,
 )
+from tfx.runtime.pytorch.pairs import no_pair_cache
 from tfx.runtime.pytorch.parts import notes_of
 from tfx.runtime.pytorch.trimming import trim_config
 
@@ -161,7 +170,7 @@ def load(model: str | torch.nn.Module, recipe: ExportRecipe, examples: Any = Non
         config = config_of(source)
         class_name, task = _class_of(source, config, recipe.task)
         part = _checked_part(config, class_name, recipe.part)
-        if part in PARTS:
+        if part in (*PARTS, *GENERATING_PARTS):
             _refuse_trimming(class_name, source.changes)
         source = dataclasses.replace(source, class_name=class_name, part=part)
         module = load_module(source)
@@ -179,10 +188,11 @@ def parts_of(model: str, recipe: ExportRecipe, *, cache: bool | None = False) ->
     Args:
         model: Its name.
         recipe: Which task.
-        cache: Whether a causal language model brings its cache; None for one that can.
+        cache: Whether a model that generates brings its cache; None for one that can.
 
     Returns:
-        ``("encoder", "decoder")``, ``("generator",)``, or ``("",)`` for one graph.
+        ``PARTS`` or, with a cache, ``GENERATING_PARTS`` of an encoder-decoder; ``(GENERATOR,)``,
+        or ``("",)`` for one graph.
 
     Raises:
         SourceError: If the model cannot be found, or a cache is asked of one that has none.
@@ -197,12 +207,12 @@ def parts_of(model: str, recipe: ExportRecipe, *, cache: bool | None = False) ->
         config = config_of(source)
         class_name, _ = _class_of(source, config, recipe.task)
     if is_encoder_decoder(config, class_name):
-        if cache:
-            raise SourceError(
-                f"{class_name} is an encoder-decoder: its decoder is exported for one pass",
-                hint=NO_CACHE,
-            )
-        return PARTS
+        if cache is False:
+            return PARTS
+        problem = no_pair_cache(config, class_name)
+        if problem and cache:
+            raise SourceError(f"{class_name} {problem}", hint=NO_CACHE)
+        return PARTS if problem else GENERATING_PARTS
     if cache is False:
         return ("",)
     problem = no_cache(config, class_name)
@@ -334,11 +344,13 @@ def _refuse_trimming(class_name: str, changes: Changes) -> None:
 
 def _checked_part(config: Any, class_name: str, part: str) -> str:
     if is_encoder_decoder(config, class_name):
-        if part not in PARTS:
+        if part not in (*PARTS, *GENERATING_PARTS):
             raise SourceError(
                 f"{class_name} is an encoder-decoder: two graphs, not one",
                 hint="Choose part='encoder' or part='decoder', or use export_bundles.",
             )
+        if part in GENERATING_PARTS and (problem := no_pair_cache(config, class_name)):
+            raise SourceError(f"{class_name} {problem}", hint=NO_CACHE)
     elif part == GENERATOR:
         if problem := no_cache(config, class_name):
             raise SourceError(f"{class_name} {problem}", hint=NO_CACHE)

@@ -23,7 +23,7 @@ from tfx.errors import BundleError, ExportError, listing
 from tfx.extras import need, version_of
 from tfx.manifest import Manifest, Step
 from tfx.processing import Processing
-from tfx.recipe import GENERATOR, ExportRecipe
+from tfx.recipe import GENERATING_DECODER, GENERATOR, ExportRecipe
 from tfx.runtime.backend import RunOptions, get_backend
 from tfx.runtime.cpus import usable_cpus
 from tfx.runtime.generation.kv_cache import DECODED, cache_specs, stepwise, text_signature
@@ -36,6 +36,7 @@ from .architectures import InputPlan, plan_examples, plan_inputs
 from .changes import require_attentions
 from .generation import read_generation
 from .loader import Loaded, find_source, load, name_of, parts_of
+from .pairs import decoder_reference
 from .proof import Reference, example_cases, is_text, prove, reference, text_cases, torch_arrays
 from .tracer import trace
 
@@ -122,16 +123,17 @@ def export_bundles(
             f"{target} is no name to add -encoder and -decoder to",
             hint="Name a folder that is to be made: -o NAME.",
         )
-    targets = [target.with_name(f"{target.name}-{part}") for part in parts]
+    halves = [part.removeprefix("generator-") for part in parts]
+    targets = [target.with_name(f"{target.name}-{half}") for half in halves]
     with contextlib.ExitStack() as stack:
         stagings = [stack.enter_context(create_bundle(one, force=force)) for one in targets]
-        for part, staging in zip(parts, stagings, strict=True):
+        for part, half, staging in zip(parts, halves, stagings, strict=True):
             _fill(
                 staging,
                 model,
                 dataclasses.replace(recipe, part=part),
                 None,
-                functools.partial(_step_of, part, on_step),
+                functools.partial(_step_of, half, on_step),
             )
     return [open_bundle(one, verify=False) for one in targets]
 
@@ -242,15 +244,19 @@ def _write_graph(
     compared, module = text_signature(signature), loaded.module
     if recipe.part == GENERATOR:
         module = reader_of(module)
-    if known and is_text(compared):
-        cases = text_cases(compared, rng)
-    else:
-        cases = example_cases(compared, torch_arrays(plan.examples), rng)
+    # Another number of threads sums in another order: the proof's last bits would differ.
+    threads = usable_cpus()
     with quiet():
-        # Another number of threads sums in another order: the proof's last bits would differ.
-        run = functools.partial(run_module, module, threads=usable_cpus())
-        given = reference(run, compared, cases)
-    store_cases(staging.path / PROOF_FILE, compared, cases, given.outputs, rng)
+        if recipe.part == GENERATING_DECODER:
+            given = decoder_reference(module, compared, rng, threads)
+        else:
+            if known and is_text(compared):
+                cases = text_cases(compared, rng)
+            else:
+                cases = example_cases(compared, torch_arrays(plan.examples), rng)
+            run = functools.partial(run_module, module, threads=threads)
+            given = reference(run, compared, cases)
+    store_cases(staging.path / PROOF_FILE, compared, given.cases, given.outputs, rng)
     operators = collections.Counter(node.op_type for node in graph.graph.all_nodes())
     manifest = Manifest(
         name=loaded.name,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tfx.errors import SourceError
 from tfx.extras import need
 from tfx.processing import Activation, Classification, Embedding, Pooling, Processing, Tokenization
-from tfx.recipe import DECODER
+from tfx.recipe import DECODER, GENERATING_DECODER
 from tfx.signature import SEQUENCE, Signature
 
 from .audio import read_audio, read_transcription
@@ -65,7 +65,8 @@ def read_processing(
     notes: list[str] = []
     tokenization = None
     # A decoder's input_ids are its own output so far, not a text to be read.
-    if part != DECODER and any(spec.name == "input_ids" for spec in signature.inputs):
+    decodes = part in (DECODER, GENERATING_DECODER)
+    if not decodes and any(spec.name == "input_ids" for spec in signature.inputs):
         tokenization = _write_tokenizer(folder, signature, target, notes)
     names = {spec.name for spec in signature.outputs}
     embedding = classification = None

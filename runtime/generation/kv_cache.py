@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -14,11 +14,17 @@ from tfx.signature import BATCH, SEQUENCE, Feed, Signature, TensorSpec
 PAST = ("past_key_{}", "past_value_{}")
 PRESENT = ("present_key_{}", "present_value_{}")
 
+# Of a decoder beside an encoder: what layer n makes of the encoder's states.
+CROSS = ("cross_key_{}", "cross_value_{}")
+
 # What the graph takes beside tokens and cache.
 MASK, POSITION, KEPT_TOKENS = "attention_mask", "cache_position", "logits_to_keep"
 
-# Axes: places in the cache, and tokens that logits are wanted of.
+ENCODER_MASK = "encoder_attention_mask"
+
+# Axes: places in the cache, tokens that logits are wanted of, and tokens of an encoder's input.
 CAPACITY, KEPT = "capacity", "kept"
+ENCODER_SEQUENCE = f"encoder_{SEQUENCE}"
 
 # Tokens of each text that a proof reads one by one, through the cache.
 DECODED = 64
@@ -31,6 +37,19 @@ def cache_specs(signature: Signature) -> tuple[TensorSpec, ...]:
     return tuple(spec for spec in signature.inputs if CAPACITY in spec.shape and spec.name != MASK)
 
 
+def is_cross(spec: TensorSpec) -> bool:
+    """Whether an input holds what a decoder's layer makes of an encoder's states."""
+    return spec.name.startswith(("cross_key_", "cross_value_"))
+
+
+def restricted(signature: Signature, inputs: Iterable[TensorSpec]) -> Signature:
+    """A signature with other inputs, and the ranges of the axes that they have."""
+    kept = tuple(inputs)
+    axes = {axis for spec in kept for axis in spec.shape}
+    ranges = {axis: sizes for axis, sizes in signature.ranges.items() if axis in axes}
+    return Signature(kept, signature.outputs, ranges)
+
+
 def present_of(past: str) -> str:
     """Name of the output that gives the input ``past`` back, with new tokens written into it."""
     return past.replace("past_", "present_", 1)
@@ -40,23 +59,21 @@ def text_signature(signature: Signature) -> Signature:
     """What a graph with a cache takes and gives when whole texts are run at once.
 
     ``input_ids`` and ``attention_mask``, ``[batch, sequence]``, in, ``logits``,
-    ``[batch, sequence, vocabulary]``, out. A signature without a cache stays as it is.
+    ``[batch, sequence, vocabulary]``, out. A decoder takes no mask of its own, and what is made
+    of its encoder's states as before. A signature without a cache stays as it is.
     """
-    if not cache_specs(signature):
+    if not (cache := cache_specs(signature)):
         return signature
-    inputs = {spec.name: spec for spec in signature.inputs}
+    left = {POSITION, KEPT_TOKENS, *(spec.name for spec in cache)}
+    inputs = [
+        dataclasses.replace(spec, shape=(BATCH, SEQUENCE)) if spec.name == MASK else spec
+        for spec in signature.inputs
+        if spec.name not in left
+    ]
     (logits,) = (spec for spec in signature.outputs if KEPT in spec.shape)
     axes = tuple(SEQUENCE if axis == KEPT else axis for axis in logits.shape)
-    return Signature(
-        inputs=(
-            inputs["input_ids"],
-            dataclasses.replace(inputs[MASK], shape=(BATCH, SEQUENCE)),
-        ),
-        outputs=(dataclasses.replace(logits, shape=axes),),
-        ranges={
-            axis: sizes for axis, sizes in signature.ranges.items() if axis in (BATCH, SEQUENCE)
-        },
-    )
+    whole = dataclasses.replace(signature, outputs=(dataclasses.replace(logits, shape=axes),))
+    return restricted(whole, inputs)
 
 
 def text_view(bundle: Bundle) -> Bundle:
@@ -106,7 +123,8 @@ def stepwise(run: Run, signature: Signature, steps: int) -> Run:
     """
 
     def run_text(feed: Feed) -> dict[str, np.ndarray]:
-        ids, mask = feed["input_ids"], feed[MASK]
+        ids = feed["input_ids"]
+        others = {name: array for name, array in feed.items() if name != "input_ids"}
         batch, sequence = ids.shape
         start = max(sequence - steps, (sequence + 1) // 2)
         cache = empty_cache(signature, batch, sequence)
@@ -115,7 +133,7 @@ def stepwise(run: Run, signature: Signature, steps: int) -> Run:
             outputs = run(
                 {
                     "input_ids": np.ascontiguousarray(ids[:, first:last]),
-                    MASK: mask,
+                    **others,
                     POSITION: np.arange(first, last, dtype=np.int64),
                     KEPT_TOKENS: np.arange(last - first, dtype=np.int64),
                     **cache,

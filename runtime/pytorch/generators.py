@@ -26,12 +26,17 @@ def no_cache(config: Any, class_name: str) -> str:
     wanted = ("input_ids", "past_key_values", "logits_to_keep")
     if missing := [name for name in wanted if name not in forward_names(cls)]:
         return f"takes no {' and no '.join(missing)}"
-    caches = need("transformers.cache_utils")
-    kinds = {type(layer).__name__ for layer in transformers.DynamicCache(config=config).layers}
-    plain = {caches.DynamicLayer.__name__, caches.DynamicSlidingWindowLayer.__name__}
-    if other := sorted(kinds - plain):
+    if other := odd_layers(config):
         return f"keeps {', '.join(other)}, expected keys and values of every token"
     return ""
+
+
+def odd_layers(config: Any) -> list[str]:
+    """Kinds of layers in a model's cache that keep something else than keys and values."""
+    caches = need("transformers.cache_utils")
+    kinds = {type(layer).__name__ for layer in caches.DynamicCache(config=config).layers}
+    plain = {caches.DynamicLayer.__name__, caches.DynamicSlidingWindowLayer.__name__}
+    return sorted(kinds - plain)
 
 
 def generator_of(model: Any) -> torch.nn.Module:
@@ -79,7 +84,7 @@ def generator_of(model: Any) -> torch.nn.Module:
                 (past[PAST[0].format(layer)], past[PAST[1].format(layer)])
                 for layer in range(len(sizes))
             ]
-            cache = _cache(layers, cache_position, attention_mask.shape[1])
+            cache = cache_of(layers, cache_position, attention_mask.shape[1])
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
             if rows:
                 positions = _positions(attention_mask)
@@ -149,8 +154,14 @@ def cache_sizes(model: Any) -> tuple[tuple[int, int, int], ...]:
     return tuple(sizes)
 
 
-def _cache(layers: list[tuple[Any, Any]], positions: Any, capacity: Any) -> Any:
-    """Transformers' Cache around tensors of fixed places."""
+def cache_of(layers: list[tuple[Any, Any]], positions: Any, capacity: Any) -> Any:
+    """Transformers' Cache around tensors of fixed places.
+
+    Args:
+        layers: Keys and values of each layer, ``[batch, heads, capacity, head_dim]``.
+        positions: Where new tokens are written, ``int64[sequence]``.
+        capacity: How many places there are.
+    """
     import torch
 
     caches = need("transformers.cache_utils")

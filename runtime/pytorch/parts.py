@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.errors import SourceError
 from tfx.extras import need
-from tfx.recipe import DECODER, ENCODER, GENERATOR, PARTS
+from tfx.recipe import DECODER, ENCODER, GENERATING_PARTS, GENERATOR, PARTS
 
 from .generators import generator_of
+from .pairs import pair_part_of
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +70,9 @@ def _by_end_token(class_name: str, config: Any) -> bool:
 def part_of(model: Any, part: str) -> torch.nn.Module:
     """One part of a model of transformers, in eval mode.
 
-    What generates is the whole model with its cache (``generator_of``); the others are parts of
-    an encoder-decoder.
+    What generates is the whole model with its cache (``generator_of``), or the two graphs of an
+    encoder-decoder with one (``pair_part_of``); the others are the parts of an encoder-decoder
+    that is run in one pass.
 
     The encoder takes what the model takes and returns ``last_hidden_state``. The decoder takes
 
@@ -90,6 +92,8 @@ def part_of(model: Any, part: str) -> torch.nn.Module:
     """
     if part == GENERATOR:
         return generator_of(model)
+    if part in GENERATING_PARTS:
+        return pair_part_of(model, part)
     if part not in PARTS:
         raise SourceError(f"no part called {part!r}", hint=f"Use one of: {', '.join(PARTS)}.")
     if part == ENCODER:

@@ -14,6 +14,7 @@ from .signature import Signature, TensorSpec
 Padding = Literal["none", "right", "left", "both"]
 
 MASK, TYPES = "attention_mask", "token_type_ids"
+MASKS = (MASK, "encoder_attention_mask")
 
 # Numbers of places or tokens, each once and ascending, in a graph with a cache.
 COUNTED = ("cache_position", "logits_to_keep")
@@ -29,8 +30,8 @@ def random_feed(
     """Draw a feed of given sizes.
 
     Integers are uniform in their ``ValueRange``, floats standard normal. ``attention_mask`` is
-    1 for tokens and 0 for padding; row 0 is full, and every row keeps a token. The ids under
-    padding are random too: a model must not look at them.
+    1 for tokens and 0 for padding, as is ``encoder_attention_mask``; row 0 is full, and every row
+    keeps a token. The ids under padding are random too: a model must not look at them.
 
     Args:
         signature: What the feed must fit.
@@ -59,7 +60,7 @@ def _array(
     spec: TensorSpec, sizes: Mapping[str, int], rng: np.random.Generator, padding: Padding
 ) -> np.ndarray:
     shape = tuple(axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape)
-    if spec.name == MASK and len(shape) == 2 and not spec.dtype.is_floating:
+    if spec.name in MASKS and len(shape) == 2 and not spec.dtype.is_floating:
         return _mask(shape, rng, padding).astype(spec.dtype.numpy)
     if spec.name in COUNTED and len(shape) == 1 and not spec.dtype.is_floating:
         return np.arange(shape[0]).astype(spec.dtype.numpy)

@@ -31,6 +31,11 @@ PARTS = (ENCODER, DECODER)
 # A causal language model with its cache of keys and values as inputs and outputs.
 GENERATOR = "generator"
 
+# An encoder-decoder that generates: the encoder also gives what the decoder's layers make of its
+# states, and the decoder has its cache as inputs and outputs.
+GENERATING_ENCODER, GENERATING_DECODER = "generator-encoder", "generator-decoder"
+GENERATING_PARTS = (GENERATING_ENCODER, GENERATING_DECODER)
+
 
 @dataclass(frozen=True, slots=True)
 class Changes:
@@ -110,8 +115,9 @@ class Source:
         revision: Commit of a hub repository; "" where there is none.
         seed: Of the random weights, or of the factory call.
         random_weights: Whether the weights are random: fit for latency work, not for accuracy.
-        part: "encoder" or "decoder" of an encoder-decoder; "generator" for a causal language
-            model with its cache; "" for the whole model.
+        part: "encoder" or "decoder" of an encoder-decoder, with "generator-" before it where they
+            generate with a cache; "generator" for a causal language model with its cache; "" for
+            the whole model.
         changes: What was done to the model since it was loaded.
         digest: sha256 over the names, shapes and bytes of all weights; "" until loaded.
         file_digest: sha256 of the factory's file; "" for other kinds, and until loaded.
@@ -129,7 +135,8 @@ class Source:
     file_digest: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.part} of " if self.part in PARTS else ""
+        halves = (*PARTS, *GENERATING_PARTS)
+        text = f"{self.part.removeprefix('generator-')} of " if self.part in halves else ""
         text += f"{self.kind} {self.location}"
         if self.class_name:
             text += f" ({self.class_name})"
@@ -196,8 +203,9 @@ class ExportRecipe:
     """Everything that decides which graph an export writes, besides the weights.
 
     Attributes:
-        part: "encoder" or "decoder" of an encoder-decoder; "generator" for a causal language
-            model with its cache; "" for a whole model.
+        part: "encoder" or "decoder" of an encoder-decoder, with "generator-" before it where they
+            generate with a cache; "generator" for a causal language model with its cache; "" for
+            a whole model.
         task: A task of optimum's ``TasksManager``, or "auto" for the checkpoint's own head.
         opset: ONNX operator set; 23 brought ``Attention`` and ``RotaryEmbedding``.
         max_batch: Largest batch the signature admits.
