@@ -10,7 +10,7 @@ from tfx.bundle import Bundle
 from tfx.dtypes import DType
 from tfx.errors import BackendError
 from tfx.extras import install_hint, need
-from tfx.signature import Feed
+from tfx.signature import Feed, Signature
 
 from ..backend import (
     PRECISIONS,
@@ -146,7 +146,7 @@ class OnnxExecutable:
             raise BackendError(f"onnxruntime failed: {error}") from error
         return dict(zip(self._outputs, values, strict=True))
 
-    def in_place(self) -> OnnxInPlace:
+    def in_place(self, signature: Signature) -> OnnxInPlace:
         """What runs a graph with a cache without a copy of it.
 
         Raises:
@@ -154,7 +154,7 @@ class OnnxExecutable:
         """
         if self.inference is None:
             raise session_closed()
-        return OnnxInPlace(self.inference)
+        return OnnxInPlace(self.inference, signature)
 
     def close(self) -> None:
         """Let go of the session."""

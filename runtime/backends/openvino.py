@@ -27,7 +27,9 @@ from ..backend import (
     session_closed,
 )
 from ..cache import entry_for, found, keep
-from .openvino_graph import choose_masks, repeat_heads
+from .openvino_attention import drop_number_checks, join_projections
+from .openvino_graph import choose_masks, repeat_heads, said
+from .openvino_state import StatefulExecutable, keep_state
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ TYPES = {
 }
 
 # What ``_compiled`` changes in a graph: another list makes other entries of the cache.
-CHANGES = "repeat_heads choose_masks"
+CHANGES = "repeat_heads choose_masks keep_state"
 
 # Size of the axes of the feed that a compiled model is tried on before it is kept.
 TRIED = 8
@@ -68,7 +70,7 @@ class OpenVino:
             return f"openvino has no {PLUGIN} plugin here, its devices are: {found}"
         return ""
 
-    def load(self, bundle: Bundle, options: RunOptions) -> OpenVinoExecutable:
+    def load(self, bundle: Bundle, options: RunOptions) -> OpenVinoExecutable | StatefulExecutable:
         """Compile the graph of ``bundle``.
 
         Raises:
@@ -117,7 +119,7 @@ class OpenVino:
             streams=streams,
             notes=wider + _notes(products) + notes,
         )
-        executable = OpenVinoExecutable(compiled, bundle.manifest.signature, facts)
+        executable = executable_of(compiled, bundle.manifest.signature, facts)
         if kept is None and entry is not None:
             _keep(openvino, core, entry, settings, executable)
         return executable
@@ -140,6 +142,8 @@ def settings_of(threads: int, floats: DType, streams: int = 1) -> dict[str, Any]
         # Pinned, its threads wait for whatever else runs on their CPU, another session's above
         # all: MiniLM 1x128 took 61 ms instead of 40 ms beside one busy process on 2 cores.
         "ENABLE_CPU_PINNING": False,
+        # Left alone, it keeps a state of keys and values in 8 bits.
+        "KV_CACHE_PRECISION": HINTS[floats],
         # The kernels it makes of several operators at run time give wrong attention when the
         # length grows from one run to the next (2026.4.1). Without them MiniLM is as fast,
         # within what other work on the machine makes of it.
@@ -152,13 +156,20 @@ def _compiled(core: Any, bundle: Bundle, settings: Mapping[str, Any]) -> Any:
         model = core.read_model(str(bundle.model))
         repeat_heads(model, bundle.manifest.signature)
         choose_masks(model)
+        drop_number_checks(model)
+        join_projections(model, bundle.manifest.signature)
+        keep_state(model, bundle.manifest.signature)
         return core.compile_model(model, PLUGIN, settings)
     except Exception as error:  # RuntimeError, and others of its frontend
-        raise BackendError(f"openvino cannot load {bundle.model}: {_said(error)}") from error
+        raise BackendError(f"openvino cannot load {bundle.model}: {said(error)}") from error
 
 
 def _keep(
-    openvino: Any, core: Any, entry: Path, settings: Mapping[str, Any], made: OpenVinoExecutable
+    openvino: Any,
+    core: Any,
+    entry: Path,
+    settings: Mapping[str, Any],
+    made: OpenVinoExecutable | StatefulExecutable,
 ) -> None:
     """Write a compiled model into the cache, if it gives the same numbers when it is read again.
 
@@ -174,9 +185,9 @@ def _keep(
         again = core.import_model(openvino.Tensor(content, shared_memory=True), PLUGIN, settings)
         feed = random_feed(signature, sizes, np.random.default_rng(0), padding="right")
         expected = made.run(feed)
-        outputs = OpenVinoExecutable(again, signature, made.facts).run(feed)
+        outputs = executable_of(again, signature, made.facts).run(feed)
     except Exception as error:  # noqa: BLE001  the model runs all the same
-        log.warning("not kept: %s: %s", entry, _said(error))
+        log.warning("not kept: %s: %s", entry, said(error))
         return
     if all(np.array_equal(expected[name], outputs[name], equal_nan=True) for name in expected):
         keep(entry, lambda path: path.write_bytes(content.data))
@@ -192,7 +203,7 @@ def _kept(openvino: Any, core: Any, entry: Path, settings: Mapping[str, Any]) ->
         content = openvino.Tensor(_mapped(entry, entry.stat().st_ino), shared_memory=True)
         return core.import_model(content, PLUGIN, settings)
     except Exception as error:  # noqa: BLE001  whatever is wrong with it, there is the graph
-        log.warning("not used: %s: %s", entry, _said(error))
+        log.warning("not used: %s: %s", entry, said(error))
         return None
 
 
@@ -209,6 +220,16 @@ def _mapped(entry: Path, inode: int) -> np.ndarray:
         inode: Of the file; another one under the same name is mapped anew.
     """
     return np.memmap(entry, np.uint8, "c")  # OpenVINO takes no read-only array
+
+
+def executable_of(
+    compiled: Any, signature: Signature, facts: RunFacts
+) -> OpenVinoExecutable | StatefulExecutable:
+    """What runs a compiled model, with a cache inside it or not."""
+    kind = (
+        StatefulExecutable if compiled.create_infer_request().query_state() else OpenVinoExecutable
+    )
+    return kind(compiled, signature, facts)
 
 
 def products_of(compiled: Any) -> Counter[DType]:
@@ -267,7 +288,7 @@ class OpenVinoExecutable:
                 for name, index in self._outputs.items()
             }
         except Exception as error:
-            raise BackendError(f"openvino failed: {_said(error)}") from error
+            raise BackendError(f"openvino failed: {said(error)}") from error
         idle.append(request)
         return outputs
 
@@ -303,10 +324,3 @@ def _notes(products: Mapping[DType, int]) -> tuple[str, ...]:
         return ()
     counts = ", ".join(f"{count} in {dtype}" for dtype, count in sorted(products.items()))
     return (f"of {sum(products.values())} matrix products {counts}",)
-
-
-def _said(error: Exception) -> str:
-    """Its message on one line, without the lines of OpenVINO's own source that raised it."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return " ".join(said) or type(error).__name__

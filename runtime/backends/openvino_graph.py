@@ -27,12 +27,12 @@ def repeat_heads(model: Any, signature: Signature) -> int:
     Returns:
         How many attentions had their heads repeated.
     """
-    attentions = _attentions(model)
+    attentions = attentions_of(model)
     if not attentions:
         return 0
     ops = need("openvino").opset13
     changed = 0
-    for node, counts in zip(attentions, _head_counts(model, signature), strict=True):
+    for node, counts in zip(attentions, head_counts(model, signature), strict=True):
         for port in (KEY, VALUE):
             if counts[port] == counts[QUERY]:
                 continue
@@ -83,12 +83,13 @@ def choose_masks(model: Any) -> int:
     return changed
 
 
-def _attentions(model: Any) -> list[Any]:
+def attentions_of(model: Any) -> list[Any]:
+    """Nodes of attention in a model, in the order they run."""
     return [node for node in model.get_ordered_ops() if node.get_type_name() == ATTENTION]
 
 
-def _head_counts(model: Any, signature: Signature) -> list[tuple[int, int, int]]:
-    """Heads of query, key and value of each attention, in the order of ``_attentions``.
+def head_counts(model: Any, signature: Signature) -> list[tuple[int, int, int]]:
+    """Heads of query, key and value of each attention, in the order of ``attentions_of``.
 
     As read, most graphs leave them open, since they are reshaped to -1. So a copy gets the
     smallest sizes; its attentions, which refuse to have their shapes inferred where heads
@@ -98,7 +99,7 @@ def _head_counts(model: Any, signature: Signature) -> list[tuple[int, int, int]]
     ops = openvino.opset13
     copy = model.clone()
     results = []
-    for node in _attentions(copy):
+    for node in attentions_of(copy):
         inputs = [node.input_value(port) for port in (QUERY, KEY, VALUE)]
         results += [ops.result(value) for value in inputs]
         first, axis = ops.constant(np.arange(3)), ops.constant(np.int64(0))
@@ -124,3 +125,10 @@ def _smallest(shape: tuple[int | str, ...], signature: Signature) -> list[int]:
         dim if isinstance(dim, int) else signature.ranges[dim].min if dim in signature.ranges else 1
         for dim in shape
     ]
+
+
+def said(error: Exception) -> str:
+    """Its message on one line, without the lines of OpenVINO's own source that raised it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return " ".join(said) or type(error).__name__

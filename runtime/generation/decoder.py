@@ -18,32 +18,52 @@ GROWTH = 1.5
 
 
 class Stepping(Protocol):
-    """Runs a graph on a cache, and leaves the new tokens in it."""
+    """Runs a graph on the cache of one batch, which it keeps.
 
-    def run(self, feed: Feed, cache: dict[str, np.ndarray]) -> np.ndarray:
-        """Logits ``[batch, 1, vocabulary]`` of ``feed``; ``cache`` has its tokens afterwards."""
+    Attributes:
+        copied: How often the whole cache was copied, to grow or to keep some of its rows.
+    """
+
+    copied: int
+
+    def begin(self, batch: int, capacity: int) -> None:
+        """Start with an empty cache of so many places."""
+        ...
+
+    def grow(self, capacity: int) -> None:
+        """Make room for more places; those that are taken keep what they hold."""
+        ...
+
+    def take(self, rows: np.ndarray) -> None:
+        """Go on with these rows, in this order; one may be there several times."""
+        ...
+
+    def run(self, feed: Feed) -> np.ndarray:
+        """Logits ``[batch, 1, vocabulary]``; the cache has the tokens of ``feed`` afterwards."""
         ...
 
 
 class Decoder:
-    """The cache of one batch, and what runs the graph on it. For one thread.
+    """The tokens of one batch so far, and what runs the graph on them. For one thread.
 
     Attributes:
         length: Places of the cache that are taken.
-        copied: How often the whole cache was copied, to grow or to keep some of its rows.
+        stepping: Has the cache.
     """
 
     def __init__(self, executable: Executable, signature: Signature) -> None:
         in_place = getattr(executable, "in_place", None)
-        self._stepping: Stepping = (
-            in_place() if in_place is not None else _Returned(executable, signature)
+        self.stepping: Stepping = (
+            in_place(signature) if in_place is not None else Returned(executable, signature)
         )
-        self._signature = signature
-        self._cache: dict[str, np.ndarray] = {}
         self._mask = np.zeros((0, 0), np.int64)
         self._room = 0
         self.length = 0
-        self.copied = 0
+
+    @property
+    def copied(self) -> int:
+        """How often the whole cache was copied, to grow or to keep some of its rows."""
+        return self.stepping.copied
 
     def start(self, ids: np.ndarray, mask: np.ndarray, room: int) -> np.ndarray:
         """Read prompts into an empty cache.
@@ -59,7 +79,7 @@ class Decoder:
         batch, sequence = ids.shape
         capacity = min(room, int(sequence * GROWTH) + SPARE_PLACES)
         self._room, self.length = room, 0
-        self._cache = empty_cache(self._signature, batch, capacity)
+        self.stepping.begin(batch, capacity)
         # What follows is a token of each row; until it is written, its place is in the future.
         self._mask = np.ones((batch, capacity), np.int64)
         self._mask[:, :sequence] = mask
@@ -74,15 +94,19 @@ class Decoder:
         Returns:
             Logits of what follows, ``[batch, vocabulary]``.
         """
-        if self.length == self._mask.shape[1]:
-            self._grow(min(self._room, int(self.length * GROWTH) + 1))
+        batch, before = self._mask.shape
+        if self.length == before:
+            capacity = min(self._room, int(self.length * GROWTH) + 1)
+            self.stepping.grow(capacity)
+            mask = np.ones((batch, capacity), np.int64)
+            mask[:, :before] = self._mask
+            self._mask = mask
         return self._run(tokens[:, None])
 
     def take(self, rows: np.ndarray) -> None:
         """Go on with these rows, in this order; one may be there several times."""
         self._mask = self._mask[rows]
-        self._cache = {name: array[rows] for name, array in self._cache.items()}
-        self.copied += 1
+        self.stepping.take(rows)
 
     def _run(self, ids: np.ndarray) -> np.ndarray:
         end = self.length + ids.shape[1]
@@ -92,57 +116,80 @@ class Decoder:
             POSITION: np.arange(self.length, end, dtype=np.int64),
             KEPT_TOKENS: np.array([ids.shape[1] - 1], np.int64),
         }
-        logits = self._stepping.run(feed, self._cache)
+        logits = self.stepping.run(feed)
         self.length = end
-        found: np.ndarray = logits[:, -1]
+        # ONNX Runtime writes the logits of the next step to the same memory.
+        found: np.ndarray = logits[:, -1].copy()
         return found
 
-    def _grow(self, capacity: int) -> None:
-        batch, before = self._mask.shape
+
+class _Arrays:
+    """A cache in arrays of NumPy.
+
+    Attributes:
+        copied: How often the whole cache was copied.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self._signature = signature
+        self._cache: dict[str, np.ndarray] = {}
+        self.copied = 0
+
+    def begin(self, batch: int, capacity: int) -> None:
+        self._cache = empty_cache(self._signature, batch, capacity)
+
+    def grow(self, capacity: int) -> None:
+        batch = len(next(iter(self._cache.values())))
         larger = empty_cache(self._signature, batch, capacity)
         for name, array in self._cache.items():
-            larger[name][:, :, :before] = array
-        mask = np.ones((batch, capacity), np.int64)
-        mask[:, :before] = self._mask
-        self._cache, self._mask = larger, mask
+            larger[name][:, :, : array.shape[2]] = array
+        self._cache = larger
+        self.copied += 1
+
+    def take(self, rows: np.ndarray) -> None:
+        self._cache = {name: array[rows] for name, array in self._cache.items()}
         self.copied += 1
 
 
-class _Returned:
+class Returned(_Arrays):
     """Any backend: the cache goes in and comes back as other arrays."""
 
     def __init__(self, executable: Executable, signature: Signature) -> None:
+        """Prepare for a graph with a cache."""
+        super().__init__(signature)
         self._executable = executable
 
-    def run(self, feed: Feed, cache: dict[str, np.ndarray]) -> np.ndarray:
-        outputs = self._executable.run({**feed, **cache})
-        for name in cache:
-            cache[name] = outputs[present_of(name)]
+    def run(self, feed: Feed) -> np.ndarray:
+        """Logits; the arrays that come back are the cache of the next run."""
+        outputs = self._executable.run({**feed, **self._cache})
+        for name in self._cache:
+            self._cache[name] = outputs[present_of(name)]
         return outputs["logits"]
 
 
-class OnnxInPlace:
+class OnnxInPlace(_Arrays):
     """ONNX Runtime on a CPU: past and present are the same memory, and nothing is copied."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, signature: Signature) -> None:
         """Bind to an ``InferenceSession`` of a graph with a cache."""
+        super().__init__(signature)
         self._session = session
         self._binding: Any = None
         self._bound: dict[str, int] = {}
 
-    def run(self, feed: Feed, cache: dict[str, np.ndarray]) -> np.ndarray:
-        """Logits; the new tokens are written into the arrays of ``cache``.
+    def run(self, feed: Feed) -> np.ndarray:
+        """Logits; the new tokens are written into the arrays of the cache.
 
         Raises:
             BackendError: If ONNX Runtime fails.
         """
         import onnxruntime
 
-        addresses = {name: array.ctypes.data for name, array in cache.items()}
+        addresses = {name: array.ctypes.data for name, array in self._cache.items()}
         if addresses != self._bound:
             self._binding = self._session.io_binding()
             self._binding.bind_output("logits")
-            for name, array in cache.items():
+            for name, array in self._cache.items():
                 # Shares the array's memory.
                 value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
                 self._binding.bind_ortvalue_input(name, value)

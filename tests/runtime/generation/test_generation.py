@@ -103,16 +103,16 @@ def test_onnxruntime_writes_in_place_and_copies_to_grow_only(session, rng):
     decoder = Decoder(session._executable, session.signature)
     ids = rng.integers(4, 60, (2, 4))
     decoder.start(ids, np.ones_like(ids), room=44)
-    before = decoder._cache["past_key_0"]
+    before = decoder.stepping._cache["past_key_0"]
     for _ in range(34):
         decoder.step(np.array([5, 6]))
-    assert decoder._cache["past_key_0"] is before
+    assert decoder.stepping._cache["past_key_0"] is before
     assert decoder.copied == 0
     assert before[:, :, 37].any()
     assert not before.any(axis=(0, 1, 3))[38:].any()  # not written yet
     decoder.step(np.array([5, 6]))
     assert decoder.copied == 1
-    assert decoder._cache["past_key_0"].shape[2] == 44
+    assert decoder.stepping._cache["past_key_0"].shape[2] == 44
 
 
 def test_stream_gives_what_generate_does(session, rng):
