@@ -16,6 +16,8 @@ from .workload import (
     DEFAULT_BATCHES,
     DEFAULT_LENGTHS,
     DEFAULT_LIMIT_S,
+    DEFAULT_NEW_TOKENS,
+    DEFAULT_PROMPTS,
     DEFAULT_ROUNDS,
     DEFAULT_SECONDS,
     Plan,
@@ -39,6 +41,14 @@ PRECISION = click.Choice(list(PRECISIONS))
 )
 @click.option("--batch", "batches", multiple=True, type=int, help="Batch sizes; default: 1, 8.")
 @click.option("--length", "lengths", multiple=True, type=int, help="Lengths; default: 128.")
+@click.option(
+    "--prompt-tokens",
+    "prompts",
+    multiple=True,
+    type=int,
+    help="Of the generation scenario: tokens read first; default: 128.",
+)
+@click.option("--new-tokens", type=int, help="Of the same: tokens written; default: 64.")
 @click.option("--rounds", default=DEFAULT_ROUNDS, help="Most rounds of a shape.", show_default=True)
 @click.option(
     "--seconds", default=DEFAULT_SECONDS, help="Begin no round after this.", show_default=True
@@ -56,9 +66,8 @@ PRECISION = click.Choice(list(PRECISIONS))
 @click.option(
     "--scenario",
     type=click.Choice([str(one) for one in Scenario]),
-    default=Scenario.SINGLE_STREAM.value,
-    show_default=True,
-    help="When queries are sent, as in MLPerf.",
+    help="When queries are sent, as in MLPerf, or generation, which is the default of bundles with "
+    "a cache; of others: single-stream.",
 )
 @click.option("--qps", default=0.0, help="Queries per second of the server scenario.")
 @click.option(
@@ -87,13 +96,15 @@ def bench(
     precisions: tuple[str, ...],
     batches: tuple[int, ...],
     lengths: tuple[int, ...],
+    prompts: tuple[int, ...],
+    new_tokens: int | None,
     rounds: int,
     seconds: float,
     limit_s: float,
     threads: int | None,
     trust: bool,
     seed: int,
-    scenario: str,
+    scenario: str | None,
     qps: float,
     lengths_of: str,
     with_preprocessing: bool,
@@ -114,7 +125,8 @@ def bench(
 
     Without BUNDLE: the newest one and its family. Rows of a shape run in interleaved rounds, each
     in a process of its own, and are compared in speed, and in what they answer, with PyTorch, which
-    runs once for bundles of one source. With --eval the task's metric stands beside the speed, as
+    runs once for bundles of one source. Bundles with a cache are measured by the text they write,
+    beside transformers' generate. With --eval the task's metric stands beside the speed, as
     in tfx evaluate; without labels, how far answers agree with PyTorch's.
     """
     from tfx.workspace import family_of
@@ -128,7 +140,7 @@ def bench(
         show_changes,
         versions_that_differ,
     )
-    from .family import usual_backends
+    from .family import usual_backends, usual_scenario
     from .machine import this_machine
     from .output import read_report, write_csv, write_html, write_json
     from .report import BenchReport, Status
@@ -145,9 +157,25 @@ def bench(
         raise click.UsageError("--fail-on needs --baseline, the run to compare with")
     limits = Limits() if fail_on is None else limits_of(fail_on)
     before = None if baseline is None else read_report(baseline)
+    chosen = [chosen_bundle(path) for path in dict.fromkeys(bundles)] or family_of(
+        chosen_bundle(None)
+    )
+    if scenario is None:
+        asked_of_feeds = lengths or qps or lengths_of != FIXED or with_preprocessing
+        scenario = Scenario.SINGLE_STREAM if asked_of_feeds else usual_scenario(chosen)
+    writes = scenario == Scenario.GENERATION
+    if writes and lengths:
+        raise click.UsageError(
+            "--length is of feeds: the generation scenario takes --prompt-tokens"
+        )
+    if prompts and not writes:
+        raise click.UsageError("--prompt-tokens is for --scenario generation")
+    if new_tokens is None:
+        new_tokens = DEFAULT_NEW_TOKENS if writes else 0
     plan = Plan(
         batches=tuple(dict.fromkeys(batches)) or DEFAULT_BATCHES,
-        lengths=tuple(dict.fromkeys(lengths)) or DEFAULT_LENGTHS,
+        lengths=tuple(dict.fromkeys(prompts or lengths))
+        or (DEFAULT_PROMPTS if writes else DEFAULT_LENGTHS),
         rounds=rounds,
         seconds=seconds,
         limit_s=limit_s,
@@ -157,14 +185,11 @@ def bench(
         data="" if data is None else str(data),
         metric=metric,
         samples=samples,
-        load=Load(scenario, lengths_of, with_preprocessing, qps),
-    )
-    chosen = [chosen_bundle(path) for path in dict.fromkeys(bundles)] or family_of(
-        chosen_bundle(None)
+        load=Load(scenario, lengths_of, with_preprocessing, qps, new_tokens),
     )
     ways = [
         Way(backend, precision)
-        for backend in dict.fromkeys(backends or usual_backends(chosen))
+        for backend in dict.fromkeys(backends or usual_backends(chosen, writes=writes))
         for precision in dict.fromkeys(precisions or ("",))
     ]
     machine = this_machine()

@@ -9,12 +9,16 @@ from tfx.bundle import Bundle
 from tfx.errors import BundleError, TfxError
 from tfx.runtime.backend import BACKENDS, GPU_BACKENDS, RunOptions, find_backend, float_type
 from tfx.runtime.compare import tolerance_of
+from tfx.runtime.generation.decoder import is_generator
+from tfx.runtime.generation.kv_cache import text_signature
 
+from .generation import COMPILED
+from .scenario import Scenario
 from .workload import Way
 
 REFERENCE = Way("torch")
 # They run a bundle's source and not its graph.
-OF_SOURCE = (REFERENCE.backend, "torch-compiled")
+OF_SOURCE = (REFERENCE.backend, COMPILED)
 # It runs engines; the others run graphs.
 ENGINES = "tensorrt"
 
@@ -27,7 +31,9 @@ def is_reference(way: Way) -> bool:
 def same_model(one: Bundle, other: Bundle) -> bool:
     """Whether two bundles come from one PyTorch model and get the same feeds."""
     left, right = one.manifest, other.manifest
-    return left.source == right.source and left.signature.inputs == right.signature.inputs
+    # A cache in half the bits is still of one model.
+    inputs = [text_signature(about.signature).inputs for about in (left, right)]
+    return left.source == right.source and inputs[0] == inputs[1]
 
 
 def pairs_of(
@@ -56,9 +62,14 @@ def pairs_of(
     return pairs
 
 
-def usual_backends(bundles: Sequence[Bundle]) -> list[str]:
-    """What runs unless backends are named: all, but those that need a GPU only where they can."""
-    ways = {name: Way(name) for name in BACKENDS}
+def usual_backends(bundles: Sequence[Bundle], *, writes: bool = False) -> list[str]:
+    """What runs unless backends are named: all, but those that need a GPU only where they can.
+
+    Args:
+        bundles: Those to measure.
+        writes: Whether they generate text: PyTorch does that in one way, transformers' own.
+    """
+    ways = {name: Way(name) for name in BACKENDS if not writes or name != COMPILED}
     return [
         name
         for name, way in ways.items()
@@ -66,6 +77,12 @@ def usual_backends(bundles: Sequence[Bundle]) -> list[str]:
         or (not find_backend(name).missing() and any(_suits(bundle, way) for bundle in bundles))
         or (name == ENGINES and any(bundle.manifest.engine for bundle in bundles))
     ]
+
+
+def usual_scenario(bundles: Sequence[Bundle]) -> Scenario:
+    """What is measured unless a scenario is named: what bundles with a cache write."""
+    writes = all(is_generator(bundle.manifest.signature) for bundle in bundles)
+    return Scenario.GENERATION if bundles and writes else Scenario.SINGLE_STREAM
 
 
 def _suits(bundle: Bundle, way: Way) -> bool:

@@ -1,263 +1,326 @@
-"""``python -m tfx.bench.generation``: how fast a bundle with a cache writes, beside transformers.
+"""The generation scenario: how fast a bundle with a cache writes, and whether it writes the same.
 
-Both take the likeliest token each time, from the same prompt of random tokens, and never stop
-early. They run by turns, so that what else the machine does meets both; transformers runs the
-bundle's own source in float32. Rounds are summed up by their medians.
+A text is a prompt of real words and as many new tokens as the plan says: the likeliest each time,
+and no end before. A row writes it as ``Session.stream`` does, its tokenizer included; PyTorch as
+transformers' ``generate`` does, on the bundle's source. What checks them is a text that is given
+to the end: its last tokens are read one by one through the cache, and their logits compared with
+those of PyTorch, which reads it whole and keeps no cache.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import click
 import numpy as np
 
 from tfx.bundle import Bundle
-from tfx.console import FOLDER, chosen_bundle, emit_json, json_option
-from tfx.errors import FeedError, TfxError
-from tfx.runtime.backend import Executable, RunOptions, find_backend, get_backend
+from tfx.errors import BackendError, FeedError, listing
+from tfx.processing import Generation
+from tfx.runtime.backend import Executable, RunOptions, get_backend
+from tfx.runtime.backends.torch_eager import TorchExecutable
 from tfx.runtime.cpus import usable_cpus
-from tfx.runtime.generation.decoder import Decoder, is_generator, longest
-from tfx.runtime.generation.kv_cache import cache_specs
-from tfx.runtime.pytorch.modules import load_module
-from tfx.signature import Signature
+from tfx.runtime.generation import continuations
+from tfx.runtime.generation.decoder import Decoder, is_generator
+from tfx.runtime.generation.kv_cache import cache_specs, text_signature
+from tfx.runtime.pytorch.generators import reader_of
+from tfx.runtime.pytorch.modules import Call, run_module, run_settings
+from tfx.runtime.session import Session
+from tfx.runtime.stats import latency_of
+from tfx.runtime.tuning.worker import TEXTS
+from tfx.signature import Feed, Signature
 
-from .machine import this_machine
+from .workload import NEW, PROMPT, Shape
 
-BACKENDS = ("onnxruntime", "openvino")
-TRANSFORMERS = "transformers"
+# Tokens of the checked text that are read one by one, the last of it.
+CHECKED = 16
+# A short text: enough to read a prompt, and to step.
+SHORT = 3
+
+# It compiles one pass of a graph, and transformers' generate makes its own.
+COMPILED = "torch-compiled"
+
+# What a row's outputs hold: logits of the checked text, and the tokens it chose itself.
+LOGITS, TOKENS = "logits", "tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One text of each row of a batch.
+
+    Attributes:
+        times_ns: From the start to each token of all rows.
+        ids: The tokens, ``int64[batch, new]``.
+    """
+
+    times_ns: tuple[int, ...]
+    ids: np.ndarray
+
+    @property
+    def first_ns(self) -> int:
+        """From the prompt to the first token."""
+        return self.times_ns[0]
+
+    @property
+    def steps_ns(self) -> list[int]:
+        """From each token to the next."""
+        return [after - before for before, after in zip(self.times_ns, self.times_ns[1:])]  # noqa: B905
 
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """What one way to write took; medians over the rounds.
+    """What a row of the generation scenario adds to its times between tokens.
 
     Attributes:
-        name: Backend, or "transformers".
-        first_ms: From the prompt to the first token.
-        step_ms: From one token to the next; 0 where it is not seen from outside.
-        late_step_ms: The same over the last quarter of the text.
-        total_s: Of the whole text.
-        cpu_s: Processor time of it, of all threads.
+        texts: Written, one a round.
+        first_ms: From the prompt to the first token; median.
+        first_p95_ms: 95 % took less; None with fewer than 200 texts.
+        total_ms: Of a whole text; median.
+        tokens_per_s: New tokens of all rows of the batch together, prompts read included.
         row_tokens_per_s: New tokens of each row.
-        tokens_per_s: New tokens of all rows together.
-        same: Whether it chose the tokens that the first one did.
+        same_tokens: Share of the new tokens before the first that is not PyTorch's; None without
+            a reference.
+        cache_bytes_per_token: What the cache takes for one token of one row.
     """
 
-    name: str
+    texts: int
     first_ms: float
-    step_ms: float
-    late_step_ms: float
-    total_s: float
-    cpu_s: float
-    row_tokens_per_s: float
+    first_p95_ms: float | None
+    total_ms: float
     tokens_per_s: float
-    same: bool
+    row_tokens_per_s: float
+    same_tokens: float | None
+    cache_bytes_per_token: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Round:
-    times: np.ndarray  # seconds from the start to each token
-    cpu_s: float
-    ids: np.ndarray
+class Writer(Protocol):
+    """Writes texts in one way."""
+
+    def write(self, count: int) -> Written:
+        """Write ``count`` tokens after the prompts."""
+        ...
+
+    def logits(self) -> np.ndarray:
+        """What follows each of the last tokens of the checked text: ``[batch, n, vocabulary]``."""
+        ...
 
 
-def measure(
-    bundle: Bundle,
-    *,
-    batch: int = 1,
-    prompt: int = 128,
-    new_tokens: int = 128,
-    rounds: int = 3,
-    threads: int | None = None,
-    beside: bool = True,
-) -> list[Writing]:
-    """Write the same text in every way there is, by turns.
+class SessionWriter:
+    """A bundle, as ``Session.stream`` runs it."""
 
-    Args:
-        bundle: With a cache.
-        batch: Rows written at once.
-        prompt: Tokens read first.
-        new_tokens: Tokens written.
-        rounds: Of each way, after a short one that is not counted.
-        threads: CPU threads; None for all this process may use.
-        beside: Whether transformers runs too.
+    def __init__(self, session: Session, executable: Executable, shape: Shape, seed: int) -> None:
+        self._session = session
+        self._executable = executable
+        self._signature = session.signature
+        self._text = text_of(session.bundle, shape, seed)
+        self._prompts = self._text[:, : shape.sizes[PROMPT]].tolist()
+        self._checked = checked(shape)
 
-    Raises:
-        FeedError: If the bundle has no cache, or not so many positions.
-    """
-    signature = bundle.manifest.signature
-    if not is_generator(signature):
-        raise FeedError(f"{bundle.name} has no cache to generate with")
-    if prompt + new_tokens > longest(signature):
-        raise FeedError(
-            f"{prompt} and {new_tokens} tokens are asked for, the model takes {longest(signature)}"
-        )
-    (tokens,) = (spec for spec in signature.inputs if spec.name == "input_ids")
-    most = tokens.values.max if tokens.values else 1
-    ids = np.random.default_rng(0).integers(0, most, (batch, prompt), endpoint=True)
-    options = RunOptions(threads=threads or usable_cpus())
-    ways: dict[str, Any] = {
-        name: get_backend(name).load(bundle, options)
-        for name in BACKENDS
-        if not find_backend(name).missing()
-    }
-    if beside:
-        ways[TRANSFORMERS] = _source(bundle, options.threads)
-    found: dict[str, list[_Round]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
-            write = _by_transformers if name == TRANSFORMERS else _by_steps
-            one = write(way, signature, ids, new_tokens if turn else 2)
-            if turn:
-                found[name].append(one)
-    for name, way in ways.items():
-        if name != TRANSFORMERS:
-            way.close()
-    expected = next(iter(found.values()))[0].ids
-    return [_summary(name, some, batch, expected) for name, some in found.items()]
+    def write(self, count: int) -> Written:
+        """Write as a user's stream does."""
+        last = len(self._prompts) - 1
+        ids: list[list[int]] = [[] for _ in self._prompts]
+        times: list[int] = []
+        started = time.perf_counter_ns()
+        for token in self._session.stream(
+            self._prompts, max_new_tokens=count, min_new_tokens=count
+        ):
+            ids[token.row].append(token.id)
+            if token.row == last:
+                times.append(time.perf_counter_ns() - started)
+        return Written(tuple(times), np.array(ids, np.int64))
+
+    def logits(self) -> np.ndarray:
+        """Read the checked text, its last tokens one by one through the cache."""
+        decoder = Decoder(self._executable, self._signature)
+        width = self._text.shape[1]
+        start = width - self._checked
+        begun = self._text[:, :start]
+        # Copies: an engine may write the next logits to the same memory.
+        found = [decoder.start(begun, np.ones_like(begun), width).copy()]
+        found += [decoder.step(self._text[:, at]).copy() for at in range(start, width - 1)]
+        return np.stack(found, axis=1)
 
 
-def cache_bytes(signature: Signature, tokens: int) -> int:
-    """What the cache of one row takes for so many tokens."""
-    return sum(
-        tokens * spec.dtype.itemsize * int(np.prod([s for s in spec.shape if isinstance(s, int)]))
-        for spec in cache_specs(signature)
-    )
+class SourceWriter:
+    """The model that a bundle was made from, as transformers' ``generate`` runs it."""
 
+    def __init__(
+        self, executable: TorchExecutable, bundle: Bundle, shape: Shape, seed: int
+    ) -> None:
+        """Take the model out of the loaded source.
 
-def _by_steps(way: Executable, signature: Signature, ids: np.ndarray, count: int) -> _Round:
-    decoder = Decoder(way, signature)
-    cpu, started = time.process_time(), time.perf_counter()
-    times, chosen = [], []
-    logits = decoder.start(ids, np.ones_like(ids), ids.shape[1] + count)
-    for step in range(count):
-        chosen.append(logits.argmax(axis=1))
-        times.append(time.perf_counter() - started)
-        if step + 1 < count:
-            logits = decoder.step(chosen[-1])
-    return _Round(np.array(times), time.process_time() - cpu, np.stack(chosen, axis=1))
+        Raises:
+            BackendError: If it is not a model of transformers.
+        """
+        generator: Any = executable.module
+        self._model: Any = getattr(generator, "model", None)
+        if not hasattr(self._model, "generate"):
+            raise BackendError(f"the source of {bundle.name} cannot generate text by itself")
+        read = reader_of(generator)
+        self._read: Call = lambda **feed: {LOGITS: read(**feed)[LOGITS].float()}
+        self._threads = executable.facts.threads
+        self._end_ids = list((bundle.manifest.processing.generation or Generation()).end_ids)
+        self._text = text_of(bundle, shape, seed)
+        self._prompts = self._text[:, : shape.sizes[PROMPT]]
+        self._checked = checked(shape)
 
+    def write(self, count: int) -> Written:
+        """Write greedily, with none of the checkpoint's own settings of generation."""
+        import torch
+        from transformers import GenerationConfig, StoppingCriteriaList
 
-def _by_transformers(way: Any, signature: Signature, ids: np.ndarray, count: int) -> _Round:
-    import torch
+        times: list[int] = []
 
-    times: list[float] = []
+        def watch(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+            times.append(time.perf_counter_ns() - started)
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
-    class Watch:
-        """Is told the prompt first, and then each row of tokens."""
-
-        def put(self, _: Any) -> None:
-            times.append(time.perf_counter() - started)
-
-        def end(self) -> None:
-            pass
-
-    given = torch.from_numpy(ids)
-    # Transformers streams a batch of one only.
-    watch = Watch() if len(ids) == 1 else None
-    cpu, started = time.process_time(), time.perf_counter()
-    with torch.inference_mode():
-        found = way.generate(
-            given,
-            attention_mask=torch.ones_like(given),
+        settings = GenerationConfig(
             max_new_tokens=count,
             min_new_tokens=count,
             do_sample=False,
             use_cache=True,
-            eos_token_id=None,
-            streamer=watch,
+            eos_token_id=self._end_ids or None,
+            pad_token_id=0,
         )
-    taken = time.perf_counter() - started
-    marks = times[1:] if watch else [taken]
-    return _Round(np.array(marks), time.process_time() - cpu, found[:, ids.shape[1] :].numpy())
+        # It fills what a configuration leaves open from the model's own.
+        self._model.generation_config = settings
+        with run_settings(self._threads), torch.inference_mode():
+            given = torch.from_numpy(self._prompts).to(self._model.device)
+            started = time.perf_counter_ns()
+            found = self._model.generate(
+                given,
+                attention_mask=torch.ones_like(given),
+                generation_config=settings,
+                stopping_criteria=StoppingCriteriaList([watch]),
+            )
+        return Written(tuple(times), found[:, self._prompts.shape[1] :].cpu().numpy())
+
+    def logits(self) -> np.ndarray:
+        """Read the checked text whole, without a cache."""
+        feed = {"input_ids": self._text, "attention_mask": np.ones_like(self._text)}
+        found = run_module(self._read, feed, threads=self._threads)[LOGITS]
+        kept: np.ndarray = found[:, -self._checked - 1 : -1]
+        return kept
 
 
-def _source(bundle: Bundle, threads: int) -> Any:
-    import torch
+def open_writer(
+    bundle: Bundle,
+    *,
+    backend: str,
+    precision: str,
+    threads: int | None,
+    trust: bool,
+    device: str,
+    shape: Shape,
+    seed: int,
+) -> tuple[Session, Writer, float]:
+    """Load a row.
 
-    torch.set_num_threads(threads)
-    model: Any = load_module(bundle.manifest.source.found_from(bundle.path.resolve().parent))
-    whole = model.model
-    whole.generation_config.eos_token_id = None
-    whole.generation_config.pad_token_id = 0
-    return whole
+    Returns:
+        Its session, what writes with it, and the seconds that loading took.
+
+    Raises:
+        BackendError: If the backend cannot run the bundle, or cannot generate with it.
+    """
+    if backend == COMPILED:
+        raise BackendError(
+            f"backend {backend!r} is not measured generating: transformers runs the model as it is",
+            hint="Use --backend torch.",
+        )
+    started = time.perf_counter()
+    options = RunOptions(device or "cpu", threads or usable_cpus(), trust, precision)
+    executable = get_backend(backend).load(bundle, options)
+    load_s = time.perf_counter() - started
+    session = Session(bundle, executable, load_s)
+    if isinstance(executable, TorchExecutable):
+        return session, SourceWriter(executable, bundle, shape, seed), load_s
+    return session, SessionWriter(session, executable, shape, seed), load_s
 
 
-def _summary(name: str, rounds: list[_Round], batch: int, expected: np.ndarray) -> Writing:
-    def median(of: Any) -> float:
-        return float(np.median([of(one) for one in rounds]))
+def text_of(bundle: Bundle, shape: Shape, seed: int) -> np.ndarray:
+    """Tokens of the prompts and the checked rest, ``int64[batch, prompt + new]``.
 
-    def step(one: _Round, share: float) -> float:
-        gaps = np.diff(one.times)
-        return float(np.median(gaps[int(len(gaps) * share) :])) if len(gaps) else 0.0
+    Of real words where the bundle has a tokenizer, repeated where they are too few; else random
+    ones, of which no model is sure.
+    """
+    signature = bundle.manifest.signature
+    length = shape.sizes[PROMPT] + shape.sizes[NEW]
+    if bundle.manifest.processing.tokenization is None:
+        (tokens,) = (spec for spec in signature.inputs if spec.name == "input_ids")
+        most = tokens.values.max if tokens.values else 1
+        rng = np.random.default_rng(seed)
+        return rng.integers(0, most, (shape.batch, length), endpoint=True, dtype=np.int64)
+    first = seed % len(TEXTS)
+    words = [" ".join(TEXTS[(first + row) % len(TEXTS) :] + TEXTS) for row in range(shape.batch)]
+    tokenizer = continuations.Writer(bundle).tokenizer
+    rows = [np.resize(tokenizer.encode(text).ids, length) for text in words]
+    return np.stack(rows).astype(np.int64)
 
-    total = median(lambda one: one.times[-1])
-    count = expected.shape[1]
+
+def checked(shape: Shape) -> int:
+    """How many tokens of the checked text have their logits compared."""
+    return min(CHECKED, shape.sizes[NEW])
+
+
+def checked_feed(signature: Signature, shape: Shape) -> tuple[Signature, Feed]:
+    """What the compared logits are outputs of, for ``agreement_of``: tokens, none of padding."""
+    text = np.zeros((shape.batch, checked(shape)), np.int64)
+    return text_signature(signature), {"input_ids": text, "attention_mask": np.ones_like(text)}
+
+
+def writing_of(
+    texts: Sequence[Written], batch: int, same: float | None, signature: Signature
+) -> Writing:
+    """Sum up the texts of all rounds.
+
+    Args:
+        texts: At least one.
+        batch: Rows of each.
+        same: As ``Writing.same_tokens``.
+        signature: Of the bundle.
+    """
+    first = latency_of([[one.first_ns] for one in texts])
+    total = latency_of([[one.times_ns[-1]] for one in texts])
+    per_row = len(texts[0].times_ns) * 1000 / total.median_ms
     return Writing(
-        name=name,
-        first_ms=median(lambda one: one.times[0] if len(one.times) > 1 else 0.0) * 1e3,
-        step_ms=median(lambda one: step(one, 0.0)) * 1e3,
-        late_step_ms=median(lambda one: step(one, 0.75)) * 1e3,
-        total_s=total,
-        cpu_s=median(lambda one: one.cpu_s),
-        row_tokens_per_s=count / total,
-        tokens_per_s=batch * count / total,
-        same=all(np.array_equal(one.ids, expected) for one in rounds),
+        texts=len(texts),
+        first_ms=first.median_ms,
+        first_p95_ms=first.p95_ms,
+        total_ms=total.median_ms,
+        tokens_per_s=batch * per_row,
+        row_tokens_per_s=per_row,
+        same_tokens=same,
+        cache_bytes_per_token=cache_bytes(signature),
     )
 
 
-@click.command
-@click.argument("bundle", required=False, type=FOLDER)
-@click.option("--batch", default=1, show_default=True, help="Rows written at once.")
-@click.option("--prompt", default=128, show_default=True, help="Tokens read first.")
-@click.option("--new-tokens", default=128, show_default=True, help="Tokens written.")
-@click.option("--rounds", default=3, show_default=True, help="Of each way, by turns.")
-@click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
-@click.option("--alone", is_flag=True, help="Without transformers.")
-@json_option
-def main(
-    bundle: Path | None,
-    batch: int,
-    prompt: int,
-    new_tokens: int,
-    rounds: int,
-    threads: int | None,
-    alone: bool,
-    as_json: bool,
-) -> None:
-    """Measure how fast BUNDLE writes text, beside transformers' generate."""
-    try:
-        opened = chosen_bundle(bundle)
-        found = measure(
-            opened,
-            batch=batch,
-            prompt=prompt,
-            new_tokens=new_tokens,
-            rounds=rounds,
-            threads=threads,
-            beside=not alone,
-        )
-    except TfxError as error:
-        raise click.ClickException(str(error)) from error
-    size = cache_bytes(opened.manifest.signature, 1)
-    if as_json:
-        ways = [asdict(one) for one in found]
-        emit_json({"machine": str(this_machine()), "cache_bytes_per_token": size, "ways": ways})
-        return
-    click.echo(f"{opened.name}: batch {batch}, prompt {prompt}, {new_tokens} new tokens")
-    click.echo("way            first ms   step ms   late ms   total s     cpu s   tokens/s  same")
-    for one in found:
-        click.echo(
-            f"{one.name:14} {one.first_ms:8.1f} {one.step_ms:9.2f} {one.late_step_ms:9.2f} "
-            f"{one.total_s:9.2f} {one.cpu_s:9.2f} {one.tokens_per_s:10.1f}  {one.same}"
-        )
-    click.echo(f"cache: {size * batch * (prompt + new_tokens) / 1e6:.1f} MB, {size} bytes a token")
-    click.echo(str(this_machine()))
+def same_share(ids: np.ndarray, expected: np.ndarray) -> float:
+    """Share of the tokens of each row before the first that differs."""
+    same = np.logical_and.accumulate(ids == expected, axis=1)
+    return float(same.mean())
 
 
-if __name__ == "__main__":
-    main()
+def cache_bytes(signature: Signature) -> int:
+    """What the cache takes for one token of one row."""
+    return sum(
+        spec.dtype.itemsize * int(np.prod([size for size in spec.shape if isinstance(size, int)]))
+        for spec in cache_specs(signature)
+    )
+
+
+def require_cache(bundles: Sequence[Bundle]) -> None:
+    """See that all bundles can be measured by what they write.
+
+    Raises:
+        FeedError: If one has no cache; names each.
+    """
+    without = [bundle.name for bundle in bundles if not is_generator(bundle.manifest.signature)]
+    if without:
+        raise FeedError(
+            listing("no cache to generate with:", without),
+            hint="Export a causal language model without --no-cache, or take another --scenario.",
+        )

@@ -24,7 +24,8 @@ from .plot import (
 )
 from .report import BenchReport, Row, Status
 from .style import STYLE
-from .table import error_text, ms_text, notes_of, significant
+from .table import error_text, first_text, ms_text, notes_of, same_text, significant
+from .workload import PROMPT
 
 # Bars of operators that are named; the others are one bar.
 NAMED_OPS = 5
@@ -49,7 +50,7 @@ def page_of(report: BenchReport) -> str:
         sections.append(_pareto_section(shape, measured, numbers))
         sections.append(_table(measured, numbers))
         sections.append(_distribution(shape, measured, numbers))
-    for axis in (BATCH, SEQUENCE):
+    for axis in (BATCH, SEQUENCE, PROMPT):
         sections.append(_curves(report, axis, numbers))
     sections += [_failures(report), _notes(report), _conditions(report)]
     return (
@@ -81,7 +82,8 @@ def _summary(report: BenchReport) -> str:
     if kept is not None and kept is not here[0]:
         facts.append(_fact(f"Least latency without a sure loss of accuracy, {shape}", kept))
     most = max(measured, key=lambda row: row.measurement.throughput_per_s)  # type: ignore[union-attr]
-    facts.append(_fact(f"Most samples a second, {most.title}", most))
+    what = "tokens" if report.plan.load.writes else "samples"
+    facts.append(_fact(f"Most {what} a second, {most.title}", most))
     return f'<ul class="facts">{"".join(facts)}</ul>'
 
 
@@ -160,6 +162,7 @@ def _legend(rows: Sequence[Row], numbers: Numbers) -> str:
 
 def _table(rows: Sequence[Row], numbers: Numbers) -> str:
     columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("first ms", lambda row: _of(row, lambda found: first_text(row, found))),
         ("p50 ms", lambda row: _of(row, lambda found: ms_text(found.latency.median_ms))),
         ("p95 ms", lambda row: _of(row, lambda found: ms_text(found.latency.p95_ms))),
         ("p99 ms", lambda row: _of(row, lambda found: ms_text(found.latency.p99_ms))),
@@ -174,6 +177,7 @@ def _table(rows: Sequence[Row], numbers: Numbers) -> str:
             ("change", _change),
         ]
     columns += [
+        ("same", lambda row: _of(row, lambda found: same_text(row, found))),
         ("error", error_text),
         ("load s", lambda row: _of(row, lambda found: f"{found.load_s:.1f}")),
         ("first call ms", lambda row: _of(row, lambda found: ms_text(found.first_call_ms))),
@@ -243,12 +247,13 @@ def _distribution(shape: str, rows: Sequence[Row], numbers: Numbers) -> str:
             f"</div><div>{strip(spread, scale, _series(row), text)}</div>"
             f'<div class="value">{ms_text(spread[50])} ms</div>'
         )
-    axis = f'<div class="axis">{ruler(scale, "ms per call")}</div>'
+    call = "token" if any(row.measurement and row.measurement.writing for row in rows) else "call"
+    axis = f'<div class="axis">{ruler(scale, f"ms per {call}")}</div>'
     return (
-        f"<h3>Latency of all calls, {escape(shape)}</h3><figure>"
+        f"<h3>Latency of all {call}s, {escape(shape)}</h3><figure>"
         f'<div class="strips">{"".join(lines)}{axis}</div>'
         "<figcaption>The line is the median, the dark bar the middle half, the light bar the "
-        "middle 90 %, the thin one all calls: none is left out.</figcaption></figure>"
+        f"middle 90 %, the thin one all {call}s: none is left out.</figcaption></figure>"
     )
 
 

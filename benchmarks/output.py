@@ -19,6 +19,7 @@ from .report import BenchReport, Row, report_from
 COLUMNS = (
     "bundle", "backend", "precision", "sizes", "status", "reason",
     "median_ms", "p95_ms", "p99_ms", "min_ms", "max_ms", "samples", "rounds", "throughput_per_s",
+    "first_ms", "first_p95_ms", "row_tokens_per_s", "same_tokens",
     "load_s", "first_call_ms", "peak_memory_mb", "model_bytes",
     "speedup", "speedup_low", "speedup_high", "verdict", "against", "scaled_error",
     "metric", "accuracy", "accuracy_low", "accuracy_high", "change", "change_low", "change_high",
@@ -117,6 +118,9 @@ def _cells(row: Row) -> dict[str, object]:
         cells |= {name: getattr(latency, name) for name in type(latency).__dataclass_fields__}
         for name in ("rounds", "throughput_per_s", "load_s", "first_call_ms", "peak_memory_mb"):
             cells[name] = getattr(found, name)
+        if (writing := found.writing) is not None:
+            for name in ("first_ms", "first_p95_ms", "row_tokens_per_s", "same_tokens"):
+                cells[name] = getattr(writing, name)
     if (speed := row.comparison) is not None:
         cells |= {
             "speedup": speed.speedup,

@@ -6,16 +6,17 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
     machine   cpu, flags, cores, affinity, usable_cpus, governor, load_average, memory_mb, os,
               python, versions
     created   when it began, ISO 8601 in UTC
-    plan      batches, lengths, rounds, seconds, limit_s, threads, trust, seed, data, metric,
-              samples, load (scenario, lengths, preprocessing, qps; what is usual is left out):
-              what was asked for
+    plan      batches, lengths (in the generation scenario, of the prompts), rounds, seconds,
+              limit_s, threads, trust, seed, data, metric, samples, load (scenario, lengths,
+              preprocessing, qps, new_tokens; what is usual is left out): what was asked for
     notes     sentences a reader must know, e.g. of sizes that were clipped
     unfinished  what an interruption left undone; [] of a run that came to its end
     probes    by shape, as "batch 8, sequence 128": ms of a fixed product of matrices before each
               round, which tells how fast the machine itself was
     rows      one per bundle, backend and shape:
       bundle, digest, random_weights, backend, precision (asked for; "" is the bundle's own)
-      sizes         axis to size, e.g. {"batch": 8, "sequence": 128}
+      sizes         axis to size, e.g. {"batch": 8, "sequence": 128}; of the generation scenario
+                    batch, prompt and new
       status        "measured", "wrong" (outputs beyond the tolerance) or "not run"
       reason        why not run, or how wrong; "" if measured
       load          scenario and lengths, as a table's title has them; "" for feeds of one shape,
@@ -34,6 +35,11 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
         percentiles_ms    101 of them: 0 is the fastest call, 100 the slowest
         joules_per_call   of the CPU packages, all that ran on them included; left out where the
                           machine does not tell it
+        writing           of the generation scenario, else left out: texts, first_ms (prompt to
+                          first token), first_p95_ms, total_ms (of a text), tokens_per_s (of all
+                          rows), row_tokens_per_s, same_tokens (share before the first that is not
+                          PyTorch's), cache_bytes_per_token; latency, round_ms, percentiles_ms and
+                          the comparison are then of the time from one token to the next
       agreement     null without a reference, or per output: name, max_abs, max_rel, min_cosine,
                     scaled_error (null: not finite, or another shape) and the tolerance it is
                     judged by: see TOLERANCES in tfx.runtime.compare
@@ -67,6 +73,7 @@ from tfx.runtime.stats import Comparison, Latency
 from tfx.signature import Feed, Signature
 
 from .accuracy import Accuracy
+from .generation import Writing
 from .machine import Machine
 from .workload import Plan, Shape, Way
 
@@ -96,6 +103,7 @@ class Measurement:
     round_ms: tuple[float, ...]
     percentiles_ms: tuple[float, ...]
     joules_per_call: float | None = None
+    writing: Writing | None = None
 
 
 @dataclass(frozen=True, slots=True)

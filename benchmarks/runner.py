@@ -28,6 +28,16 @@ from .family import (
     said,
     same_model,
 )
+from .generation import (
+    LOGITS,
+    TOKENS,
+    Writing,
+    Written,
+    checked_feed,
+    require_cache,
+    same_share,
+    writing_of,
+)
 from .machine import Machine
 from .probe import Probe, Probing
 from .report import (
@@ -69,6 +79,8 @@ class _Run:
     agreement: tuple[Agreement, ...] | None = None
     no_reference: str = ""
     wrong: str = ""
+    texts: list[Written] = field(default_factory=list)
+    same_tokens: float | None = None
 
     @property
     def name(self) -> str:
@@ -139,7 +151,10 @@ def measure(
     Raises:
         BundleError: If outputs of a bundle's precision cannot be judged.
         DataError: If the data of accuracy cannot be read.
+        FeedError: If text is to be generated with a bundle that has no cache.
     """
+    if plan.load.writes:
+        require_cache(bundles)
     for bundle in bundles:
         for way in ways:
             allowed_error(bundle, way)
@@ -274,7 +289,7 @@ def _measure_shape(
 
     def warm_up(run: _Run) -> None:
         run.warm_up = run.worker.warm_up(plan.seconds)
-        if plan.load.scenario == Scenario.OFFLINE:
+        if plan.load.scenario in (Scenario.OFFLINE, Scenario.GENERATION):
             run.calls = 1
         else:
             run.calls = MIXED_CALLS if plan.load.mixed else block_calls(run.warm_up.median_ms)
@@ -304,6 +319,7 @@ def _same_rounds(runs: Sequence[_Run]) -> int:
     count = min((len(run.rounds) for run in runs if run.fair), default=0)
     for run in runs:
         del run.rounds[count:]
+        del run.texts[count:]
     return count
 
 
@@ -334,6 +350,9 @@ def _interleave(
             served = run.worker.serve(load.arrivals, load.qps, plan.seed + done)
             run.rounds.append(served.samples_ns)
             run.elapsed_ns += served.elapsed_ns
+        elif load.writes:
+            run.texts.append(run.worker.write())
+            run.rounds.append(run.texts[-1].steps_ns)
         elif load.mixed:
             run.rounds.append(run.worker.block(run.calls, done * run.calls))
         else:
@@ -373,7 +392,12 @@ def _judge_outputs(
             run.no_reference = reference
             continue
         signature = run.bundle.manifest.signature
-        feed = shape.feed_for(signature, plan.seed)
+        if plan.load.writes:
+            run.same_tokens = same_share(run.outputs[TOKENS], reference[TOKENS])
+            reference = {LOGITS: reference[LOGITS]}
+            signature, feed = checked_feed(signature, shape)
+        else:
+            feed = shape.feed_for(signature, plan.seed)
         run.agreement = agreement_of(
             signature, feed, reference, run.outputs, allowed_error(run.bundle, run.way)
         )
@@ -421,6 +445,7 @@ def _row(run: _Run, runs: Sequence[_Run], shape: Shape, plan: Plan) -> Row:
             round_ms=tuple(round(float(np.median(one)) / 1e6, 6) for one in run.rounds),
             percentiles_ms=percentiles_of(run.rounds),
             joules_per_call=None if run.joules is None else run.joules / len(run.rounds),
+            writing=_writing(run, shape),
         )
         baseline = _baseline_of(run, runs)
         if baseline is not None and baseline is not run:
@@ -444,8 +469,19 @@ def _row(run: _Run, runs: Sequence[_Run], shape: Shape, plan: Plan) -> Row:
     )
 
 
+def _writing(run: _Run, shape: Shape) -> Writing | None:
+    if not run.texts:
+        return None
+    return writing_of(run.texts, shape.batch, run.same_tokens, run.bundle.manifest.signature)
+
+
 def _throughput(run: _Run, shape: Shape, median_ms: float) -> float:
-    """Samples per second: of the median call, or of the server what it really answered."""
+    """Samples per second: of the median call, or of the server what it really answered.
+
+    Where text is generated, new tokens of all rows.
+    """
+    if (writing := _writing(run, shape)) is not None:
+        return writing.tokens_per_s
     if run.elapsed_ns:
         return sum(map(len, run.rounds)) * shape.batch * 1e9 / run.elapsed_ns
     samples = (run.loaded.samples if run.loaded else 0) or shape.batch

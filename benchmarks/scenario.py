@@ -4,7 +4,8 @@ The scenarios are those of MLPerf's loadgen. *Single-stream* asks one query afte
 counts the time of each. *Offline* gives all samples at once, in whatever order and batches suit,
 and counts samples per second. *Server* sends queries at random moments (a Poisson process of
 ``qps``), whether or not the earlier ones are answered: the time of each counts from the moment it
-arrives, waiting included.
+arrives, waiting included. *Generation*, which MLPerf has not, is for bundles with a cache: prompts
+of one length go on for some tokens, and the time to each token counts.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ QUERIES = 64
 MIXED_CALLS = 16
 # Arrivals of a block of the server scenario: so many seconds of them, within these counts.
 LEAST_ARRIVALS, MOST_ARRIVALS = 20, 1000
+# With fewer there is no time between two tokens.
+LEAST_NEW = 2
 SERVER_S = 2.0
 
 
@@ -44,6 +47,7 @@ class Scenario(StrEnum):
     SINGLE_STREAM = "single-stream"
     OFFLINE = "offline"
     SERVER = "server"
+    GENERATION = "generation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +59,19 @@ class Load:
         lengths: "fixed", "zipf", or a file of texts whose lengths are real.
         preprocessing: Whether texts are sent, and their tokenization counts; else arrays.
         qps: Queries per second of the server scenario.
+        new_tokens: Tokens written after each prompt in the generation scenario; 0 in others.
     """
 
     scenario: str = Scenario.SINGLE_STREAM
     lengths: str = FIXED
     preprocessing: bool = False
     qps: float = 0.0
+    new_tokens: int = 0
+
+    @property
+    def writes(self) -> bool:
+        """Whether rows generate text."""
+        return self.scenario == Scenario.GENERATION
 
     @property
     def mixed(self) -> bool:
@@ -83,6 +94,17 @@ class Load:
                 f"qps is {self.qps:g} with scenario {self.scenario}: the server scenario needs one "
                 "above 0, and no other takes it"
             )
+        if self.writes and self.new_tokens < LEAST_NEW:
+            found.append(
+                f"new_tokens is {self.new_tokens}, expected {LEAST_NEW} or more: the time between "
+                "two tokens counts"
+            )
+        if self.new_tokens and not self.writes:
+            found.append(f"new_tokens are for scenario {Scenario.GENERATION}")
+        if self.writes and (self.mixed or self.preprocessing):
+            found.append(
+                "prompts to be written on are random tokens of one length: give --prompt-tokens"
+            )
         return found
 
     def __str__(self) -> str:
@@ -92,6 +114,8 @@ class Load:
             parts.append(f"server at {self.qps:g} queries per s")
         elif self.scenario == Scenario.OFFLINE:
             parts.append("offline")
+        elif self.writes:
+            parts.append("generation")
         if self.mixed:
             where = "Zipf" if self.lengths == ZIPF else Path(self.lengths).name
             parts.append(f"lengths of {where}")

@@ -26,12 +26,21 @@ UNITS = (
     "against PyTorch, padding left out",
 )
 
+# Of texts that are generated, in place of the first of ``UNITS``.
+WRITING_UNITS = (
+    "first is to the first token; p50, p95, p99 and speed are of the time from one token to the "
+    "next; times in ms but the load's; per s is new tokens of all rows, prompts read included; "
+    "same is the share of tokens before the first that is not PyTorch's"
+)
+
 # Of what arrives, a server that keeps up answers at least this share while it is measured: the
 # last answer of a block comes a little after the last arrival.
 KEEPS_UP = 0.9
 
 # What a narrow terminal does without, first to go first.
-LEAST_NEEDED = ("calls", "load", "error", "p95", "MB", "disk", "J", "per s", "p99")
+LEAST_NEEDED = (
+    "calls", "load", "error", "p95", "MB", "disk", "J", "same", "per s", "p99", "first",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +120,12 @@ def _table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
 
 
 def _columns(rows: Sequence[Row], several: bool) -> list[Column]:
+    writes = any(row.measurement and row.measurement.writing for row in rows)
     columns = [Column("bundle", lambda row, found: row.bundle)] if several else []
     columns += [
         Column("backend", lambda row, found: str(row.way)),
         Column("calls", lambda row, found: str(found.latency.samples)),
+        *([Column("first", first_text)] if writes else []),
         Column("p50", lambda row, found: ms_text(found.latency.median_ms)),
         Column("p95", lambda row, found: ms_text(found.latency.p95_ms)),
     ]
@@ -135,6 +146,8 @@ def _columns(rows: Sequence[Row], several: bool) -> list[Column]:
         )
     if any(row.measurement and row.measurement.joules_per_call is not None for row in rows):
         columns.append(Column("J", lambda row, found: ms_text(found.joules_per_call)))
+    if writes:
+        columns.append(Column("same", same_text))
     columns.append(Column("error", lambda row, found: error_text(row)))
     columns.append(Column("speed, 95 %", lambda row, found: _speed(row)))
     columns.append(Column("", lambda row, found: _verdict(row)))
@@ -219,14 +232,16 @@ def notes_of(report: BenchReport) -> list[str]:
             f"speed is against {' and '.join(sorted(baselines))}, with its 95 % bootstrap interval"
         ] = None
     if any(found.joules_per_call is not None for found in measured):
-        notes["J is the energy of all CPU packages per call, other processes included"] = None
+        one = "token of all rows" if report.plan.load.writes else "call"
+        notes[f"J is the energy of all CPU packages per {one}, other processes included"] = None
     if measured:
-        notes |= dict.fromkeys(UNITS)
+        notes |= dict.fromkeys((WRITING_UNITS if report.plan.load.writes else UNITS[0], UNITS[1]))
         counts = [found.latency.samples for found in measured]
         rounds = [found.rounds for found in measured]
         threads = sorted({found.facts.threads for found in measured})
+        what = "tokens" if report.plan.load.writes else "calls"
         notes[
-            f"{_span(counts)} calls a row in {_span(rounds)} interleaved rounds, "
+            f"{_span(counts)} {what} a row in {_span(rounds)} interleaved rounds, "
             f"threads {', '.join(map(str, threads))}, seed {report.plan.seed}"
         ] = None
     return list(notes)
@@ -238,6 +253,17 @@ def error_text(row: Row) -> str:
         return "-"
     errors = [one.scaled_error for one in row.agreement]
     return "-" if None in errors else f"{max(e for e in errors if e is not None):.0e}"
+
+
+def first_text(row: Row, found: Measurement) -> str:
+    """Milliseconds to the first token; "-" for a row that writes none."""
+    return ms_text(found.writing.first_ms) if found.writing else "-"
+
+
+def same_text(row: Row, found: Measurement) -> str:
+    """How many of the tokens are PyTorch's, in percent; "-" where it is not known."""
+    same = found.writing.same_tokens if found.writing else None
+    return "-" if same is None else f"{same:.0%}"
 
 
 def _mb(value: float | None) -> str:

@@ -32,9 +32,10 @@ from tfx.runtime.child import Child, serve
 from tfx.runtime.clock import WarmUp, time_calls, warm_up
 from tfx.runtime.session import Session, open_session
 
+from .generation import LOGITS, SHORT, TOKENS, Writer, Written, open_writer
 from .scenario import Load, Scenario, Served, poisson_arrivals, queries_of
 from .scenario import serve as serve_queries
-from .workload import Plan, Shape, Way
+from .workload import NEW, Plan, Shape, Way
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,10 @@ class Worker(Protocol):
         """
         ...
 
+    def write(self) -> Written:
+        """Write one text after each prompt, all in one batch; of the generation scenario."""
+        ...
+
     def serve(self, arrivals: int, qps: float, seed: int) -> Served:
         """Answer queries that arrive at random; one before them is not timed.
 
@@ -97,7 +102,7 @@ class Worker(Protocol):
         ...
 
     def outputs(self) -> dict[str, np.ndarray]:
-        """Outputs of the feed."""
+        """Outputs of the feed; of the generation scenario ``LOGITS`` and ``TOKENS``."""
         ...
 
     def evaluate(
@@ -163,6 +168,11 @@ class ProcessWorker:
         samples: list[int] = self.child.ask(do="block", calls=calls, first=first)
         return samples
 
+    def write(self) -> Written:
+        """Write one text after each prompt."""
+        found = self.child.ask(do="write")
+        return Written(tuple(found["times_ns"]), np.array(found["ids"], np.int64))
+
     def serve(self, arrivals: int, qps: float, seed: int) -> Served:
         """Answer queries that arrive at random; they come as slowly as they come."""
         found = self.child.ask(arrivals / qps, do="serve", arrivals=arrivals, qps=qps, seed=seed)
@@ -225,6 +235,8 @@ class Server:
         self._feed: Mapping[str, np.ndarray] = {}
         self._calls: list[Callable[[], object]] = []
         self._asked = 0
+        self._writer: Writer | None = None
+        self._new = 0
 
     def answer(self, question: Mapping[str, Any]) -> Any:
         """Do what the parent asks and return what it is told, as JSON values.
@@ -244,6 +256,10 @@ class Server:
                 self._next()
                 self._asked = arguments.get("first", 0)
                 return time_calls(self._next, arguments["calls"], time.perf_counter_ns)
+            case "write":
+                assert self._writer is not None  # the scenario says so
+                written = self._writer.write(self._new)
+                return {"times_ns": list(written.times_ns), "ids": written.ids.tolist()}
             case "serve":
                 self._next()
                 rng = np.random.default_rng(arguments["seed"])
@@ -276,6 +292,24 @@ class Server:
         device: str = "",
         load: Mapping[str, Any] | None = None,
     ) -> Loaded:
+        asked = decode(Load, load or {})
+        if asked.writes:
+            opened = open_bundle(bundle, verify=False)
+            self._new = sizes[NEW]
+            self._session, self._writer, load_s = open_writer(
+                opened,
+                backend=backend,
+                precision=precision,
+                threads=threads,
+                trust=trust,
+                device=device,
+                shape=Shape(sizes),
+                seed=seed,
+            )
+            # What is warmed up and called first; a whole text would take as long as a round.
+            self._calls = [functools.partial(self._writer.write, min(SHORT, self._new))]
+            (first_call_ns,) = time_calls(self._next, 1, time.perf_counter_ns)
+            return Loaded(self._session.report.facts, load_s, first_call_ns / 1e6)
         signature = open_bundle(bundle, verify=False).manifest.signature
         self._feed = Shape(sizes).feed_for(signature, seed)
         started = time.perf_counter_ns()
@@ -290,7 +324,6 @@ class Server:
         )
         load_s = (time.perf_counter_ns() - started) / 1e9
         (first_call_ns,) = time_calls(self._call, 1, time.perf_counter_ns)
-        asked = decode(Load, load or {})
         session = self._session
         queries, samples = queries_of(session, asked, sizes, seed)
         self._calls = [functools.partial(session.predict, query) for query in queries]
@@ -333,7 +366,10 @@ class Server:
 
     def _call(self) -> dict[str, np.ndarray]:
         assert self._session is not None  # load() comes first
-        return self._session.predict(self._feed)
+        if self._writer is not None:
+            return {LOGITS: self._writer.logits(), TOKENS: self._writer.write(self._new).ids}
+        outputs: dict[str, np.ndarray] = self._session.predict(self._feed)
+        return outputs
 
 
 def _write_recorded(path: Path, found: Recorded) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from tfx.errors import RecipeError, listing
 from tfx.feeds import random_feed
+from tfx.runtime.generation.decoder import longest, most_rows
 from tfx.runtime.generation.kv_cache import CAPACITY
 from tfx.signature import BATCH, SEQUENCE, Signature
 
@@ -20,6 +21,12 @@ DEFAULT_LENGTHS = (128,)
 DEFAULT_ROUNDS = 40
 DEFAULT_SECONDS = 20.0
 DEFAULT_LIMIT_S = 300.0
+# Of the generation scenario: tokens of a prompt, and those written.
+DEFAULT_PROMPTS = (128,)
+DEFAULT_NEW_TOKENS = 64
+
+# Sizes of a text that is generated: tokens of its prompt, and new ones.
+PROMPT, NEW = "prompt", "new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +35,7 @@ class Plan:
 
     Attributes:
         batches: Sizes of the batch axis; each is combined with every length.
-        lengths: Sizes of the sequence axes.
+        lengths: Sizes of the sequence axes; in the generation scenario, tokens of the prompts.
         rounds: Most rounds of a shape; in each, every row runs one block of calls.
         seconds: No round begins after this many seconds on a shape, once there were
             ``stats.LEAST_ROUNDS``. Each row's warm-up gets as long at most.
@@ -147,6 +154,8 @@ def shapes_of(
     Returns:
         Shapes without duplicates, and a sentence for every size that was clipped.
     """
+    if plan.load.writes:
+        return _written_shapes(signatures, plan)
     axes = dict.fromkeys(
         axis
         for signature in signatures
@@ -168,6 +177,31 @@ def shapes_of(
                 if note:
                     notes[note] = None
             shapes.setdefault(tuple(sizes.values()), Shape(sizes, str(plan.load)))
+    return tuple(shapes.values()), tuple(notes)
+
+
+def _written_shapes(
+    signatures: Sequence[Signature], plan: Plan
+) -> tuple[tuple[Shape, ...], tuple[str, ...]]:
+    """Shapes of the generation scenario; prompt and new tokens share what a cache may hold."""
+    notes: dict[str, None] = {}
+
+    def clipped(name: str, asked: int, most: int, why: str) -> int:
+        if asked > most:
+            notes[f"{name} {asked} was clipped to {most}: the bundles admit {why}"] = None
+        return min(asked, most)
+
+    room = min(longest(signature) for signature in signatures)
+    rows = min(most_rows(signature) for signature in signatures)
+    total = f"{room} tokens in all"
+    new = clipped(NEW, plan.load.new_tokens, max(room // 2, 1), total)
+    shapes: dict[tuple[int, int], Shape] = {}
+    for asked in plan.batches:
+        batch = clipped(BATCH, asked, rows, f"1..{rows}")
+        for length in plan.lengths:
+            prompt = clipped(PROMPT, length, room - new, total)
+            sizes = {BATCH: batch, PROMPT: prompt, NEW: new}
+            shapes.setdefault((batch, prompt), Shape(sizes, str(plan.load)))
     return tuple(shapes.values()), tuple(notes)
 
 

@@ -144,26 +144,34 @@ def load_source(
     low = None if asked is DType.FLOAT32 else getattr(torch, asked)
     module = module.to(device=device, dtype=low)
     called = torch.compile(module, fullgraph=True) if compiled else module
-    return (called if low is None else _rounded(called, low)), asked, device
+    return (called if low is None else Rounded(called, low)), asked, device
 
 
-def _rounded(module: Call, low: torch.dtype) -> Call:
-    """A module of 16-bit floats, called with float32 and giving it."""
-    import torch
+class Rounded:
+    """A module of 16-bit floats, called with float32 and giving it.
 
-    def call(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        outputs = module(
+    Attributes:
+        module: It.
+    """
+
+    def __init__(self, module: Call, low: torch.dtype) -> None:
+        self.module = module
+        self._low = low
+
+    def __call__(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Round the inputs, and give floats back as float32."""
+        import torch
+
+        outputs = self.module(
             **{
-                name: tensor.to(low) if tensor.dtype is torch.float32 else tensor
+                name: tensor.to(self._low) if tensor.dtype is torch.float32 else tensor
                 for name, tensor in inputs.items()
             }
         )
         return {
-            name: tensor.float() if tensor.dtype is low else tensor
+            name: tensor.float() if tensor.dtype is self._low else tensor
             for name, tensor in named_outputs(outputs).items()
         }
-
-    return call
 
 
 class TorchExecutable:
@@ -177,6 +185,17 @@ class TorchExecutable:
         self.facts = facts
         self._module: Call | None = module
         self._names = [spec.name for spec in bundle.manifest.signature.outputs]
+
+    @property
+    def module(self) -> Call:
+        """The PyTorch module itself.
+
+        Raises:
+            BackendError: If it is closed.
+        """
+        if self._module is None:
+            raise session_closed()
+        return self._module.module if isinstance(self._module, Rounded) else self._module
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Run the module once; only the outputs of the bundle's signature are returned."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .decoder import Decoder
-from .sampling import log_probabilities, penalize_repetition
+from .sampling import log_probabilities, penalize_repetition, without
 
 # Added to the score of what must not be taken while anything else is there.
 UNWANTED = -1e9
@@ -40,6 +40,7 @@ def search(
     *,
     beams: int,
     max_new_tokens: int,
+    min_new_tokens: int = 0,
     end_ids: Collection[int],
     penalty: float = 1.0,
 ) -> list[list[int]]:
@@ -55,6 +56,7 @@ def search(
         prompts: Their tokens.
         beams: Texts followed for each prompt.
         max_new_tokens: Most tokens of a text.
+        min_new_tokens: Fewest.
         end_ids: Tokens that end one.
         penalty: Of tokens that were there before.
 
@@ -70,6 +72,8 @@ def search(
     for count in range(1, max_new_tokens + 1):
         seen = [[*one.prompt, *beam] for one in searches for beam in one.beams]
         scores = penalize_repetition(log_probabilities(logits), seen, penalty)
+        if count <= min_new_tokens:
+            scores = without(scores, end_ids)
         places: list[int] = []
         for index, one in enumerate(searches):
             first = index * beams

@@ -18,7 +18,7 @@ from ..backend import Executable
 from .beams import search
 from .continuations import Continuation, Prompt, Writer
 from .decoder import Decoder, is_generator, longest, most_rows
-from .sampling import draw, keep_top_k, keep_top_p, penalize_repetition
+from .sampling import draw, keep_top_k, keep_top_p, penalize_repetition, without
 
 # Prompts of one run.
 BATCH_ROWS = 8
@@ -38,6 +38,7 @@ class Options:
 
     Attributes:
         max_new_tokens: Most tokens of each text.
+        min_new_tokens: Fewest; before, no end token is chosen.
         temperature: 0 takes the likeliest token; else logits are divided by it and drawn from.
         top_p: Draw from the likeliest tokens that make up this share.
         top_k: Draw from so many of the likeliest; 0 for all.
@@ -48,6 +49,7 @@ class Options:
     """
 
     max_new_tokens: int = 64
+    min_new_tokens: int = 0
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -60,6 +62,11 @@ class Options:
         problems = []
         if self.max_new_tokens < 1:
             problems.append(f"max_new_tokens is {self.max_new_tokens}, expected 1 or more")
+        if not 0 <= self.min_new_tokens <= max(self.max_new_tokens, 1):
+            problems.append(
+                f"min_new_tokens is {self.min_new_tokens}, expected 0 to max_new_tokens, "
+                f"{self.max_new_tokens}"
+            )
         if not 0 <= self.temperature < float("inf"):
             problems.append(f"temperature is {self.temperature}, expected 0 or more")
         if not 0 < self.top_p <= 1:
@@ -203,8 +210,12 @@ class TextGenerator:
         rngs = [np.random.default_rng((options.seed, first + row)) for row in range(len(prompts))]
         written = [self._writer.begin(prompt, stops) for prompt in prompts]
         live = np.arange(len(prompts))  # the prompt of each row of the batch
+        count = 0
         while True:
             seen = [written[row].seen for row in live]
+            if count < options.min_new_tokens:
+                logits = without(logits, self._said.end_ids)
+            count += 1
             chosen = _choose(logits, seen, options, [rngs[row] for row in live])
             kept = []
             for place, row in enumerate(live.tolist()):
@@ -257,6 +268,7 @@ class TextGenerator:
             [list(prompt.ids) for prompt in prompts],
             beams=options.num_beams,
             max_new_tokens=options.max_new_tokens,
+            min_new_tokens=options.min_new_tokens,
             end_ids=self._said.end_ids,
             penalty=options.repetition_penalty,
         )

@@ -6,7 +6,7 @@ that cannot be chosen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -62,6 +62,20 @@ def keep_top_p(logits: np.ndarray, share: float) -> np.ndarray:
     kept = np.empty_like(dropped)
     np.put_along_axis(kept, order, ~dropped, axis=1)
     return np.where(kept, logits, np.float32(-np.inf))
+
+
+def without(logits: np.ndarray, tokens: Collection[int]) -> np.ndarray:
+    """Make tokens impossible to choose.
+
+    Args:
+        logits: ``[rows, vocabulary]``.
+        tokens: Their ids; none changes nothing.
+    """
+    if not tokens:
+        return logits
+    changed = logits.copy()
+    changed[:, list(tokens)] = -np.inf
+    return changed
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
