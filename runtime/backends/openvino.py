@@ -47,7 +47,7 @@ TYPES = {
 }
 
 # What ``_compiled`` changes in a graph: another list makes other entries of the cache.
-CHANGES = "repeat_heads choose_masks keep_state"
+CHANGES = "repeat_heads choose_masks drop_number_checks join_projections keep_state"
 
 # Size of the axes of the feed that a compiled model is tried on before it is kept.
 TRIED = 8

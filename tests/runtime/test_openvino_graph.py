@@ -118,7 +118,7 @@ def test_only_shared_heads_are_repeated(tmp_path, heads, changed):
 
 def test_what_it_mends_is_still_broken(tmp_path, monkeypatch):
     """Fails when OpenVINO has learnt it: then ``openvino_graph`` can go."""
-    monkeypatch.setattr(openvino_graph, "_attentions", lambda model: [])
+    monkeypatch.setattr(openvino_graph, "attentions_of", lambda model: [])
     bundle = write_bundle(
         tmp_path / "b", attention_graph((4, 2, 2)), signature=signature((4, 2, 2))
     )
