@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from . import detection, replacements
+from . import detection, replacements, thrift
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,24 @@ PATCHES: tuple[Patch, ...] = (
         "Reads the whole graph for every node and every pattern of several outputs "
         "(_matcher.py, match), before it looks whether the node fits: a quarter of the export of "
         "Deformable DETR. The same matches are found. Until onnxscript looks first.",
+    ),
+    Patch(
+        "torch.onnx._internal.fx.passes.type_promotion:_TypePromotionInterpreter.run_node",
+        thrift.promoted_in_place,
+        "Computes the shapes of the whole graph once more to find operators on mixed types, of "
+        "which there are few (type_promotion.py, run_node). Until PyTorch looks at types alone.",
+    ),
+    Patch(
+        "onnxscript._internal.values:TracedOnnxFunction.function_ir",
+        thrift.domain_alone,
+        "Parses the source of 500 translations at each export for the domain of their names "
+        "(torch_2_5.py, get_torchlib_ops). Until onnxscript reads the opset's.",
+    ),
+    Patch(
+        "torch.fx.config:do_not_emit_stack_traces",
+        thrift.no_stack_traces,
+        "Each node gets the text of the stack it was traced on, which a bundle does not keep. "
+        "Until torch.export takes no traces by default.",
     ),
     Patch(
         "torch.nn.modules.pooling:MaxPool1d.forward",

@@ -38,6 +38,7 @@ from .generation import read_generation
 from .loader import Loaded, find_source, load, name_of, parts_of
 from .pairs import decoder_reference
 from .proof import Reference, example_cases, is_text, prove, reference, text_cases, torch_arrays
+from .thrift import unscanned
 from .tracer import trace
 
 if TYPE_CHECKING:
@@ -149,10 +150,11 @@ def _fill(
     examples: Any,
     on_step: Callable[[str], None],
 ) -> None:
-    draft = _write_graph(staging, model, recipe, examples, on_step)
-    # The module, its trace and the graph's weights are gone by now: ONNX Runtime makes its
-    # own copy, and three at once would not fit where the model itself does.
-    gc.collect()
+    with unscanned():
+        draft = _write_graph(staging, model, recipe, examples, on_step)
+        # The module, its trace and the graph's weights are gone by now: ONNX Runtime makes its
+        # own copy, and three at once would not fit where the model itself does.
+        gc.collect()
     on_step("comparing with PyTorch")
     staging.finish(_proven(staging, draft))
 
