@@ -81,6 +81,7 @@ PRECISION = click.Choice(list(PRECISIONS))
 @click.option("--eval", "data", type=FILE, help="Samples that accuracy is measured on.")
 @click.option("--metric", default="auto", help="Of --eval; default: the task's own.")
 @click.option("--samples", type=int, help="At most so many of --eval, drawn; default: all.")
+@click.option("--profile", is_flag=True, help="Also say what each row's time goes to.")
 @click.option("-o", "--output", type=OUTPUT, help="Also write the JSON document, as it grows.")
 @click.option("--csv", "csv_file", type=OUTPUT, help="Also write a line a row.")
 @click.option("--html", "html_file", type=OUTPUT, help="Also write a page with plots.")
@@ -111,6 +112,7 @@ def bench(
     data: Path | None,
     metric: str,
     samples: int | None,
+    profile: bool,
     output: Path | None,
     csv_file: Path | None,
     html_file: Path | None,
@@ -143,6 +145,7 @@ def bench(
     from .family import usual_backends, usual_scenario
     from .machine import this_machine
     from .output import read_report, write_csv, write_html, write_json
+    from .profiled import show_spent, with_profiles
     from .report import BenchReport, Status
     from .results import read_results, reports_of, show_history
     from .resume import continued
@@ -208,6 +211,8 @@ def bench(
             report = measure(
                 chosen, plan, ways, machine, progress=shown, earlier=earlier, keep=keep
             )
+            if profile:
+                report = with_profiles(report, chosen, progress=shown, keep=keep)
         except KeyboardInterrupt:
             if not kept or not kept[0].rows:
                 raise
@@ -224,6 +229,7 @@ def bench(
         emit_json(report.to_dict() | (found if before else {}))
     else:
         show_report(console(), report)
+        show_spent(console(), report)
         if before is not None:
             show_changes(console(), changes, limits)
             for line in versions_that_differ(before, report):

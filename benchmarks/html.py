@@ -11,6 +11,7 @@ from tfx.runtime.stats import Verdict
 from tfx.signature import BATCH, SEQUENCE
 
 from .accuracy import shown_accuracy, shown_change
+from .html_time import time_section
 from .plot import (
     Curve,
     Point,
@@ -26,9 +27,6 @@ from .report import BenchReport, Row, Status
 from .style import STYLE
 from .table import error_text, first_text, ms_text, notes_of, same_text, significant
 from .workload import PROMPT
-
-# Bars of operators that are named; the others are one bar.
-NAMED_OPS = 5
 
 # A number a row is called by in plots, where its name has no room.
 Numbers = dict[str, int]
@@ -50,6 +48,7 @@ def page_of(report: BenchReport) -> str:
         sections.append(_pareto_section(shape, measured, numbers))
         sections.append(_table(measured, numbers))
         sections.append(_distribution(shape, measured, numbers))
+        sections.append(time_section(shape, measured, numbers))
     for axis in (BATCH, SEQUENCE, PROMPT):
         sections.append(_curves(report, axis, numbers))
     sections += [_failures(report), _notes(report), _conditions(report)]

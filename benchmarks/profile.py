@@ -36,6 +36,23 @@ WARM_UP_CALLS = 5
 LAYER = re.compile(r"(?:^|[/._])(layers?|h|block|blocks|stages?)[./_](\d+)(?=[/._]|$)")
 ELSEWHERE = "elsewhere"
 
+# Kinds of operators by the names engines give them, first that fits; the others are "rest". PyTorch
+# compiled, and OpenVINO's "Subgraph", are of several operators: their name lists them, or is rest.
+REST = "rest"
+KINDS = {
+    "attention": re.compile(r"attention|scaled_?dot_?product|scaledattn|sdpa"),
+    "matrix products": re.compile(
+        r"matmul|gemm|fullyconnected|innerproduct|einsum|(?<!quantize)linear|addmm|(^|::)b?mm$"
+        r"|conv(olution|transpose|integer|2d|1d|3d|_)?$|mkldnn_convolution"
+    ),
+    "normalization": re.compile(r"norm|^mvn$"),
+    "activations": re.compile(r"gelu|relu|silu|swish|mish|elu$|sigmoid|tanh|erf$|softmax"),
+    "moved and converted": re.compile(
+        r"quantizelinear|fakequantize|^cast$|convert|reorder|transpose|reshape|copy_?$|::to$"
+        r"|::_to_copy|concat|^cat$|::cat$|slice|split|gather|embedding|index_select|expand|pad$"
+    ),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -180,6 +197,24 @@ def shares_of(nodes: Iterable[Node], runs: int, group: Callable[[Node], str]) ->
     return tuple(sorted(found, key=lambda one: -one.ms))
 
 
+def kind_of(op: str) -> str:
+    """The kind of an operator by its name in an engine: a key of ``KINDS``, or ``REST``."""
+    name = op.lower()
+    return next((kind for kind, pattern in KINDS.items() if pattern.search(name)), REST)
+
+
+def kinds_of(ops: Iterable[Share]) -> tuple[Share, ...]:
+    """Time by kind of operator, in the order of ``KINDS``, ``REST`` last."""
+    found: dict[str, Share] = {}
+    for one in ops:
+        kind = kind_of(one.name)
+        before = found.get(kind, Share(kind, 0.0, 0.0, 0))
+        found[kind] = Share(
+            kind, before.ms + one.ms, before.share + one.share, before.nodes + one.nodes
+        )
+    return tuple(found[kind] for kind in (*KINDS, REST) if kind in found)
+
+
 def scopes_of(bundle: Bundle) -> dict[str, str]:
     """Module of PyTorch that a node came from, by its name and by those of what it gives."""
     graph = need("onnx").load(str(bundle.model), load_external_data=False).graph
@@ -214,7 +249,8 @@ def show_profile(out: Console, found: Profile, *, most: int = 15) -> None:
     if rest:
         sums = sum(one.ms for one in rest), sum(one.share for one in rest)
         ops += (Share(f"{len(rest)} others", *sums, sum(one.nodes for one in rest)),)
-    for name, shares in (("operator", ops), ("layer", found.layers)):
+    kinds = kinds_of(found.ops)
+    for name, shares in (("kind", kinds), ("operator", ops), ("layer", found.layers)):
         if not shares:
             continue
         table = Table(box=None, padding=(0, 1), pad_edge=False)

@@ -52,6 +52,9 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
                     change: against, value, low, high: difference from PyTorch in float32 on the
                     same samples, null for itself
       no_accuracy   why there is none although it was asked for; ""
+      spent         null where not asked for: what its time goes to by operator, as the engine's
+                    own profiler tells it in runs of their own: ops (name, ms of a run, share,
+                    nodes), runs, and reason, why there is nothing
 """
 
 from __future__ import annotations
@@ -75,6 +78,7 @@ from tfx.signature import Feed, Signature
 from .accuracy import Accuracy
 from .generation import Writing
 from .machine import Machine
+from .profiled import Spent
 from .workload import Plan, Shape, Way
 
 SCHEMA_VERSION = 2
@@ -159,6 +163,7 @@ class Row:
     model_bytes: int | None = None
     accuracy: Accuracy | None = None
     no_accuracy: str = ""
+    spent: Spent | None = None
 
     @property
     def way(self) -> Way:

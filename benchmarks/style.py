@@ -69,8 +69,15 @@ thead th { background: var(--card); font-weight: 600; color: var(--soft); }
 th:first-child, td.word { text-align: left; }
 tbody th { font-weight: 600; text-align: left; background: var(--page); position: sticky; left: 0; }
 .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
-.share { display: flex; height: 18px; border-radius: 4px; overflow: hidden; }
-.share > span { background: var(--c); border-right: 1px solid var(--card); }
+.k0 { --k: var(--s0); } .k1 { --k: var(--s1); } .k2 { --k: var(--s2); }
+.k3 { --k: var(--s3); } .k4 { --k: var(--s4); } .k5 { --k: var(--s5); }
+.share { display: flex; height: 22px; border-radius: 4px; overflow: hidden; }
+.share > span { background: var(--k); border-right: 1px solid var(--card); color: var(--page);
+  font-size: .75rem; font-weight: 600; line-height: 22px; text-align: center; overflow: hidden; }
+.swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px;
+  background: var(--k); vertical-align: -1px; }
+details { margin: 6px 0; font-size: .87rem; } summary { cursor: pointer; overflow-wrap: anywhere; }
+details .scroll { margin: 6px 0 12px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px; margin: 8px 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 ul.notes { padding-left: 20px; }

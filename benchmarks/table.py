@@ -11,6 +11,7 @@ from tfx.runtime.stats import LEAST_ROUNDS, LEAST_SAMPLES
 from tfx.signature import BATCH
 
 from .accuracy import shown_accuracy, shown_change
+from .profiled import reasons_of
 from .report import BenchReport, Measurement, Row, Status
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ def notes_of(report: BenchReport) -> list[str]:
             ] = None
         for note in found.facts.notes:
             notes[f"{row.name}: {note}"] = None
+    notes |= dict.fromkeys(reasons_of(report))
     measured = [row.measurement for row in report.rows if row.measurement is not None]
     if any(found.latency.p99_ms is None for found in measured):
         notes[
