@@ -146,6 +146,10 @@ def _join(attention: Any, parts: Sequence[_Projection], heads: int, scale: np.fl
     each = ops.split(ordered, ops.constant(np.int64(0)), len(parts))
     for port in (QUERY, KEY, VALUE):
         part = ops.squeeze(each.output(port), ops.constant(np.int64(0)))
+        # Others may need the queries without the scale; who asks for their type does not.
+        for reader in attention.input_value(port).get_target_inputs():
+            if reader.get_node().get_type_name() == "ConvertLike":
+                reader.replace_source_output(part.output(0))
         attention.input(port).replace_source_output(part.output(0))
     one = ops.constant(np.float32(1))
     if attention.get_input_size() > SCALE:
