@@ -169,6 +169,54 @@ def compare_runs(
     return found
 
 
+def merged_runs(reports: Sequence[BenchReport]) -> BenchReport:
+    """Several runs of one plan as one: each row has the rounds of all.
+
+    How fast a model is also depends on where its weights and threads happened to lie when it was
+    loaded, which no number of rounds of one run tells: as a baseline, three are surer than one.
+
+    Args:
+        reports: At least one; of one machine, with the same rows measured.
+
+    Raises:
+        DataError: If they are not.
+    """
+    first, *others = reports
+    for other in others:
+        if _conditions(first) != _conditions(other):
+            raise DataError(
+                "the baselines are not runs of one plan on one machine with the same rows",
+                hint="Measure them again with the same command.",
+            )
+    if not others:
+        return first
+    rows = [_merged_row(same) for same in zip(*(one.rows for one in reports), strict=True)]
+    probes = {
+        title: tuple(ms for report in reports for ms in report.probes.get(title, ()))
+        for title in first.probes
+    }
+    return replace(first, rows=tuple(rows), probes=probes)
+
+
+def _conditions(report: BenchReport) -> tuple[object, ...]:
+    rows = [(row.name, row.title, row.digest, row.status) for row in report.rows]
+    return report.machine.cpu, report.machine.usable_cpus, rows
+
+
+def _merged_row(rows: Sequence[Row]) -> Row:
+    found = [row.measurement for row in rows if row.measurement is not None]
+    if not found:
+        return rows[0]
+    median_ms = float(np.median([one.latency.median_ms for one in found]))
+    whole = replace(
+        found[0],
+        rounds=sum(one.rounds for one in found),
+        latency=replace(found[0].latency, median_ms=median_ms),
+        round_ms=tuple(ms for one in found for ms in one.round_ms),
+    )
+    return replace(rows[0], measurement=whole)
+
+
 def versions_that_differ(earlier: BenchReport, later: BenchReport) -> list[str]:
     """Libraries of another version in the later run, one phrase each."""
     before, now = earlier.machine.versions, later.machine.versions

@@ -86,7 +86,13 @@ PRECISION = click.Choice(list(PRECISIONS))
 @click.option("--csv", "csv_file", type=OUTPUT, help="Also write a line a row.")
 @click.option("--html", "html_file", type=OUTPUT, help="Also write a page with plots.")
 @click.option("--resume", type=FILE, help="Go on with what --output holds.")
-@click.option("--baseline", type=FILE, help="Compare with an earlier --output.")
+@click.option(
+    "--baseline",
+    "baselines",
+    multiple=True,
+    type=FILE,
+    help="Compare with an earlier --output; several runs are surer.",
+)
 @click.option("--fail-on", help="Exit code 1 for rows beyond it, e.g. slower:10%,accuracy:0.5.")
 @click.option("--history", type=FOLDER, help="Show how figures of stored --output files moved.")
 @click.option("--save", type=FOLDER, help="Folder to keep results in, by machine and date.")
@@ -117,7 +123,7 @@ def bench(
     csv_file: Path | None,
     html_file: Path | None,
     resume: Path | None,
-    baseline: Path | None,
+    baselines: tuple[Path, ...],
     fail_on: str | None,
     history: Path | None,
     save: Path | None,
@@ -139,6 +145,7 @@ def bench(
         RegressionError,
         compare_runs,
         limits_of,
+        merged_runs,
         show_changes,
         versions_that_differ,
     )
@@ -156,10 +163,10 @@ def bench(
     if history is not None:
         show_history(console(), reports_of(read_results(history)))
         return
-    if fail_on is not None and baseline is None:
+    if fail_on is not None and not baselines:
         raise click.UsageError("--fail-on needs --baseline, the run to compare with")
     limits = Limits() if fail_on is None else limits_of(fail_on)
-    before = None if baseline is None else read_report(baseline)
+    before = merged_runs([read_report(path) for path in baselines]) if baselines else None
     chosen = [chosen_bundle(path) for path in dict.fromkeys(bundles)] or family_of(
         chosen_bundle(None)
     )

@@ -140,6 +140,9 @@ class ProcessWorker:
         child: The process.
     """
 
+    # What the process runs, as ``python -m`` takes it.
+    MODULE = "tfx.bench.worker"
+
     def __init__(self, bundle: Path, way: Way, shape: Shape, plan: Plan) -> None:
         self._job = {
             "bundle": str(bundle),
@@ -152,7 +155,7 @@ class ProcessWorker:
             "load": encode(plan.load),
         }
         self._data = {"data": plan.data, "samples": plan.samples, "seed": plan.seed}
-        self.child = Child("tfx.bench.worker", plan.limit_s)
+        self.child = Child(self.MODULE, plan.limit_s)
 
     def load(self) -> Loaded:
         """Start the process, open the session in it and make the first call."""

@@ -16,6 +16,7 @@ from tfx.bench.baseline import (
     Outcome,
     compare_runs,
     limits_of,
+    merged_runs,
     show_changes,
     versions_that_differ,
 )
@@ -95,6 +96,27 @@ def test_few_rounds_allow_no_verdict_and_say_so():
     (*_, change) = compare_runs(earlier, dataclasses.replace(run(1), rows=rows), Limits(0.1))
     assert change.outcome is Outcome.UNSURE
     assert change.reason == "fewer than 8 rounds: its time is not compared"
+
+
+def test_several_baselines_are_surer_than_one_that_was_unlucky():
+    unlucky = run(0, planted=1.09)
+    later = run(100, planted=1.15)
+    assert outcomes(unlucky, later)["minilm-sst2 on onnxruntime"] is not Outcome.FAILED
+    merged = merged_runs([unlucky, run(1, slow=1.3), run(2, slow=0.8)])
+    assert outcomes(merged, later)["minilm-sst2 on onnxruntime"] is Outcome.FAILED
+    assert Outcome.FAILED not in outcomes(merged, run(101)).values()
+    found = merged.rows[0].measurement
+    assert found.rounds == len(found.round_ms) == len(next(iter(merged.probes.values()))) == 120
+    assert merged_runs([unlucky]) is unlucky
+
+
+def test_baselines_of_other_rows_or_machines_are_refused():
+    fewer = {pair: ms for pair, ms in SPEEDS_MS.items() if pair[1] != "openvino"}
+    elsewhere = dataclasses.replace(run(0), machine=dataclasses.replace(MACHINE, usable_cpus=4))
+    for other in (run(1, speeds=fewer), elsewhere):
+        with pytest.raises(DataError, match="the baselines are not runs of one plan") as caught:
+            merged_runs([run(0), other])
+        assert caught.value.hint == "Measure them again with the same command."
 
 
 def test_a_drop_of_accuracy_is_found_in_pairs():

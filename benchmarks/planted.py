@@ -1,0 +1,260 @@
+"""``python -m tfx.bench.planted``: whether ``--fail-on`` finds a slowdown, and only a slowdown.
+
+Some runs are the baseline. Then runs of the same bundle alternate with runs in which one row's
+calls really take longer, each judged as ``tfx bench --baseline ... --fail-on slower:10%`` judges
+it. All of the slowed ones must fail, and none of the others: on the machine it runs on, with its
+drift.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from tfx.bundle import Bundle
+from tfx.codec import encode
+from tfx.console import FOLDER, Progress, chosen_bundle, console, emit_json, json_option, progress
+from tfx.errors import BackendError, RecipeError, TfxError
+from tfx.runtime.backend import BACKENDS
+
+from .baseline import PROBE, Limits, Outcome, RowChange, compare_runs, merged_runs
+from .family import REFERENCE
+from .machine import Machine, this_machine
+from .report import BenchReport
+from .runner import measure
+from .slowed import SlowedWorker
+from .stored import now, save_option, save_result
+from .table import ms_text
+from .worker import ProcessWorker, Start, Worker
+from .workload import Plan, Shape, Way
+
+TRIES = 10
+BASELINES = 3
+# What is planted, and what ``--fail-on`` allows.
+SHARE, LIMIT = 0.15, 0.10
+# Of each run: the command stays under six minutes with MiniLM on two CPUs.
+SECONDS = 8.0
+LENGTH = 128
+
+# Measures once; tests give another.
+Measuring = Callable[[Start], BenchReport]
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """A run against the baseline.
+
+    Attributes:
+        planted: Share of each call's time that was added; 0 for none.
+        now_ms: Median of the row.
+        ratio: Of its time to the baseline's, both relative to PyTorch's.
+        low: Lower end of the 95 % interval of ``ratio``.
+        high: Upper end.
+        outcome: What ``--fail-on`` makes of it.
+        reason: Why there is no ratio; "".
+    """
+
+    planted: float
+    now_ms: float | None
+    ratio: float | None
+    low: float | None
+    high: float | None
+    outcome: Outcome
+    reason: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Whether a slowdown is found where one is, and none where none is."""
+        return (self.outcome is Outcome.FAILED) == bool(self.planted)
+
+
+def try_of(planted: float, change: RowChange) -> Try:
+    """What came of a run, by how its row changed."""
+    time = change.time
+    if time is None or change.anchor == PROBE:
+        reason = change.reason or f"{REFERENCE} was not measured beside it"
+        return Try(planted, change.now_ms, None, None, None, Outcome.UNSURE, reason)
+    return Try(planted, change.now_ms, time.value, time.low, time.high, change.outcome)
+
+
+def plant(
+    measured: Measuring,
+    way: Way,
+    *,
+    baselines: int = BASELINES,
+    tries: int = TRIES,
+    share: float = SHARE,
+    limit: float = LIMIT,
+    shown: Progress | None = None,
+) -> list[Try]:
+    """Measure the baselines, then unchanged and slowed runs by turns.
+
+    Args:
+        measured: Measures once, with the workers it is given.
+        way: Of the row that is slowed.
+        baselines: Runs that later ones are compared with, as one.
+        tries: Of either kind.
+        share: Of each call's time that is added.
+        limit: As ``Limits.slower``.
+        shown: Told of each run.
+
+    Raises:
+        BackendError: If the row, or PyTorch's, cannot be measured.
+    """
+    shown = shown or Progress()
+
+    def slow_start(bundle: Path, asked: Way, shape: Shape, plan: Plan) -> Worker:
+        if asked == way:
+            return SlowedWorker(bundle, asked, shape, plan, share=share)
+        return ProcessWorker(bundle, asked, shape, plan)
+
+    runs = []
+    for number in range(1, baselines + 1):
+        shown.say(f"baseline {number} of {baselines}")
+        runs.append(measured(ProcessWorker))
+        for row in runs[-1].rows:
+            if row.measurement is None:
+                raise BackendError(
+                    f"{row.name} cannot be measured: {row.reason}",
+                    hint="See what is missing with: tfx doctor",
+                )
+    baseline = merged_runs(runs)
+    found = []
+    for number in range(1, tries + 1):
+        for planted in (0.0, share):
+            what = f"{planted:.0%} slower" if planted else "unchanged"
+            shown.say(f"try {number} of {tries}, {what}")
+            report = measured(slow_start if planted else ProcessWorker)
+            changes = compare_runs(baseline, report, Limits(slower=limit), seed=number)
+            (change,) = (one for one in changes if one.name.endswith(f" on {way}"))
+            found.append(try_of(planted, change))
+    return found
+
+
+def _measured_once(
+    bundle: Bundle, plan: Plan, ways: Sequence[Way], machine: Machine, start: Start
+) -> BenchReport:
+    return measure([bundle], plan, ways, machine, progress=_Silent(), start=start)
+
+
+class _Silent(Progress):
+    """Of twenty runs each step would be a line."""
+
+    def step(self, description: str, total: int | None = None) -> None:
+        """Say nothing."""
+
+
+@click.command
+@click.argument("bundle", required=False, type=FOLDER)
+@click.option(
+    "--backend", type=click.Choice(list(BACKENDS)), default="onnxruntime", show_default=True,
+    help="Whose row is slowed, beside PyTorch's.",
+)  # fmt: skip
+@click.option("--baselines", default=BASELINES, show_default=True, type=click.IntRange(1))
+@click.option("--tries", default=TRIES, show_default=True, type=click.IntRange(1))
+@click.option("--share", default=SHARE, show_default=True, help="Added to each call's time.")
+@click.option("--limit", default=LIMIT, show_default=True, help="What is allowed: of --fail-on.")
+@click.option("--batch", default=1, show_default=True)
+@click.option("--length", default=LENGTH, show_default=True)
+@click.option("--rounds", default=40, show_default=True, help="Most rounds of a run.")
+@click.option("--seconds", default=SECONDS, show_default=True, help="Of a run's rounds.")
+@click.option("--threads", type=click.IntRange(1), help="Default: all this process may use.")
+@save_option
+@json_option
+def planted(
+    bundle: Path | None,
+    backend: str,
+    baselines: int,
+    tries: int,
+    share: float,
+    limit: float,
+    batch: int,
+    length: int,
+    rounds: int,
+    seconds: float,
+    threads: int | None,
+    save: Path | None,
+    as_json: bool,
+) -> None:
+    """Plant a slowdown in runs of BUNDLE and see which of them --fail-on finds."""
+    created, machine = now(), this_machine()
+    try:
+        way = Way(backend)
+        if way == REFERENCE:
+            raise RecipeError(
+                f"{REFERENCE} is what others are compared with",
+                hint="Choose another --backend.",
+            )
+        opened = chosen_bundle(bundle)
+        plan = Plan(
+            batches=(batch,),
+            lengths=(length,),
+            rounds=rounds,
+            seconds=seconds,
+            threads=threads,
+        )
+        once = functools.partial(_measured_once, opened, plan, (REFERENCE, way), machine)
+        with progress() as shown:
+            found = plant(
+                once,
+                way,
+                baselines=baselines,
+                tries=tries,
+                share=share,
+                limit=limit,
+                shown=shown,
+            )
+        document = {
+            "bundle": opened.name,
+            "backend": backend,
+            "share": share,
+            "limit": limit,
+            "tries": [encode(one) | {"right": one.right} for one in found],
+        }
+        if save is not None:
+            save_result(save, "planted", created, document, machine)
+    except TfxError as error:
+        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
+    if as_json:
+        emit_json(document)
+    else:
+        show_tries(found)
+        console().print(str(machine), markup=False)
+    if wrong := sum(not one.right for one in found):
+        raise click.ClickException(f"{wrong} of {len(found)} runs are judged wrongly")
+
+
+def show_tries(found: Sequence[Try]) -> None:
+    """Print a line a run, and how many of either kind were flagged."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for name in ("planted", "p50 ms", "ratio", "95 %", "--fail-on", ""):
+        table.add_column(name, justify="left" if name in ("--fail-on", "") else "right")
+    for one in found:
+        table.add_row(
+            f"{one.planted:.0%}" if one.planted else "-",
+            ms_text(one.now_ms),
+            "-" if one.ratio is None else f"{one.ratio:.3f}x",
+            "-" if one.low is None else f"{one.low:.3f}..{one.high:.3f}",
+            str(one.outcome),
+            "" if one.right else "WRONG",
+        )
+    out = console()
+    out.print(table)
+    for one in found:
+        if one.reason:
+            out.print(one.reason, markup=False)
+    for kind in dict.fromkeys(one.planted for one in found):
+        same = [one for one in found if one.planted == kind]
+        flagged = sum(one.outcome is Outcome.FAILED for one in same)
+        what = f"{kind:.0%} slower" if kind else "unchanged"
+        out.print(f"{what}: {flagged} of {len(same)} flagged", markup=False)
+
+
+if __name__ == "__main__":
+    planted()
