@@ -18,6 +18,9 @@ VARIANCE_FLOOR = 1e-7
 # ten (Radford et al. 2022, and openai/whisper's audio.py).
 POWER_FLOOR, RANGE = 1e-10, 8.0
 
+# Frames that are transformed together: 30 s of Whisper's.
+FRAMES_AT_ONCE = 3000
+
 # Slaney's mel scale: even up to 1000 Hz, where mel 15 is, and logarithmic above.
 LINEAR_HZ, LINEAR_MELS = 1000.0, 15.0
 HZ_PER_MEL = LINEAR_HZ / LINEAR_MELS
@@ -43,7 +46,7 @@ def audio_feed(sounds: Sequence[np.ndarray], said: AudioPreparation) -> Feed:
     """
     checked = [_checked(sound) for sound in sounds]
     if said.features is AudioFeatures.LOG_MEL:
-        return {said.input: log_mel(checked, said)}
+        return {said.input: np.stack([log_mel(windowed(one, said), said) for one in checked])}
     if said.normalize:
         checked = [standardized(sound) for sound in checked]
     longest = max(map(len, checked))
@@ -77,48 +80,54 @@ def standardized(sound: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def log_mel(sounds: Sequence[np.ndarray], said: AudioPreparation) -> np.ndarray:
+def windowed(sound: np.ndarray, said: AudioPreparation) -> np.ndarray:
+    """A sound filled up with silence to the length of a window.
+
+    Args:
+        sound: ``float32[samples]``.
+        said: How long a window is.
+
+    Raises:
+        FeedError: If the sound is longer than that.
+    """
+    length = said.seconds * said.rate
+    if len(sound) > length:
+        raise FeedError(
+            f"a sound is {len(sound) / said.rate:.1f} s, the window {said.seconds} s",
+            hint="Cut it in pieces.",
+        )
+    filled = np.full(length, said.padding, np.float32)
+    filled[: len(sound)] = sound
+    return filled
+
+
+def log_mel(sound: np.ndarray, said: AudioPreparation) -> np.ndarray:
     """Whisper's features: the logarithm of the power in each band of the mel scale.
 
     Each frame is weighted by Hann's window and transformed; what is left of the range below the
-    loudest band is moved to about -1 to 1.
+    loudest band of the sound is moved to about -1 to 1.
 
     Args:
-        sounds: ``float32[samples]``, at most ``said.seconds`` each.
+        sound: ``float32[samples]``, more than half a transform and of any length.
         said: How.
 
     Returns:
-        ``float32[batch, mel bins, frames]``.
-
-    Raises:
-        FeedError: If a sound is longer than the window.
+        ``float32[mel bins, samples // hop]``.
     """
-    length = said.seconds * said.rate
     filters = mel_filters(said.mel_bins, said.fft, said.rate)
-    found = np.empty((len(sounds), said.mel_bins, length // said.hop), np.float32)
-    for row, sound in enumerate(sounds):
-        if len(sound) > length:
-            raise FeedError(
-                f"a sound is {len(sound) / said.rate:.1f} s, the window {said.seconds} s",
-                hint="Cut it in pieces.",
-            )
-        filled = np.full(length, said.padding, np.float32)
-        filled[: len(sound)] = standardized(sound) if said.normalize else sound
-        bands = np.log10(np.maximum(filters @ _power(filled, said), POWER_FLOOR))
-        found[row] = (np.maximum(bands, bands.max() - RANGE) + 4) / 4
-    return found
-
-
-def _power(sound: np.ndarray, said: AudioPreparation) -> np.ndarray:
-    """Squared amplitude of each frequency in each frame, ``float64[fft // 2 + 1, frames]``."""
     # The first frame is centred on the first sample, so both ends are mirrored.
-    around = np.pad(sound.astype(np.float64), said.fft // 2, mode="reflect")
+    around = np.pad(sound, said.fft // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(around, said.fft)[:: said.hop]
-    frames = frames[: len(sound) // said.hop]
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(said.fft) / said.fft)
-    spectrum = np.fft.rfft(frames * window)
-    power: np.ndarray = (spectrum.real**2 + spectrum.imag**2).T
-    return power
+    count = len(sound) // said.hop
+    bands = np.empty((said.mel_bins, count), np.float32)
+    for first in range(0, count, FRAMES_AT_ONCE):
+        last = min(first + FRAMES_AT_ONCE, count)
+        spectrum = np.fft.rfft(frames[first:last] * window)
+        power = (spectrum.real**2 + spectrum.imag**2).T
+        bands[:, first:last] = np.log10(np.maximum(filters @ power, POWER_FLOOR))
+    found: np.ndarray = (np.maximum(bands, bands.max(initial=-np.inf) - RANGE) + 4) / 4
+    return found
 
 
 @functools.lru_cache(maxsize=8)

@@ -184,6 +184,42 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class Dictation:
+    """How a decoder writes down what its encoder heard: Whisper's tokens between the words.
+
+    What it writes begins with ``start``, a language, a task and, unless the parts are to have
+    times, ``no_times``; each part is between two tokens that are times.
+
+    Attributes:
+        start: The token every text begins with.
+        end: The token that ends it; those from it on are no words.
+        no_times: The token that says that no times follow; the one after it is 0 s. -1 where
+            the model knows no times.
+        languages: Code of each language to its token, e.g. ``{"en": 50259}``; empty for a
+            model of one language.
+        tasks: "transcribe" and "translate" to their tokens; empty where it has one task.
+        suppressed: Tokens that are never written.
+        suppressed_first: Tokens that are not written first.
+        latest_first: Most steps of time before the first part begins; -1 for any number.
+        step_s: Seconds from one time token to the next, which are those of an encoder's state.
+        window: Frames of features that the encoder takes.
+        stride: Frames of one state.
+    """
+
+    start: int
+    end: int
+    no_times: int = -1
+    languages: Mapping[str, int] = field(default_factory=dict)
+    tasks: Mapping[str, int] = field(default_factory=dict)
+    suppressed: tuple[int, ...] = ()
+    suppressed_first: tuple[int, ...] = ()
+    latest_first: int = -1
+    step_s: float = 0.02
+    window: int = 3000
+    stride: int = 2
+
+
+@dataclass(frozen=True, slots=True)
 class Processing:
     """What a bundle does around its graph; absent parts are None."""
 
@@ -194,3 +230,4 @@ class Processing:
     generation: Generation | None = None
     audio: AudioPreparation | None = None
     transcription: Transcription | None = None
+    dictation: Dictation | None = None

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 import transformers
 
 from .checkpoints import write_checkpoint
@@ -43,3 +44,63 @@ def wav2vec2(folder: Path, cls=transformers.Wav2Vec2ForCTC, *, mask=True, **chan
     if cls is transformers.Wav2Vec2ForCTC:
         write_ctc_tokenizer(folder)
     return folder
+
+
+# Token ids of a tiny Whisper: words, then the end, and what follows it in the real ones.
+WORDS = 80
+END, START, EN, DE, TRANSLATE, TRANSCRIBE, NO_TIMES = range(WORDS, WORDS + 7)
+ZERO = NO_TIMES + 1  # the first of 51 times, 0.00 to 1.00
+WHISPER_WINDOW_S, WHISPER_BINS = 1, 20
+WHISPER = {
+    "vocab_size": ZERO + 51,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 37,
+    "decoder_ffn_dim": 37,
+    "num_mel_bins": WHISPER_BINS,
+    "max_source_positions": 50,
+    "max_target_positions": 40,
+    "decoder_start_token_id": START,
+    "bos_token_id": END,
+    "eos_token_id": END,
+    "pad_token_id": END,
+}
+WHISPER_GENERATION = {
+    "decoder_start_token_id": START,
+    "bos_token_id": END,
+    "eos_token_id": END,
+    "pad_token_id": END,
+    "is_multilingual": True,
+    "lang_to_id": {"<|en|>": EN, "<|de|>": DE},
+    "task_to_id": {"transcribe": TRANSCRIBE, "translate": TRANSLATE},
+    "no_timestamps_token_id": NO_TIMES,
+    "max_initial_timestamp_index": 10,
+    "suppress_tokens": [3, 7, START, EN, DE, TRANSLATE, TRANSCRIBE],
+    "begin_suppress_tokens": [5, END],
+    "max_length": 40,
+}
+
+
+def whisper_model(seed: int = 0, times: float = 1.0, **generation):
+    """A tiny random Whisper, in eval mode.
+
+    Args:
+        seed: Of its weights.
+        times: What the embeddings of times are multiplied with: above 1 they are written more.
+        generation: Replaces values of ``WHISPER_GENERATION``; None leaves one out.
+    """
+    torch.manual_seed(seed)
+    model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**WHISPER))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(std=0.3)
+        model.get_output_embeddings().weight[ZERO:] *= times
+    said = {
+        key: value for key, value in (WHISPER_GENERATION | generation).items() if value is not None
+    }
+    model.generation_config = transformers.GenerationConfig(**said)
+    return model.eval()
