@@ -14,7 +14,8 @@ from tfx.extras import need
 from tfx.recipe import EngineBuild, EngineRecipe, Target
 from tfx.runtime.cuda import describe_device
 from tfx.runtime.engines import compute_capability, errors_of, library_log, load_library
-from tfx.signature import UNBOUNDED, ShapeRange, Signature
+from tfx.runtime.generation.kv_cache import KEPT, cache_specs
+from tfx.signature import SEQUENCE, UNBOUNDED, ShapeRange, Signature
 
 from .engine_messages import build_error, first_error, parser_error
 from .passes.softcap import spell_out_shared_inputs, spell_out_softcaps
@@ -139,7 +140,7 @@ def resolve_profiles(signature: Signature, asked: tuple[Profile, ...]) -> tuple[
 
     Args:
         signature: Its ranges are what a profile does not say, and what none may leave.
-        asked: Profiles by the axes they name; none for one with the signature's own ranges.
+        asked: Profiles by the axes they name; none for ``usual_profiles``.
 
     Raises:
         RecipeError: If an axis is unknown, has no largest size, or leaves its range.
@@ -148,7 +149,7 @@ def resolve_profiles(signature: Signature, asked: tuple[Profile, ...]) -> tuple[
         axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)
     )
     problems, resolved = [], []
-    for number, named in enumerate(asked or ({},)):
+    for number, named in enumerate(asked or usual_profiles(signature)):
         where = f"profile {number}: " if len(asked) > 1 else ""
         problems += [f"{where}no input has an axis {axis!r}" for axis in named if axis not in axes]
         sizes = {}
@@ -170,6 +171,18 @@ def resolve_profiles(signature: Signature, asked: tuple[Profile, ...]) -> tuple[
             hint="Give each axis its sizes: --shapes batch=1..8..32,sequence=1..128..512",
         )
     return tuple(resolved)
+
+
+def usual_profiles(signature: Signature) -> tuple[Profile, ...]:
+    """The signature's own ranges; of a graph with a cache also those of a step, one token each.
+
+    A profile for prompts and steps at once would be tuned for prompts, and a text is nearly all
+    steps.
+    """
+    if not cache_specs(signature):
+        return ({},)
+    one = ShapeRange(1, 1, 1)
+    return ({}, {SEQUENCE: one, KEPT: one})
 
 
 def decompose_attention(trt: ModuleType, network: Any) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import functools
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,9 @@ from .sampling import log_probabilities, penalize_repetition, without
 
 # Added to the score of what must not be taken while anything else is there.
 UNWANTED = -1e9
+
+# Whether the text of a prompt, by its number, is over with these tokens.
+Stops = Callable[[int, Sequence[int]], bool]
 
 
 @dataclass(slots=True)
@@ -43,6 +47,7 @@ def search(
     min_new_tokens: int = 0,
     end_ids: Collection[int],
     penalty: float = 1.0,
+    stops: Stops | None = None,
 ) -> list[list[int]]:
     """Find the likeliest text for each prompt, by mean log probability of its tokens.
 
@@ -59,6 +64,7 @@ def search(
         min_new_tokens: Fewest.
         end_ids: Tokens that end one.
         penalty: Of tokens that were there before.
+        stops: Says which texts are over as if by an end token; None for none.
 
     Returns:
         Tokens of the best text of each prompt, its end token included.
@@ -77,9 +83,9 @@ def search(
         places: list[int] = []
         for index, one in enumerate(searches):
             first = index * beams
-            taken = _advance(
-                one, scores[first : first + beams], count, count == max_new_tokens, end_ids
-            )
+            some = scores[first : first + beams]
+            stop = None if stops is None else functools.partial(stops, index)
+            taken = _advance(one, some, count, count == max_new_tokens, end_ids, stop)
             places += [first + beam for beam in taken]
         if count == max_new_tokens or all(one.is_over for one in searches):
             break
@@ -92,7 +98,12 @@ def search(
 
 
 def _advance(
-    one: _Search, scores: np.ndarray, count: int, is_last: bool, end_ids: Collection[int]
+    one: _Search,
+    scores: np.ndarray,
+    count: int,
+    is_last: bool,
+    end_ids: Collection[int],
+    stop: Callable[[Sequence[int]], bool] | None,
 ) -> list[int]:
     """Take the best continuations; of which beam each is."""
     beams, vocabulary = scores.shape
@@ -101,8 +112,10 @@ def _advance(
     best = np.argpartition(-total, kept - 1)[:kept]
     best = best[np.argsort(-total[best], kind="stable")]
     origin, token = best // vocabulary, best % vocabulary
-    ends = np.array([is_last or int(one_token) in end_ids for one_token in token])
     texts = [[*one.beams[beam], int(new)] for beam, new in zip(origin, token, strict=True)]
+    ends = np.array(
+        [is_last or text[-1] in end_ids or (stop is not None and stop(text)) for text in texts]
+    )
     if not one.is_over:
         # Only those among the first count: others would not have been followed either.
         one.ended += [

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from tfx.console import FOLDER, chosen_bundle, emit_json, json_option
+from tfx.console import FILE, FOLDER, chosen_bundle, emit_json, json_option
+from tfx.errors import DataError
 
 from ..backend import PRECISIONS
 
@@ -18,6 +19,7 @@ from ..backend import PRECISIONS
 @click.option(
     "-p", "--prompt", "prompts", multiple=True, help="A text; may be given several times."
 )
+@click.option("--file", "file", type=FILE, help="Prompts, one a line; empty ones are left out.")
 @click.option("--chat", "messages", multiple=True, help="What a user says, in the chat template.")
 @click.option("--max-new-tokens", default=64, show_default=True, help="Most tokens of each text.")
 @click.option("--temperature", default=0.0, help="Draw tokens; default: take the likeliest.")
@@ -38,6 +40,7 @@ from ..backend import PRECISIONS
 def generate(
     bundle: Path | None,
     prompts: tuple[str, ...],
+    file: Path | None,
     messages: tuple[str, ...],
     max_new_tokens: int,
     temperature: float,
@@ -61,9 +64,11 @@ def generate(
     from ..session import open_session
 
     given: list[str | list[dict[str, str]]] = [*prompts]
+    if file is not None:
+        given += _lines_of(file)
     given += [[{"role": "user", "content": message}] for message in messages]
     if not given:
-        raise click.UsageError("nothing to go on from: give --prompt or --chat")
+        raise click.UsageError("nothing to go on from: give --prompt, --file or --chat")
     options = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -97,3 +102,13 @@ def generate(
             click.echo()
         duration_s = time.perf_counter() - started
     click.echo(f"{count} tokens in {duration_s:.1f} s", err=True)
+
+
+def _lines_of(file: Path) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8: byte {error.start}") from error
+    if not (found := [line for line in text.splitlines() if line.strip()]):
+        raise DataError(f"{file} has no prompts", hint="Write one on each line.")
+    return found

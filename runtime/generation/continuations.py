@@ -144,6 +144,11 @@ class Writer:
         """A text that has not begun."""
         return Continuation(None if self._settings is None else self.tokenizer, prompt, stops)
 
+    def is_stopped(self, prompt: Prompt, ids: Sequence[int], stops: Stops) -> bool:
+        """Whether a text of these tokens is over with the last of them."""
+        text = self.begin(prompt, stops)
+        return text.extend(ids)
+
     def _ids(self, prompt: Any) -> tuple[list[int], str]:
         """Token ids of a prompt, and what is wrong with it."""
         if _is_chat(prompt):
@@ -234,6 +239,15 @@ class Continuation:
         # A character of several tokens is not there yet; neither may a stop text be.
         whole = len(text.rstrip("\ufffd"))
         return self._handed(text[: whole - _begun(text[:whole], self._stops.texts)]), False
+
+    def extend(self, ids: Sequence[int]) -> bool:
+        """Add tokens at once; whether the text stops with them."""
+        for token in ids:
+            self._count(token)
+        if not ids or ids[-1] in self._stops.ids:
+            return bool(ids)
+        text = self._text()
+        return any(stop in text for stop in self._stops.texts)
 
     def close(self, token: int) -> str:
         """Add the token that ends it; the text that was held back."""

@@ -271,6 +271,11 @@ class TextGenerator:
             min_new_tokens=options.min_new_tokens,
             end_ids=self._said.end_ids,
             penalty=options.repetition_penalty,
+            stops=(
+                (lambda index, ids: self._writer.is_stopped(prompts[index], ids, stops))
+                if options.stop
+                else None
+            ),
         )
         results = []
         for prompt, ids in zip(prompts, found, strict=True):

@@ -210,6 +210,26 @@ def test_profiles_keep_to_the_signature():
     assert "--shapes" in caught.value.hint
 
 
+def test_a_graph_with_a_cache_has_a_profile_for_steps_too():
+    cache = TensorSpec("past_key_0", DType.FLOAT32, ("batch", 2, "capacity", 4))
+    ids = TensorSpec("input_ids", DType.INT64, ("batch", "sequence"))
+    kept = TensorSpec("logits_to_keep", DType.INT64, ("kept",))
+    ranges = {
+        "batch": ShapeRange(1, 8, 128),
+        "sequence": ShapeRange(1, 16, 64),
+        "capacity": ShapeRange(1, 32, 64),
+        "kept": ShapeRange(1, 1, 64),
+    }
+    present = dataclasses.replace(cache, name="present_key_0")
+    signature = Signature((ids, kept, cache), (present,), ranges)
+    prompts, steps = resolve_profiles(signature, ())
+    assert prompts == ranges
+    one = ShapeRange(1, 1, 1)
+    assert steps == ranges | {"sequence": one, "kept": one}
+    # What is asked for stays what it is.
+    assert len(resolve_profiles(signature, ({"batch": one},))) == 1
+
+
 def test_an_axis_without_a_largest_size_needs_one():
     free = dataclasses.replace(TEXT_SIGNATURE, ranges={"batch": ShapeRange(1, 1, 2)})
     with pytest.raises(RecipeError, match="axis 'sequence' has no largest size"):

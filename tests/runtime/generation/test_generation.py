@@ -1,5 +1,8 @@
 """Text that goes on: token for token what transformers generates, and where it ends."""
 
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -159,6 +162,72 @@ def test_text_stops_before_a_token(session):
     assert found.ids == free.ids[: free.ids.index(stop) + 1]
 
 
+def test_beams_end_at_a_stop(llama, session, rng):
+    """In the search, not after it: as transformers finishes the beams that meet one."""
+    source, _ = llama
+    prompts = prompts_of(rng)
+    plain = [one.ids for one in session.generate(prompts, max_new_tokens=12, num_beams=3)]
+    stops = list(dict.fromkeys(ids[1] for ids in plain))
+    found = session.generate(prompts, max_new_tokens=12, num_beams=3, stop=stops)
+    # For transformers' search they are tokens that end a text.
+    expected = of_transformers(
+        source,
+        prompts,
+        max_new_tokens=12,
+        num_beams=3,
+        length_penalty=1.0,
+        eos_token_id=[3, *stops],
+    )
+    for one, row in zip(found, expected, strict=True):
+        ends = [place for place, token in enumerate(row, 1) if token in stops]
+        assert list(one.ids) == row[: ends[0] if ends else None]
+    assert Finish.STOP in {one.finish for one in found}
+
+
+def test_beams_end_at_a_stop_text(session):
+    written = session.generate("alpha of", max_new_tokens=12, num_beams=3).text
+    stop = written[4:7]
+    found = session.generate("alpha of", max_new_tokens=12, num_beams=3, stop=[stop])
+    assert found.finish is Finish.STOP or stop not in found.text
+    assert stop not in found.text
+
+
+def test_no_end_token_before_the_least_count(llama, session, rng):
+    source, _ = llama
+    prompts = prompts_of(rng)
+    for beams in (1, 3):
+        options = {"max_new_tokens": 10, "min_new_tokens": 10, "num_beams": beams}
+        expected = of_transformers(source, prompts, eos_token_id=[3, 4, 5, 6, 7, 8], **options)
+        found = session_with_ends(session, (3, 4, 5, 6, 7, 8)).generate(prompts, **options)
+        assert [list(one.ids) for one in found] == expected
+
+
+def session_with_ends(session, ends):
+    """The session, of a bundle that ends texts with other tokens."""
+    about = session.bundle.manifest
+    generation = dataclasses.replace(about.processing.generation, end_ids=ends)
+    processing = dataclasses.replace(about.processing, generation=generation)
+    manifest = dataclasses.replace(about, processing=processing)
+    session.bundle = dataclasses.replace(session.bundle, manifest=manifest)
+    return session
+
+
+def test_a_stream_may_be_left_and_another_begun(session):
+    expected = session.generate("alpha of", max_new_tokens=8).text
+    left = session.stream("alpha of", max_new_tokens=8)
+    next(left)
+    left.close()
+    assert "".join(token.text for token in session.stream("alpha of", max_new_tokens=8)) == expected
+
+
+def test_two_threads_generate_at_once(session, rng):
+    prompts = prompts_of(rng)
+    expected = [session.generate(prompt, max_new_tokens=12) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda one: session.generate(one, max_new_tokens=12), prompts * 3))
+    assert found == expected * 3
+
+
 def test_more_prompts_than_a_batch(session, rng):
     prompts = [rng.integers(4, 60, 3).tolist() for _ in range(11)]
     found = session.generate(prompts, max_new_tokens=3)
@@ -184,6 +253,7 @@ def test_more_prompts_than_a_batch(session, rng):
         ([5], {"stop": 64}, "text cannot stop at: token 64, the vocabulary is 0..63", ""),
         ([5], {"stop": [""]}, "text cannot stop at: '', expected a text or a token id", ""),
         ([5], {"max_new_tokens": 0}, "max_new_tokens is 0, expected 1 or more", ""),
+        ([5], {"min_new_tokens": 5}, "min_new_tokens is 5, expected 0 to max_new_tokens, 4", ""),
         ([5], {"temperature": -1}, "temperature is -1, expected 0 or more", ""),
         ([5], {"top_k": -1}, "top_k is -1, expected 0 or more", ""),
         ([5], {"top_p": 0.0}, "top_p is 0.0, expected above 0 and at most 1", ""),
@@ -193,7 +263,12 @@ def test_more_prompts_than_a_batch(session, rng):
         ([5], {"num_beams": 0}, "num_beams is 0, expected 1 or more", ""),
         ([5], {"num_beams": 2, "temperature": 1.0}, "beams do not draw", ""),
         ([5], {"num_beams": 129}, "num_beams is 129, the model takes batches of 128", ""),
-        ([5], {"beams": 2}, "no option called beams", "Use some of: max_new_tokens, num_beams"),
+        (
+            [5],
+            {"beams": 2},
+            "no option called beams",
+            "Use some of: max_new_tokens, min_new_tokens",
+        ),
         ([{"role": "user", "content": "a"}], {}, "has no chat template", "Write the prompt as"),
     ],
 )
