@@ -32,6 +32,7 @@ from .backend import (
 )
 from .cpus import usable_cpus
 from .device_arrays import DeviceArray, outlines_of
+from .forks import inherited_session, unpicklable_session, watch
 from .generation.kv_cache import text_view, whole_feed
 from .session_report import SessionReport
 from .speech.sounds import answer_sounds
@@ -75,9 +76,10 @@ class Session:
         self._texts = TextRunner(text_view(bundle), self._run)
         self._batching = batching
         self._batcher: Batcher | None = None
-        self._closed = False
+        self._closed = self._inherited = False
         self._lock = threading.Lock()
         self._report = SessionReport(str(bundle.path), bundle.digest, executable.facts, load_s)
+        watch(self)
 
     @property
     def signature(self) -> Signature:
@@ -164,7 +166,7 @@ class Session:
             BackendError: If the session is closed or the backend fails.
         """
         if self._closed:
-            raise session_closed()
+            raise self._refusal()
         # What a service does millions of times comes first, and touches as little as it can.
         if type(inputs) is dict and not check_finite and self._accepts(inputs):
             if outputs == "numpy":
@@ -229,7 +231,7 @@ class Session:
     def _opened_batcher(self) -> Batcher:
         with self._lock:
             if self._closed:
-                raise session_closed()
+                raise self._refusal()
             if self._batcher is None:
                 self._batcher = Batcher(
                     self._texts,
@@ -350,9 +352,21 @@ class Session:
     def _run(self, feed: Feed) -> dict[str, np.ndarray]:
         return self._executable.run(whole_feed(self._signature, feed))
 
+    def disinherit(self) -> object:
+        """Refuse to run: called in a forked child, where no thread of it is."""
+        self._closed = self._inherited = True
+        self._lock, self._batcher = threading.Lock(), None  # another thread may have held it
+        return self._executable
+
+    def _refusal(self) -> BackendError:
+        return inherited_session() if self._inherited else session_closed()
+
+    def __reduce__(self) -> Any:
+        raise unpicklable_session()
+
     def _check_open(self, max_rows: int | None) -> None:
         if self._closed:
-            raise session_closed()
+            raise self._refusal()
         if max_rows is not None and max_rows < 1:
             raise FeedError(f"max_rows is {max_rows}, expected 1 or more")
 
@@ -383,6 +397,8 @@ class Session:
             drop: Fail what ``predict_async`` accepted and what does not run yet, instead of
                 waiting for its answers.
         """
+        if self._inherited:
+            return
         with self._lock:
             self._closed = True
         if self._batcher is not None:
