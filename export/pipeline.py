@@ -21,9 +21,9 @@ from tfx.chatter import quiet
 from tfx.dtypes import DType
 from tfx.errors import BundleError, ExportError, listing
 from tfx.extras import need, version_of
-from tfx.manifest import Manifest, Step
+from tfx.manifest import Manifest, Parent, Step
 from tfx.processing import Processing
-from tfx.recipe import GENERATING_DECODER, GENERATOR, ExportRecipe
+from tfx.recipe import GENERATING_DECODER, GENERATING_ENCODER, GENERATOR, ExportRecipe
 from tfx.runtime.backend import RunOptions, get_backend
 from tfx.runtime.cpus import usable_cpus
 from tfx.runtime.generation.kv_cache import DECODED, cache_specs, stepwise, text_signature
@@ -38,6 +38,7 @@ from .generation import read_generation
 from .loader import Loaded, find_source, load, name_of, parts_of
 from .pairs import decoder_reference
 from .proof import Reference, example_cases, is_text, prove, reference, text_cases, torch_arrays
+from .targets import read_target
 from .thrift import unscanned
 from .tracer import trace
 
@@ -126,6 +127,7 @@ def export_bundles(
         )
     halves = [part.removeprefix("generator-") for part in parts]
     targets = [target.with_name(f"{target.name}-{half}") for half in halves]
+    encoder = None
     with contextlib.ExitStack() as stack:
         stagings = [stack.enter_context(create_bundle(one, force=force)) for one in targets]
         for part, half, staging in zip(parts, halves, stagings, strict=True):
@@ -135,7 +137,10 @@ def export_bundles(
                 dataclasses.replace(recipe, part=part),
                 None,
                 functools.partial(_step_of, half, on_step),
+                encoder,
             )
+            if part == GENERATING_ENCODER:
+                encoder = Parent(targets[0].name, staging.digest)
     return [open_bundle(one, verify=False) for one in targets]
 
 
@@ -149,6 +154,7 @@ def _fill(
     recipe: ExportRecipe,
     examples: Any,
     on_step: Callable[[str], None],
+    encoder: Parent | None = None,
 ) -> None:
     with unscanned():
         draft = _write_graph(staging, model, recipe, examples, on_step)
@@ -156,7 +162,8 @@ def _fill(
         # own copy, and three at once would not fit where the model itself does.
         gc.collect()
     on_step("comparing with PyTorch")
-    staging.finish(_proven(staging, draft))
+    manifest = _proven(staging, draft)
+    staging.finish(dataclasses.replace(manifest, encoder=encoder))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -236,9 +243,13 @@ def _write_graph(
                 loaded.source.part,
             )
         notes += more
-    if recipe.part == GENERATOR:
+    if recipe.part in (GENERATOR, GENERATING_DECODER):
         with quiet():
             said = read_generation(loaded.config, loaded.folder, staging.path)
+            if recipe.part == GENERATING_DECODER:
+                target, more = read_target(loaded.config, loaded.folder)
+                said = dataclasses.replace(said, target=target)
+                notes += more
         processing = dataclasses.replace(processing, generation=said)
     on_step("running PyTorch on the feeds to compare")
     rng = np.random.default_rng(recipe.seed)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
+from typing import Any, Literal, Self, get_args, overload
 
 import numpy as np
 
@@ -33,7 +33,9 @@ from .backend import (
 from .cpus import usable_cpus
 from .device_arrays import DeviceArray, outlines_of
 from .forks import inherited_session, unpicklable_session, watch
+from .generation.encoders import encoder_of
 from .generation.kv_cache import text_view, whole_feed
+from .generation.writing import Writing
 from .session_report import SessionReport
 from .speech.sounds import answer_sounds
 from .text.answers import Answer
@@ -43,14 +45,11 @@ from .text.texts import TextRunner, stacked
 from .text.tokenizer import LongTexts, Text
 from .verification import Verification
 
-if TYPE_CHECKING:  # imported where it is needed: few sessions generate text
-    from .generation.generator import TextGenerator, Token
-
 # What predict gives for arrays.
 Outputs = Literal["numpy", "dlpack"]
 
 
-class Session:
+class Session(Writing):
     """A model loaded on one backend. Thread-safe; also a context manager.
 
     Attributes:
@@ -63,8 +62,11 @@ class Session:
         executable: Executable,
         load_s: float,
         batching: Batching | None = None,
+        open_encoder: Callable[[], Session] | None = None,
     ) -> None:
         self.bundle = bundle
+        self._open_encoder = open_encoder
+        self._encoder: Session | None = None
         self._executable = executable
         self._on_gpu = executable if isinstance(executable, GpuExecutable) else None
         self._signature = bundle.manifest.signature
@@ -312,42 +314,20 @@ class Session:
             on_progress=on_progress,
         )
 
-    def generate(self, prompts: Any, **options: Any) -> Any:
-        """Let prompts go on until they are over.
-
-        Args:
-            prompts: A text, a list of token ids, or a chat (a list of mappings with "role" and
-                "content", for a bundle with a chat template); or a list of those.
-            options: Fields of ``tfx.runtime.generation.generator.Options``: ``max_new_tokens``,
-                ``temperature``, ``top_p``, ``top_k``, ``repetition_penalty``, ``stop``, ``seed``,
-                ``num_beams``. By default the likeliest token is taken each time.
-
-        Returns:
-            A ``Generated``; for a list, one of each.
+    def encoder(self) -> Session:
+        """The session of the encoder that a decoder belongs to; opened when it is first needed.
 
         Raises:
-            FeedError: If the bundle has no cache, or prompts or options do not fit.
-            BackendError: If the session is closed or the backend fails.
+            BundleError: If it is not beside the decoder, or another one.
+            FeedError: If the bundle is no decoder.
         """
-        from .generation.generator import options_from
-
-        return self._generator().generate(prompts, options_from(options))
-
-    def stream(self, prompts: Any, **options: Any) -> Iterator[Token]:
-        """The same as ``generate``, token by token; what is no longer read is not computed.
-
-        Yields:
-            Each ``Token`` when it is chosen, of all rows by turns.
-        """
-        from .generation.generator import options_from
-
-        return self._generator().stream(prompts, options_from(options))
-
-    def _generator(self) -> TextGenerator:
-        from .generation.generator import TextGenerator
-
         self._check_open(None)
-        return TextGenerator(self.bundle, self._executable)
+        with self._lock:
+            if self._encoder is None:
+                if self._open_encoder is None:
+                    raise FeedError(f"{self.bundle.name} is no decoder: it has no encoder")
+                self._encoder = self._open_encoder()
+            return self._encoder
 
     def _run(self, feed: Feed) -> dict[str, np.ndarray]:
         return self._executable.run(whole_feed(self._signature, feed))
@@ -403,6 +383,8 @@ class Session:
             self._closed = True
         if self._batcher is not None:
             self._batcher.close(drop=drop)
+        if self._encoder is not None:
+            self._encoder.close(drop=drop)
         self._executable.close()
 
     def __enter__(self) -> Self:
@@ -429,6 +411,7 @@ def open_session(
     tune: bool | None = None,
     streams: int | None = 1,
     batching: Batching | None = None,
+    encoder: str | os.PathLike[str] = "",
 ) -> Session:
     """Load a bundle on a backend.
 
@@ -451,6 +434,8 @@ def open_session(
             takes them all. One run alone then has ``threads // streams`` of them. None for as many
             as there are threads, at most ``MOST_STREAMS``, where the backend has streams.
         batching: How ``predict_async`` merges requests; None for the defaults.
+        encoder: Of a decoder that generates: the encoder's folder, which may hold what was made
+            from its encoder; "" for the one beside it. It runs on the same backend.
 
     Returns:
         A session, ready to predict.
@@ -497,4 +482,17 @@ def open_session(
     if why:
         facts = executable.facts
         executable.facts = dataclasses.replace(facts, notes=(*facts.notes, why))
-    return Session(opened, executable, time.perf_counter() - started, batching)
+    beside = None
+    if opened.manifest.encoder is not None:
+
+        def beside() -> Session:
+            return open_session(
+                encoder_of(opened, encoder),
+                backend=name,
+                device=device,
+                threads=threads,
+                precision=precision,
+                trust=trust,
+            )
+
+    return Session(opened, executable, time.perf_counter() - started, batching, beside)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from tfx.bundle import is_bundle
 from tfx.console import FILE, FOLDER, chosen_bundle, emit_json, json_option
 from tfx.errors import DataError
 
 from ..backend import PRECISIONS
+
+if TYPE_CHECKING:
+    from ..session import Session
 
 
 @click.command
@@ -36,6 +43,10 @@ from ..backend import PRECISIONS
     type=click.Choice(list(PRECISIONS)),
     help="Type of float matrix products; default: the bundle's own.",
 )
+@click.option("--translate", is_flag=True, help="As the encoder-decoder asks for it, with beams.")
+@click.option("--task", default="", help="T5: a task it knows, or what to put before each text.")
+@click.option("--language", default="", help="M2M, mBART: code of the language to write in.")
+@click.option("--encoder", type=FOLDER, help="Of a decoder; default: the one beside it.")
 @json_option
 def generate(
     bundle: Path | None,
@@ -53,9 +64,15 @@ def generate(
     backend: str,
     threads: int | None,
     precision: str | None,
+    translate: bool,
+    task: str,
+    language: str,
+    encoder: Path | None,
     as_json: bool,
 ) -> None:
-    """Let a prompt go on, with a bundle that has a cache.
+    """Let a prompt go on, with a bundle that has a cache; or make a text from it.
+
+    BUNDLE may be the name of an encoder-decoder, NAME for NAME-encoder and NAME-decoder.
 
     Writes the text of one prompt as it comes, of several one after another. With --json one
     document: for each prompt text, tokens, and why it is over. Without BUNDLE: the newest of
@@ -79,10 +96,20 @@ def generate(
         "seed": seed,
         "num_beams": beams,
     }
-    opened = chosen_bundle(bundle, verify=True)
+    if (task or language) and not translate:
+        raise click.UsageError("--task and --language are for --translate")
+    opened = chosen_bundle(_decoder_of(bundle), verify=True)
     with open_session(
-        opened, backend=backend, threads=threads, precision=precision or "", verify=False
+        opened,
+        backend=backend,
+        threads=threads,
+        precision=precision or "",
+        verify=False,
+        encoder=encoder or "",
     ) as session:
+        if translate:
+            _translate(session, given, task, language, options, as_json=as_json)
+            return
         started = time.perf_counter()
         count = 0
         if as_json or len(given) > 1 or beams > 1:
@@ -112,3 +139,39 @@ def _lines_of(file: Path) -> list[str]:
     if not (found := [line for line in text.splitlines() if line.strip()]):
         raise DataError(f"{file} has no prompts", hint="Write one on each line.")
     return found
+
+
+def _decoder_of(bundle: Path | None) -> Path | None:
+    """The decoder of an encoder-decoder, where its name alone is given."""
+    if bundle is None or bundle.exists() or not bundle.name:
+        return bundle
+    decoder = bundle.with_name(f"{bundle.name}-decoder")
+    return decoder if is_bundle(decoder) else bundle
+
+
+def _translate(
+    session: Session,
+    given: Sequence[Any],
+    task: str,
+    language: str,
+    options: Mapping[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    if not all(isinstance(text, str) for text in given):
+        raise click.UsageError("--chat is for models that answer, --translate reads texts")
+    # What was not asked for is as the model says.
+    context = click.get_current_context()
+    names = {"num_beams": "beams"}
+    asked = {
+        name: value
+        for name, value in options.items()
+        if context.get_parameter_source(names.get(name, name)) is ParameterSource.COMMANDLINE
+    }
+    texts = [str(text) for text in given]
+    written = session.translate(texts, task=task, language=language, **asked)
+    if as_json:
+        emit_json({"bundle": str(session.bundle.path), "texts": written})
+        return
+    for text in written:
+        click.echo(text)

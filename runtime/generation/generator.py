@@ -15,8 +15,8 @@ from tfx.errors import FeedError, listing
 from tfx.processing import Generation
 
 from ..backend import Executable
-from .beams import search
-from .continuations import Continuation, Prompt, Writer
+from .beams import Weighing, search
+from .continuations import Continuation, Prompt, Prompts, Writer
 from .decoder import Decoder, is_generator, longest, most_rows
 from .sampling import draw, keep_top_k, keep_top_p, penalize_repetition, without
 
@@ -159,7 +159,7 @@ class TextGenerator:
 
     def generate(self, prompts: Any, options: Options) -> Any:
         """Write on until each text is over; see ``Session.generate``."""
-        read = self._writer.read(prompts, options.max_new_tokens, longest(self._signature))
+        read = self._read(prompts, options)
         stops = self._writer.stops(options.stop)
         found: list[Generated] = []
         rows = max(1, min(BATCH_ROWS, most_rows(self._signature)) // options.num_beams)
@@ -193,7 +193,7 @@ class TextGenerator:
                 "a stream cannot follow beams: which is best shows at the end",
                 hint="Use generate.",
             )
-        read = self._writer.read(prompts, options.max_new_tokens, longest(self._signature))
+        read = self._read(prompts, options)
         if len(read.prompts) > most_rows(self._signature):
             raise FeedError(
                 f"got {len(read.prompts)} prompts, the model takes "
@@ -202,11 +202,13 @@ class TextGenerator:
             )
         return self._tokens(read.prompts, options, self._writer.stops(options.stop), 0)
 
+    def _read(self, prompts: Any, options: Options) -> Prompts:
+        return self._writer.read(prompts, options.max_new_tokens, longest(self._signature))
+
     def _tokens(
         self, prompts: Sequence[Prompt], options: Options, stops: Any, first: int
     ) -> Iterator[Token]:
-        decoder = Decoder(self._executable, self._signature)
-        logits = self._started(decoder, prompts, options)
+        decoder, logits, prompts = self._begun(prompts, options)
         rngs = [np.random.default_rng((options.seed, first + row)) for row in range(len(prompts))]
         written = [self._writer.begin(prompt, stops) for prompt in prompts]
         live = np.arange(len(prompts))  # the prompt of each row of the batch
@@ -216,6 +218,7 @@ class TextGenerator:
             if count < options.min_new_tokens:
                 logits = without(logits, self._said.end_ids)
             count += 1
+            logits = self._allowed(logits, seen, options)
             chosen = _choose(logits, seen, options, [rngs[row] for row in live])
             kept = []
             for place, row in enumerate(live.tolist()):
@@ -235,6 +238,22 @@ class TextGenerator:
                 decoder.take(places)
                 live, chosen = live[places], chosen[places]
             logits = decoder.step(chosen)
+
+    def _begun(
+        self, prompts: Sequence[Prompt], options: Options
+    ) -> tuple[Decoder, np.ndarray, Sequence[Prompt]]:
+        """What has read prompts, logits of what follows them, and what a text begins after."""
+        decoder = Decoder(self._executable, self._signature)
+        return decoder, self._started(decoder, prompts, options), prompts
+
+    def _allowed(
+        self, logits: np.ndarray, seen: Sequence[Sequence[int]], options: Options
+    ) -> np.ndarray:
+        """Logits without the tokens that the model itself rules out."""
+        return logits
+
+    def _weighing(self, options: Options) -> Weighing:
+        return Weighing()
 
     def _started(self, decoder: Decoder, prompts: Sequence[Prompt], options: Options) -> np.ndarray:
         width = max(len(prompt.ids) for prompt in prompts)
@@ -260,8 +279,7 @@ class TextGenerator:
         return added, None
 
     def _searched(self, prompts: Sequence[Prompt], options: Options, stops: Any) -> list[Generated]:
-        decoder = Decoder(self._executable, self._signature)
-        logits = self._started(decoder, prompts, options)
+        decoder, logits, prompts = self._begun(prompts, options)
         found = search(
             decoder,
             logits,
@@ -276,6 +294,7 @@ class TextGenerator:
                 if options.stop
                 else None
             ),
+            weighing=self._weighing(options),
         )
         results = []
         for prompt, ids in zip(prompts, found, strict=True):

@@ -171,6 +171,12 @@ class Staging:
             )
         self.manifest = dataclasses.replace(manifest, files=tuple(entries))
 
+    @property
+    def digest(self) -> str:
+        """The digest the bundle will have, once finished."""
+        assert self.manifest is not None
+        return hashlib.sha256(self.manifest.to_json().encode()).hexdigest()
+
 
 def staging_path(target: Path) -> Path:
     """A name beside ``target`` that nothing has, for what will be moved to ``target``.

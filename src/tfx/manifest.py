@@ -79,6 +79,7 @@ class Manifest:
         variants: Engine to a graph of the same function in the form that engine runs fastest,
             e.g. ``{"onnxruntime-cpu": "model.onnxruntime-cpu.onnx"}``.
         engine: What the engine in ``model`` needs; None where ``model`` is a graph.
+        encoder: The bundle beside it that makes its cross keys; None but for such a decoder.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Manifest:
     quantization: Quantization | None = None
     variants: Mapping[str, str] = field(default_factory=dict)
     engine: EngineBuild | None = None
+    encoder: Parent | None = None
 
     def to_json(self) -> str:
         """The text of ``tfx.json``."""

@@ -169,6 +169,47 @@ class Transcription:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """How the decoder of a pair begins and goes on: what ``generation_config.json`` says.
+
+    Attributes:
+        start: The token every target begins with; none of the text.
+        first: The token that must follow it; -1 for any.
+        last: The token that a text of full length must end with; -1 for any.
+        shortest: Fewest tokens of a target, start and end included.
+        longest: Most tokens of one, where the caller does not say; 0 for no such word.
+        suppressed: Tokens that are never chosen.
+        suppressed_first: Tokens that are not chosen first, or after ``first``.
+        ngram: No so many tokens in a row come twice; 0 for any.
+        repetition_penalty: Above 1 makes tokens less likely that were there before.
+        num_beams: Texts followed at once in a translation.
+        length_penalty: Power of the length that the score of a text is divided by.
+        early_stopping: "no" ends a search of beams when the best can hardly become better,
+            "yes" when there are as many texts as beams, "never" when it cannot.
+        renormalize: Whether scores of beams are probabilities again after all this.
+        prefixes: Name of a task to the text before its input, e.g.
+            ``{"translation_en_to_de": "translate English to German: "}``.
+        languages: Code of each language to the token a text in it begins with.
+    """
+
+    start: int
+    first: int = -1
+    last: int = -1
+    shortest: int = 0
+    longest: int = 0
+    suppressed: tuple[int, ...] = ()
+    suppressed_first: tuple[int, ...] = ()
+    ngram: int = 0
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: str = "no"
+    renormalize: bool = False
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    languages: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """How text goes on, with a graph that has a cache.
 
@@ -176,11 +217,13 @@ class Generation:
         end_ids: Tokens after which a text is over.
         chat_template: File inside the bundle with the Jinja template of a chat; "" for none.
         special: Text of special tokens that the template names, e.g. ``{"bos_token": "<s>"}``.
+        target: How a decoder beside an encoder begins and goes on; None for other graphs.
     """
 
     end_ids: tuple[int, ...] = ()
     chat_template: str = ""
     special: Mapping[str, str] = field(default_factory=dict)
+    target: Target | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,136 @@
+"""What a checkpoint says about the texts of its decoder: ``generation_config.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tfx.errors import SourceError
+from tfx.extras import need
+from tfx.processing import Target
+
+from .generation import SETTINGS_FILE
+
+# What a checkpoint may ask for and nothing here does, and what asks for nothing.
+UNDONE: Mapping[str, tuple[Any, ...]] = {
+    "constraints": (None,),
+    "diversity_penalty": (None, 0.0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "exponential_decay_length_penalty": (None,),
+    "force_words_ids": (None,),
+    "guidance_scale": (None, 1.0),
+    "min_new_tokens": (None, 0),
+    "num_beam_groups": (None, 1),
+    "penalty_alpha": (None, 0.0),
+    "remove_invalid_values": (None, False),
+    "sequence_bias": (None,),
+    "stop_strings": (None,),
+    "watermarking_config": (None,),
+}
+# What only matters to tokens that are drawn, which a caller asks for with all that belongs to it.
+DRAWN = "do_sample"
+STOPPING: Mapping[Any, str] = {None: "no", False: "no", True: "yes", "never": "never"}
+
+
+def read_target(config: Any, folder: Path | None) -> tuple[Target, tuple[str, ...]]:
+    """Read how a decoder's texts begin and go on.
+
+    Args:
+        config: The model's configuration.
+        folder: The checkpoint; None where there is none.
+
+    Returns:
+        The target, and a sentence for each thing that is asked for and not done.
+
+    Raises:
+        SourceError: If a file is damaged, or nothing says which token a text begins with.
+    """
+    said, notes = _settings(config, folder), []
+    ends = _ids(said.eos_token_id)
+    bad = [ids for ids in said.bad_words_ids or [] if ids not in ([end] for end in ends)]
+    for name, idle in UNDONE.items():
+        if (value := getattr(said, name, None)) not in idle:
+            notes.append(f"the checkpoint asks for {name} {value}, which is not done")
+    if long := [ids for ids in bad if len(ids) > 1]:
+        notes.append(
+            f"the checkpoint forbids {len(long)} words of several tokens, which is not done"
+        )
+    if getattr(said, DRAWN, None):
+        notes.append("the checkpoint draws tokens (do_sample); here a temperature asks for it")
+    start = said.decoder_start_token_id
+    start = said.bos_token_id if start is None else start
+    if not isinstance(start, int):
+        raise SourceError(
+            f"decoder_start_token_id is {start}, expected the token a text begins with",
+            hint=f"Name it in {SETTINGS_FILE}, or export for one pass: --no-cache.",
+        )
+    last = _ids(said.forced_eos_token_id)
+    if len(last) > 1:
+        notes.append(f"of forced_eos_token_id {list(last)} the first alone is forced")
+    target = Target(
+        start=start,
+        first=-1 if said.forced_bos_token_id is None else said.forced_bos_token_id,
+        last=last[0] if last else -1,
+        shortest=said.min_length or 0,
+        longest=said.max_length or 0,
+        suppressed=(*(ids[0] for ids in bad if len(ids) == 1), *(said.suppress_tokens or ())),
+        suppressed_first=tuple(said.begin_suppress_tokens or ()),
+        ngram=said.no_repeat_ngram_size or 0,
+        repetition_penalty=float(said.repetition_penalty or 1),
+        num_beams=said.num_beams or 1,
+        length_penalty=float(1 if said.length_penalty is None else said.length_penalty),
+        early_stopping=STOPPING[said.early_stopping],
+        renormalize=bool(said.renormalize_logits),
+        prefixes=_prefixes(config),
+        languages={} if folder is None else _languages(said, folder),
+    )
+    return target, tuple(notes)
+
+
+def _settings(config: Any, folder: Path | None) -> Any:
+    settings = need("transformers").GenerationConfig
+    try:
+        if folder is not None and (folder / SETTINGS_FILE).is_file():
+            return settings.from_pretrained(folder)
+        return settings.from_model_config(config)
+    # OSError, ValueError, TypeError, and the validation errors of its class.
+    except Exception as error:
+        raise SourceError(f"cannot read the {SETTINGS_FILE} of {folder}: {error}") from error
+
+
+def _prefixes(config: Any) -> dict[str, str]:
+    """T5's tasks; other models with such parameters have no prefix in them."""
+    tasks = getattr(config, "task_specific_params", None) or {}
+    return {
+        name: prefix
+        for name, said in tasks.items()
+        if isinstance(said, dict) and isinstance(prefix := said.get("prefix"), str)
+    }
+
+
+def _languages(said: Any, folder: Path) -> dict[str, int]:
+    """Language codes of a model of many languages (M2M, mBART, NLLB), from its tokenizer."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return {}
+    # Whisper's are its dictation's.
+    if getattr(said, "lang_to_id", None):
+        return {}
+    try:
+        tokenizer = need("transformers").AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False
+        )
+    # What a damaged file raises depends on which of a tokenizer's many files it is.
+    except Exception as error:
+        raise SourceError(f"cannot load the tokenizer of {folder}: {error}") from error
+    known = getattr(tokenizer, "lang_code_to_id", None)
+    if not known:
+        return {}
+    return {str(code): int(token) for code, token in known.items()}
+
+
+def _ids(ends: Any) -> tuple[int, ...]:
+    if ends is None:
+        return ()
+    return (ends,) if isinstance(ends, int) else tuple(int(end) for end in ends)

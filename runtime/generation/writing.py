@@ -1,0 +1,106 @@
+"""What a session does with text that goes on, and with text made from text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tfx.bundle import Bundle
+from tfx.errors import FeedError
+
+from ..backend import Executable
+
+if TYPE_CHECKING:  # imported where it is needed: few sessions generate text
+    from ..session import Session
+    from .generator import TextGenerator, Token
+    from .pairs import PairGenerator
+
+
+class Writing:
+    """The part of a session that writes texts."""
+
+    bundle: Bundle
+    _executable: Executable
+
+    def generate(self, prompts: Any, **options: Any) -> Any:
+        """Let prompts go on until they are over; an encoder-decoder makes a text from each.
+
+        Args:
+            prompts: A text, a list of token ids, or a chat (a list of mappings with "role" and
+                "content", for a bundle with a chat template); or a list of those.
+            options: Fields of ``tfx.runtime.generation.generator.Options``: ``max_new_tokens``,
+                ``temperature``, ``top_p``, ``top_k``, ``repetition_penalty``, ``stop``, ``seed``,
+                ``num_beams``. By default the likeliest token is taken each time.
+
+        Returns:
+            A ``Generated``; for a list, one of each.
+
+        Raises:
+            FeedError: If the bundle has no cache, or prompts or options do not fit.
+            BackendError: If the session is closed or the backend fails.
+        """
+        from .generator import options_from
+
+        return self._generator().generate(prompts, options_from(options))
+
+    def stream(self, prompts: Any, **options: Any) -> Iterator[Token]:
+        """The same as ``generate``, token by token; what is no longer read is not computed.
+
+        Yields:
+            Each ``Token`` when it is chosen, of all rows by turns.
+        """
+        from .generator import options_from
+
+        return self._generator().stream(prompts, options_from(options))
+
+    def translate(
+        self, texts: str | Sequence[str], *, task: str = "", language: str = "", **options: Any
+    ) -> Any:
+        """Make a text from each text as the model was trained to: translate, or summarize.
+
+        Beams, lengths and penalties are those that the model asks for.
+
+        Args:
+            texts: One, or a list.
+            task: Of a model of several (T5): one it knows, as "translation_en_to_de", or the
+                text to put before each text, which ends in ": "; "" for none, or for the only one.
+            language: Of a model of many languages (M2M, mBART): code of the one to write in.
+            options: As of ``generate``; they go before what the model asks for.
+
+        Returns:
+            The text; for a list, one of each.
+
+        Raises:
+            FeedError: If the bundle is no decoder, it does not know the task or language, or
+                texts or options do not fit.
+        """
+        from .pairs import translate
+
+        self._check_open(None)
+        return translate(self._pair(), texts, task, language, options)
+
+    def encoder(self) -> Session:
+        """The session of the encoder that a decoder belongs to."""
+        raise NotImplementedError
+
+    def _check_open(self, max_rows: int | None) -> None:
+        raise NotImplementedError
+
+    def _generator(self) -> TextGenerator:
+        from .generator import TextGenerator
+
+        self._check_open(None)
+        if self.bundle.manifest.encoder is not None:
+            return self._pair()
+        return TextGenerator(self.bundle, self._executable)
+
+    def _pair(self) -> PairGenerator:
+        from .pairs import PairGenerator
+
+        if self.bundle.manifest.encoder is None:
+            raise FeedError(
+                f"{self.bundle.name} is no decoder beside an encoder: it cannot translate",
+                hint="Use generate, or export an encoder-decoder with its cache.",
+            )
+        encoder = self.encoder()
+        return PairGenerator(self.bundle, self._executable, encoder.bundle, encoder.predict)
