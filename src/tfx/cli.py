@@ -35,7 +35,7 @@ SUMMARIES = {
     "build": "Build a TensorRT engine from a bundle, for the GPUs it shall run on.",
     "quantize": "Write a bundle of lower precision, with calibration and proof.",
     "tune": "Measure the ways to run a bundle here, and keep the fastest that is right.",
-    "predict": "Run a bundle on text, JSONL or npz.",
+    "predict": "Run a bundle on text, JSONL, npz or WAV files.",
     "generate": "Let a prompt go on, with a bundle that has a cache.",
     "evaluate": "Measure a bundle's accuracy on labelled data, or beside another.",
     "bench": "Measure a family of bundles on every backend that works here.",
