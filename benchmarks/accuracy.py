@@ -243,7 +243,7 @@ class Judge:
         worker = self._start(bundle.path, REFERENCE, shape, self._plan)
         try:
             worker.load()
-            worker.record(metric.name, path)
+            worker.record(metric.name, path, self._progress.advance)
         finally:
             worker.close()
 

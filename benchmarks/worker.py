@@ -117,7 +117,7 @@ class Worker(Protocol):
         """
         ...
 
-    def record(self, metric: str, path: Path) -> None:
+    def record(self, metric: str, path: Path, on_progress: Callable[[int], None]) -> None:
         """Write what the row says of the plan's data, as other rows are compared with it."""
         ...
 
@@ -208,21 +208,27 @@ class ProcessWorker:
             path = Path(folder) / "rows.npy"
             found = self.child.ask(
                 (EVALUATION_LIMITS - 1) * self.child.limit_s,
+                on_progress,
                 do="evaluate",
                 metric=metric,
                 reference=str(reference) if reference else "",
                 path=str(path),
                 **self._data,
             )
-            on_progress(found["samples"])
             found.pop("unit")
             warnings = tuple(found.pop("warnings"))
             return Evaluation(**found, warnings=warnings, rows=np.load(path, allow_pickle=False))
 
-    def record(self, metric: str, path: Path) -> None:
+    def record(self, metric: str, path: Path, on_progress: Callable[[int], None]) -> None:
         """Write what the row says of the plan's data."""
-        extra_s = (EVALUATION_LIMITS - 1) * self.child.limit_s
-        self.child.ask(extra_s, do="record", metric=metric, path=str(path), **self._data)
+        self.child.ask(
+            (EVALUATION_LIMITS - 1) * self.child.limit_s,
+            on_progress,
+            do="record",
+            metric=metric,
+            path=str(path),
+            **self._data,
+        )
 
     def close(self) -> None:
         """End the process."""
@@ -233,6 +239,7 @@ class Server:
     """The child's side: answers questions about one row."""
 
     def __init__(self) -> None:
+        self.tell: Callable[[int], None] = lambda count: None
         self._before_mb = memory_mb("VmRSS")
         self._session: Session | None = None
         self._feed: Mapping[str, np.ndarray] = {}
@@ -352,6 +359,7 @@ class Server:
             metric,
             reference=_read_recorded(Path(reference)) if reference else None,
             seed=seed,
+            on_progress=self.tell,
         )
         np.save(path, found.rows, allow_pickle=False)
         return found.to_dict()
@@ -359,7 +367,8 @@ class Server:
     def _record(self, data: str, samples: int | None, seed: int, metric: str, path: str) -> None:
         assert self._session is not None  # load() comes first
         dataset = read_dataset(Path(data), limit=samples, seed=seed)
-        _write_recorded(Path(path), record(self._session, dataset, metric))
+        recorded = record(self._session, dataset, metric, on_progress=self.tell)
+        _write_recorded(Path(path), recorded)
 
     def _next(self) -> object:
         """Answer the next query of the ring."""

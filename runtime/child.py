@@ -1,8 +1,9 @@
 """A process of its own that answers questions, so that what happens to it happens to no other.
 
 The parent writes one JSON object a line to the process, ``{"do": "block", "calls": 4}``, and reads
-one back: ``{"ok": ...}``, or ``{"error": message, "hint": hint}``. A process that takes longer than
-its limit to answer is killed.
+one back: ``{"ok": ...}``, or ``{"error": message, "hint": hint}``. Before it may come any number of
+``{"done": 8}``: parts of a long answer. A process that takes longer than its limit to answer is
+killed.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
-from typing import IO, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import IO, Any, Protocol, runtime_checkable
 
 from tfx.errors import BackendError, TfxError
 
@@ -51,11 +52,18 @@ class Child:
             text=True,
         )
 
-    def ask(self, extra_s: float = 0, /, **question: Any) -> Any:
+    def ask(
+        self,
+        extra_s: float = 0,
+        on_progress: Callable[[int], None] = lambda count: None,
+        /,
+        **question: Any,
+    ) -> Any:
         """Ask and wait for the answer.
 
         Args:
             extra_s: Seconds it may take beyond ``limit_s``.
+            on_progress: Told how many more parts of the answer are done.
             **question: JSON values; ``do`` says what is asked for.
 
         Raises:
@@ -71,7 +79,14 @@ class Child:
         try:
             process.stdin.write(json.dumps(question) + "\n")
             process.stdin.flush()
-            line = process.stdout.readline()
+            while line := process.stdout.readline():
+                if not line.endswith("\n"):  # it died while it wrote
+                    line = ""
+                    break
+                answer = json.loads(line)
+                if "done" not in answer:
+                    break
+                on_progress(answer["done"])
         except BrokenPipeError:
             line = ""
         finally:
@@ -83,7 +98,6 @@ class Child:
             )
         if not line:
             raise BackendError(f"the process ended: {self._last_words()}")
-        answer = json.loads(line)
         if "error" in answer:
             raise BackendError(answer["error"], hint=answer["hint"])
         return answer["ok"]
@@ -133,11 +147,25 @@ class Answering(Protocol):
         ...
 
 
+@runtime_checkable
+class Telling(Answering, Protocol):
+    """Answers that take long: ``tell`` is set, and takes how many more parts are done."""
+
+    tell: Callable[[int], None]
+
+
 def serve(server: Answering) -> None:
     """Answer questions from stdin until it ends."""
     # Answers have a descriptor of their own: what libraries print must not mix with them.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+
+    def write(answer: Mapping[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    if isinstance(server, Telling):
+        server.tell = lambda count: write({"done": count})
     for line in sys.stdin:
         question = json.loads(line)
         try:
@@ -147,5 +175,4 @@ def serve(server: Answering) -> None:
         # What a library raises must reach the report, whatever it is.
         except Exception as error:  # noqa: BLE001
             answer = {"error": f"{type(error).__name__}: {error}", "hint": ""}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        write(answer)

@@ -243,6 +243,7 @@ def record(
     metric: str = "auto",
     *,
     max_rows: int | None = None,
+    on_progress: Callable[[int], None] = lambda count: None,
 ) -> Recorded:
     """What a session says of a dataset, kept to compare several others with.
 
@@ -253,6 +254,7 @@ def record(
         dataset: Samples.
         metric: That needs a reference; "auto" as ``metric_for``.
         max_rows: Most samples in one run of the model.
+        on_progress: Told how many more samples are done.
 
     Raises:
         DataError: If the metric needs no reference, or does not fit.
@@ -266,7 +268,7 @@ def record(
         raise DataError(f"{chosen.name} is not compared with a reference, but with {chosen.needs}")
     seen = Observations(session, dataset, max_rows=max_rows)
     _check_form(chosen, seen, session.bundle, dataset)
-    return seen.record(chosen.form)
+    return seen.record(chosen.form, on_progress)
 
 
 def compare_evaluations(

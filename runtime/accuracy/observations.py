@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -37,8 +37,8 @@ from .metrics import Form, mean_cosine
 LOGITS, MASK = "logits", "attention_mask"
 
 # Samples answered at a time: of vectors and classes, and of outputs for every token, which may
-# be a vocabulary wide.
-CHUNK_SMALL, CHUNK_LARGE = 512, 16
+# be a vocabulary wide. Few enough that who waits sees them counted.
+CHUNK_SMALL, CHUNK_LARGE = 256, 16
 
 # An image of the size models take is about a megabyte of numbers.
 CHUNK_IMAGES = 32
@@ -202,10 +202,20 @@ class Observations:
             self._check_tags(labels)
         return list(labels)
 
-    def record(self, form: Form) -> Recorded:
-        """Ask for every sample, and keep what is said."""
+    def record(
+        self, form: Form, on_progress: Callable[[int], None] = lambda count: None
+    ) -> Recorded:
+        """Ask for every sample, and keep what is said.
+
+        Args:
+            form: Of what is kept.
+            on_progress: Told how many more samples are done.
+        """
         bundle = self._session.bundle
-        values = itertools.chain.from_iterable(self.predicted(form, rows) for rows in self.chunks())
+        values: list[Any] = []
+        for rows in self.chunks():
+            values += self.predicted(form, rows)
+            on_progress(rows.stop - rows.start)
         return Recorded(bundle.name, bundle.digest, self._dataset.digest, form, tuple(values))
 
     def _allows(self, form: Form) -> bool:

@@ -71,7 +71,7 @@ class FakeWorker:
         self.calls.append((str(self.way), metric, reference is not None))
         return evaluation(RIGHT[self.way.backend], metric=metric)
 
-    def record(self, metric, path):
+    def record(self, metric, path, on_progress):
         self.calls.append((str(self.way), metric, "record"))
 
     def close(self):
@@ -144,13 +144,13 @@ def test_what_a_worker_recorded_is_what_another_is_compared_with(tmp_path):
     worker = ProcessWorker(bundle.path, Way("onnxruntime"), SHAPE, Plan(threads=1, data=str(texts)))
     try:
         worker.load()
-        worker.record("kl", tmp_path / "said.npz")
-        done = []
+        recorded, done = [], []
+        worker.record("kl", tmp_path / "said.npz", recorded.append)
         found = worker.evaluate("kl", tmp_path / "said.npz", done.append)
     finally:
         worker.close()
     assert found.value == pytest.approx(0, abs=1e-9)
-    assert found.samples == sum(done) == len(USED)
+    assert found.samples == sum(done) == sum(recorded) == len(USED)
     assert found.rows.shape == (len(USED), 1)
 
 
