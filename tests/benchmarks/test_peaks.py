@@ -25,6 +25,7 @@ from tfx.bench.peaks import (
 from tfx.codec import decode, encode
 from tfx.dtypes import DType
 from tfx.errors import BackendError, DataError
+from tfx.extras import need
 
 TINY = Size(8, 16, 32)
 
@@ -64,6 +65,24 @@ def test_the_model_of_integers_multiplies_what_they_stand_for():
     (y,) = ReferenceEvaluator(model).run(None, {"x": x})
     expected = (x.astype(np.float64) - 128) / 255 @ (weights / 127.0)
     assert np.allclose(y, expected, atol=1e-5)
+
+
+def test_a_model_that_quantizes_first_multiplies_the_same():
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    model = onnx.load_from_string(product_model(DType.INT8, TINY, quantize=True))
+    weights = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    x = np.full((8, 16), 10 / 255, np.float32)
+    (y,) = ReferenceEvaluator(model).run(None, {"x": x})
+    assert np.allclose(y, x.astype(np.float64) @ (weights / 127.0), atol=1e-5)
+
+
+def test_openvino_multiplies_integers_where_it_says_so():
+    capabilities = need("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if "INT8" not in capabilities:
+        pytest.skip("OpenVINO multiplies no integers on this CPU")
+    PRODUCTS["openvino", DType.INT8](DType.INT8, TINY, 1)()
 
 
 def test_the_best_engine_of_a_type_is_the_peak():
