@@ -105,7 +105,7 @@ def _read(read: Callable[[str], T], value: str) -> T:
 @click.option(
     "--cache/--no-cache",
     default=None,
-    help="A causal language model with its cache, to generate with; default: where it can.",
+    help="A model that writes text with its cache, to generate with; default: where it can.",
 )
 @click.option("--random-weights", is_flag=True, help="The architecture, for latency work only.")
 @click.option("--seed", default=0, help="Of random weights and of the feeds compared.")

@@ -43,7 +43,8 @@ def keep_state(model: Any, signature: Signature) -> bool:
     """
     inputs = {name: node for node in model.get_parameters() for name in node.output(0).get_names()}
     specs = cache_specs(signature)
-    if not specs or any(_writes(inputs[spec.name]) is None for spec in specs):
+    # A decoder beside an encoder has no mask to say how many places are taken.
+    if not specs or MASK not in inputs or any(_writes(inputs[spec.name]) is None for spec in specs):
         return False
     openvino = need("openvino")
     ops = openvino.opset13
