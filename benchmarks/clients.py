@@ -1,9 +1,10 @@
 """``python -m tfx.bench.clients``: many callers with a text each, merged or one by one.
 
-Each client asks, waits for its answer and asks again. The same texts go through three ways in each
+Each client asks, waits for its answer and asks again. The same texts go through four ways in each
 round, in an order drawn anew: one caller of ``predict``; as many threads as clients that call
-``predict``; and as many that call ``predict_async``, which merges what they ask at the same time.
-Every answer is compared with that of the first way.
+``predict``; as many that call ``predict_async``, which merges what they ask at the same time; and
+``map``, which has them all beforehand: no merging can be faster. Every answer is compared with that
+of the first way.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tfx.runtime.text.batcher import Batching
 from .machine import Machine, this_machine
 from .stored import now, save_option, save_result
 
-ONE_BY_ONE, THREADS, MERGED = "one by one", "predict", "predict_async"
+ONE_BY_ONE, THREADS, MERGED, ALL = "one by one", "predict", "predict_async", "map"
 
 # What the batcher is for: so many times the throughput of one by one, on short sentences.
 TARGET = 3.0
@@ -70,7 +71,7 @@ class Row:
     """One way to ask, over all rounds.
 
     Attributes:
-        way: ``ONE_BY_ONE``, ``THREADS`` or ``MERGED``.
+        way: ``ONE_BY_ONE``, ``THREADS``, ``MERGED`` or ``ALL``.
         clients: Threads that ask.
         asked: Questions.
         lost: Questions without an answer.
@@ -146,6 +147,20 @@ def serve(
     return Served(seconds, spent, tuple(latencies.values()), answers)
 
 
+def serve_all(
+    session: Session, texts: Sequence[str], clock: Callable[[], float] = time.perf_counter
+) -> Served:
+    """Give a session all texts at once; a latency is the time from there to the answer."""
+    answers: dict[int, Any] = {}
+    latencies = []
+    started, processor = clock(), time.process_time()
+    for index, answer in enumerate(session.map(texts)):
+        answers[index] = answer
+        latencies.append((clock() - started) * 1000)
+    spent = time.process_time() - processor
+    return Served(clock() - started, spent, tuple(latencies), answers)
+
+
 def is_same(first: Any, second: Any) -> bool:
     """Whether two answers say the same, but for the rounding of another batch."""
     if isinstance(first, np.ndarray):
@@ -175,23 +190,27 @@ def measure_clients(
 
     Args:
         latency: A session for one run at a time: one by one, and ``predict`` of all threads.
-        throughput: What ``predict_async`` is asked of; may be the same.
+        throughput: What ``predict_async`` and ``map`` are asked of; may be the same.
         texts: Asked in each round of each way.
         clients: Threads that ask at once.
         rounds: How many; one more comes first, to warm up.
         seed: Of the order, and of the bootstrap.
     """
     rng = np.random.default_rng(seed)
-    ways: dict[str, tuple[Callable[[str], Any], int]] = {
-        ONE_BY_ONE: (latency.predict, 1),
-        THREADS: (latency.predict, clients),
-        MERGED: (lambda text: throughput.predict_async(text).result(), clients),
+
+    def merged(text: str) -> Any:
+        return throughput.predict_async(text).result()
+
+    ways: dict[str, tuple[Callable[[], Served], int]] = {
+        ONE_BY_ONE: (lambda: serve(latency.predict, texts, 1), 1),
+        THREADS: (lambda: serve(latency.predict, texts, clients), clients),
+        MERGED: (lambda: serve(merged, texts, clients), clients),
+        ALL: (lambda: serve_all(throughput, texts), 1),
     }
     found: dict[str, list[Served]] = {way: [] for way in ways}
     for number in range(rounds + 1):
         for way in rng.permutation(list(ways)):
-            ask, threads = ways[str(way)]
-            served = serve(ask, texts, threads)
+            served = ways[str(way)][0]()
             if number:
                 found[str(way)].append(served)
     return [
@@ -391,6 +410,13 @@ def show_clients(rows: Sequence[Row], ran: str, machine: Machine) -> None:
     merged = next(row for row in rows if row.way == MERGED)
     verdict = "yes" if merged.low >= TARGET else "no" if merged.high < TARGET else "cannot say"
     out.print(f"{TARGET:g} times one by one: {verdict}", markup=False)
+    best = next(row for row in rows if row.way == ALL)
+    share = merged.speedup / best.speedup
+    out.print(
+        f"map has all texts beforehand: {best.speedup:.2f} times is what merging can reach here, "
+        f"predict_async reaches {share:.0%} of it",
+        markup=False,
+    )
     out.print("CPU: processor time of an answer one by one, over this way's", markup=False)
 
 

@@ -9,6 +9,7 @@ from support.texts import MEAN, write_classifier, write_text_bundle
 
 import tfx
 from tfx.bench.clients import (
+    ALL,
     MERGED,
     ONE_BY_ONE,
     THREADS,
@@ -60,6 +61,9 @@ class Stub:
     def predict(self, text):
         return np.ones(2)
 
+    def map(self, texts):
+        return (np.ones(2) for text in texts)
+
     def predict_async(self, text):
         class Answer:
             def result(self):
@@ -75,11 +79,12 @@ def test_lost_and_wrong_answers_are_counted():
         Stub(), Stub(), ["a", "lost", "b", "wrong", "c"], clients=2, rounds=3, seed=0
     )
     by_way = {row.way: row for row in rows}
-    assert list(by_way) == [ONE_BY_ONE, THREADS, MERGED]
+    assert list(by_way) == [ONE_BY_ONE, THREADS, MERGED, ALL]
     assert [(row.asked, row.lost, row.wrong) for row in rows] == [
         (15, 0, 0),
         (15, 0, 0),
         (15, 3, 3),
+        (15, 0, 0),
     ]
     assert by_way[ONE_BY_ONE].speedup == by_way[ONE_BY_ONE].processor_ratio == 1
     assert by_way[MERGED].low <= by_way[MERGED].speedup <= by_way[MERGED].high
@@ -122,14 +127,16 @@ def test_the_command_measures_a_bundle(tmp_path, streams):
     found = CliRunner().invoke(clients, [*arguments, "--streams", streams])
     assert found.exit_code == 0, found.output
     _, *rows = found.stdout.splitlines()
-    assert [re.split(" {2,}", row)[:2] for row in rows[:3]] == [
+    assert [re.split(" {2,}", row)[:2] for row in rows[:4]] == [
         [ONE_BY_ONE, "1"],
         [THREADS, "8"],
         [MERGED, "8"],
+        [ALL, "1"],
     ]
-    assert all(row.rstrip().endswith("0 of 80") for row in rows[:3])
+    assert all(row.rstrip().endswith("0 of 80") for row in rows[:4])
     assert f"{streams} streams of {2 // int(streams)} threads; load average" in found.stdout
     assert re.search(r"3 times one by one: (yes|no|cannot say)", found.stdout)
+    assert re.search(r"beforehand: [\d.]+ times is what merging can reach", found.stdout)
 
 
 def test_the_command_as_json(tmp_path):
@@ -139,9 +146,9 @@ def test_the_command_as_json(tmp_path):
     document = json.loads(CliRunner().invoke(clients, arguments).stdout)
     (kept,) = (tmp_path / "kept").glob("*-clients-*.json")
     assert json.loads(kept.read_text())["result"] == document
-    assert len(section_of(read_stored(json.loads(kept.read_text()))).sheets[0].lines) == 3
-    assert [row["way"] for row in document["rows"]] == [ONE_BY_ONE, THREADS, MERGED]
-    assert [row["lost"] + row["wrong"] for row in document["rows"]] == [0, 0, 0]
+    assert len(section_of(read_stored(json.loads(kept.read_text()))).sheets[0].lines) == 4
+    assert [row["way"] for row in document["rows"]] == [ONE_BY_ONE, THREADS, MERGED, ALL]
+    assert [row["lost"] + row["wrong"] for row in document["rows"]] == [0, 0, 0, 0]
 
 
 def test_answers_that_differ_are_an_error(tmp_path, monkeypatch):
