@@ -22,14 +22,13 @@ from tfx.processing import Generation
 from tfx.runtime.backend import Executable, RunOptions, get_backend
 from tfx.runtime.backends.torch_eager import TorchExecutable
 from tfx.runtime.cpus import usable_cpus
-from tfx.runtime.generation import continuations
 from tfx.runtime.generation.decoder import Decoder, is_generator
 from tfx.runtime.generation.kv_cache import cache_specs, text_signature
+from tfx.runtime.generation.sample_texts import sample_ids
 from tfx.runtime.pytorch.generators import reader_of
 from tfx.runtime.pytorch.modules import Call, run_module, run_settings
 from tfx.runtime.session import Session
 from tfx.runtime.stats import latency_of
-from tfx.runtime.tuning.worker import TEXTS
 from tfx.signature import Feed, Signature
 
 from .workload import NEW, PROMPT, Shape
@@ -242,23 +241,8 @@ def open_writer(
 
 
 def text_of(bundle: Bundle, shape: Shape, seed: int) -> np.ndarray:
-    """Tokens of the prompts and the checked rest, ``int64[batch, prompt + new]``.
-
-    Of real words where the bundle has a tokenizer, repeated where they are too few; else random
-    ones, of which no model is sure.
-    """
-    signature = bundle.manifest.signature
-    length = shape.sizes[PROMPT] + shape.sizes[NEW]
-    if bundle.manifest.processing.tokenization is None:
-        (tokens,) = (spec for spec in signature.inputs if spec.name == "input_ids")
-        most = tokens.values.max if tokens.values else 1
-        rng = np.random.default_rng(seed)
-        return rng.integers(0, most, (shape.batch, length), endpoint=True, dtype=np.int64)
-    first = seed % len(TEXTS)
-    words = [" ".join(TEXTS[(first + row) % len(TEXTS) :] + TEXTS) for row in range(shape.batch)]
-    tokenizer = continuations.Writer(bundle).tokenizer
-    rows = [np.resize(tokenizer.encode(text).ids, length) for text in words]
-    return np.stack(rows).astype(np.int64)
+    """Tokens of the prompts and the checked rest, ``int64[batch, prompt + new]``."""
+    return sample_ids(bundle, shape.batch, shape.sizes[PROMPT] + shape.sizes[NEW], seed)
 
 
 def checked(shape: Shape) -> int:

@@ -168,6 +168,9 @@ def cache_of(layers: list[tuple[Any, Any]], positions: Any, capacity: Any) -> An
 
     class Slots(caches.CacheLayerMixin):  # type: ignore[misc, name-defined]
         is_sliding = False
+        # As of transformers' static caches: else a step whose mask hides nothing gets none, and
+        # reads the places that are not written yet.
+        is_compileable = True
 
         def __init__(self, keys: Any, values: Any) -> None:
             super().__init__()

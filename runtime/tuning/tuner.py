@@ -21,6 +21,7 @@ from ..backend import GRAPH_BACKENDS
 from ..clock import Clock
 from ..cpus import usable_cpus
 from ..generation.decoder import is_generator
+from ..generation.kv_cache import text_view
 from .candidates import (
     REFERENCE,
     Candidate,
@@ -30,6 +31,7 @@ from .candidates import (
 )
 from .choices import Tuning, alone, conditions_here, now_utc, store_choice, stored_choice
 from .contest import Contest, Start
+from .texts import NEW, compared_feed, default_texts, text_label, text_sizes
 from .worker import ProcessWorker, Worker, feed_of, write_feeds
 
 # Batch and length of what is measured unless a caller names others: one text, and a batch.
@@ -96,11 +98,14 @@ class TuningPlan:
 def shape_of(text: str, signature: Signature) -> dict[str, int]:
     """Read a shape: ``16x128`` is batch x length, ``batch=16,sequence=128`` names any axes.
 
-    Axes that are not named have the size they are tuned for.
+    Axes that are not named have the size they are tuned for. Of a bundle with a cache it is
+    ``1x128+64``: batch x prompt + new tokens.
 
     Raises:
         FeedError: If it is neither, or names an axis that the model has not.
     """
+    if is_generator(signature):
+        return text_sizes(text, signature)
     sizes = {axis: _tuned_for(signature, axis) for axis in signature.axes}
     hint = f"Give BATCHxLENGTH, or sizes of: {', '.join(sizes) or 'nothing, the shape is fixed'}."
     try:
@@ -123,6 +128,8 @@ def shape_of(text: str, signature: Signature) -> dict[str, int]:
 
 def default_shapes(signature: Signature) -> tuple[dict[str, int], ...]:
     """One text and a batch of them, as near as the signature admits."""
+    if is_generator(signature):
+        return default_texts(signature)
     found = []
     for batch, length in DEFAULT_SHAPES:
         sizes = {}
@@ -139,6 +146,8 @@ def default_shapes(signature: Signature) -> tuple[dict[str, int], ...]:
 
 def label_of(sizes: Mapping[str, int]) -> str:
     """What a shape is called: ``16x128`` where it has a batch and one length, else all sizes."""
+    if NEW in sizes:
+        return text_label(sizes)
     if list(sizes) == [BATCH, SEQUENCE]:
         return f"{sizes[BATCH]}x{sizes[SEQUENCE]}"
     return ", ".join(f"{axis} {size}" for axis, size in sizes.items()) or "fixed shape"
@@ -169,7 +178,7 @@ def tune(
         sleep: Waits, in seconds.
 
     Raises:
-        BackendError: If it holds an engine, or writes text with a cache, or nothing runs it right.
+        BackendError: If it holds an engine, or nothing runs it right.
         BundleError: If it is damaged.
         FeedError: If a shape does not fit its signature.
     """
@@ -178,16 +187,13 @@ def tune(
             f"{bundle.path} holds an engine, and runs on the backend tensorrt alone",
             hint="Tune the bundle it was built from.",
         )
-    if is_generator(bundle.manifest.signature):
-        raise BackendError(
-            f"{bundle.path} writes text with a cache, which is not timed yet",
-            hint="Name a backend, and compare them with: tfx bench",
-        )
     bundle.verify()
     asked = plan.shapes or default_shapes(bundle.manifest.signature)
     shapes = {label_of(sizes): sizes for sizes in asked}
     weights = Counter(map(label_of, asked))
     feeds = {label: feed_of(bundle, sizes, plan.seed) for label, sizes in shapes.items()}
+    writes = is_generator(bundle.manifest.signature)
+    compared = {label: compared_feed(feed) if writes else feed for label, feed in feeds.items()}
     paths = {one.digest: one for one in family_of(bundle)} | {bundle.digest: bundle}
     counts = sorted(set(plan.threads or thread_counts(usable_cpus())), reverse=True)
     backends = plan.backends or GRAPH_BACKENDS
@@ -207,9 +213,9 @@ def tune(
             return ProcessWorker(path, candidate, file, limit_s=plan.limit_s, trust=plan.trust)
 
         with Contest(
-            bundle,
+            text_view(bundle),
             paths,
-            feeds,
+            compared,
             weights,
             min_cosine=plan.min_cosine,
             seconds=plan.seconds,
@@ -229,6 +235,8 @@ def tune(
     notes: tuple[str, ...] = ()
     if bundle.manifest.source.random_weights:
         notes = ("its weights are random: what a lower precision costs is not that of a model",)
+    if writes:
+        notes = (*notes, "each time is of a whole text: its prompt is read, new tokens are written")
     return Tuning(
         bundle=str(bundle.path.resolve()),
         digest=bundle.digest,

@@ -17,32 +17,17 @@ from tfx.errors import FeedError
 from tfx.feeds import MASK, random_feed
 from tfx.signature import Feed
 
-from ..backend import RunFacts, RunOptions, float_type
+from ..backend import RunFacts, RunOptions, float_type, get_backend
 from ..child import Child, serve
 from ..clock import time_calls
 from ..compare import tolerance_of
-from ..proof import FILE_NAME, check_cases, load_cases
-from ..session import Session, open_session
+from ..generation.decoder import is_generator
+from ..generation.sample_texts import TEXTS
+from ..proof import FILE_NAME, Run, check_cases, load_cases
+from ..session import Session
 from ..text.tokenizer import Tokenizer
 from .candidates import Candidate
-
-# Random tokens are like nothing a model was trained on, and say little of what 8 bits cost.
-TEXTS = (
-    "The ferry leaves the harbour at seven every morning and reaches the island before nine, so "
-    "that most of the people who work in the town can still catch the first bus up the hill.",
-    "When the committee published its report, three of the four recommendations had already been "
-    "carried out, and the fourth was waiting for money from the ministry.",
-    "She liked the novel less than the film: its middle part is slow, but the last forty pages "
-    "are as good as anything written that year.",
-    "Interest rates rose by a quarter of a point on Tuesday, and shares of banks gained while "
-    "those of builders fell.",
-    "To change the filter, turn the machine off, open the lid, pull the old filter out by its "
-    "handle and rinse the holder with cold water.",
-    "Scientists found that the frogs call at a higher pitch near roads; females, who prefer low "
-    "voices, came less often.",
-    "The service was friendly, but we waited an hour for cold soup and will not come again.",
-    "Does anybody know whether the museum is open on public holidays?",
-)
+from .texts import TextRun, text_feed
 
 
 def feed_of(bundle: Bundle, sizes: Mapping[str, int], seed: int) -> dict[str, np.ndarray]:
@@ -57,6 +42,8 @@ def feed_of(bundle: Bundle, sizes: Mapping[str, int], seed: int) -> dict[str, np
         FeedError: If the sizes do not fit the signature.
     """
     signature = bundle.manifest.signature
+    if is_generator(signature):
+        return text_feed(bundle, sizes, seed)
     feed = random_feed(signature, sizes, np.random.default_rng(seed), padding="right")
     try:
         tokenizer = Tokenizer(bundle)
@@ -79,7 +66,7 @@ class Loaded:
 
     Attributes:
         facts: What really runs.
-        load_s: Seconds of ``open_session(verify=False)``.
+        load_s: Seconds that loading took.
         error: Largest scaled error against the outputs that the bundle carries; None where it
             carries none.
         tolerance: Largest one allowed.
@@ -192,6 +179,7 @@ class Server:
 
     def __init__(self) -> None:
         self._session: Session | None = None
+        self._texts: TextRun | None = None
         self._feeds: list[dict[str, np.ndarray]] = []
 
     def answer(self, question: Mapping[str, Any]) -> Any:
@@ -205,7 +193,8 @@ class Server:
         if do == "load":
             return self._load(**arguments)
         assert self._session is not None  # load() comes first
-        predict = self._session.predict
+        predict = self._session.predict if self._texts is None else self._texts.outputs
+        call = predict if self._texts is None else self._texts.write
         feed = self._feeds[arguments.pop("shape")]
         match do:
             case "outputs":
@@ -213,8 +202,8 @@ class Server:
                 return None
             case "block":
                 # Not timed: other candidates ran meanwhile and had the caches for themselves.
-                predict(feed)
-                return time_calls(lambda: predict(feed), arguments["calls"], time.perf_counter_ns)
+                call(feed)
+                return time_calls(lambda: call(feed), arguments["calls"], time.perf_counter_ns)
             case other:
                 raise AssertionError(f"no such question: {other}")
 
@@ -223,23 +212,21 @@ class Server:
     ) -> dict[str, Any]:
         self._feeds = read_feeds(Path(feeds))
         opened = open_bundle(bundle, verify=False)
+        signature = opened.manifest.signature
         started = time.perf_counter()
-        self._session = open_session(
-            opened,
-            backend=backend,
-            threads=threads,
-            precision=precision,
-            trust=trust,
-            verify=False,
-        )
+        options = RunOptions(threads=threads, trust=trust, precision=precision)
+        executable = get_backend(backend).load(opened, options)
         load_s = time.perf_counter() - started
+        self._session = Session(opened, executable, load_s)
+        run: Run = self._session.predict
+        if is_generator(signature):
+            self._texts = TextRun(executable, signature)
+            run = self._texts.whole
         runs_in = float_type(opened, RunOptions(precision=precision))
         tolerance = tolerance_of(opened.manifest.precision, runs_in)
         error = None
         if (opened.path / FILE_NAME).exists():
-            _, verdict = check_cases(
-                self._session.predict, load_cases(opened.path / FILE_NAME), tolerance
-            )
+            _, verdict = check_cases(run, load_cases(opened.path / FILE_NAME), tolerance)
             error = verdict.error
         loaded = Loaded(self._session.report.facts, load_s, None, tolerance)
         answer: dict[str, Any] = encode(loaded)

@@ -12,6 +12,7 @@ from support.generators import write_generator
 import tfx
 from tfx.errors import BackendError, FeedError
 from tfx.export.pipeline import export_bundles
+from tfx.runtime.backend import RunOptions, get_backend
 from tfx.runtime.generation.decoder import Decoder
 from tfx.runtime.generation.generator import Finish, Options, Token
 
@@ -218,6 +219,19 @@ def test_a_stream_may_be_left_and_another_begun(session):
     next(left)
     left.close()
     assert "".join(token.text for token in session.stream("alpha of", max_new_tokens=8)) == expected
+
+
+def test_pytorch_reads_no_place_that_is_not_written(llama, rng):
+    """Without padding its mask hides nothing, and transformers would leave it out in a step."""
+    _, bundle = llama
+    ids = rng.integers(4, 60, (1, 12))
+    found = {}
+    for backend in ("torch", "onnxruntime"):
+        executable = get_backend(backend).load(bundle, RunOptions(threads=1))
+        decoder = Decoder(executable, bundle.manifest.signature)
+        decoder.start(ids[:, :6], np.ones_like(ids[:, :6]), 40)
+        found[backend] = [decoder.step(ids[:, place]).copy() for place in range(6, 12)]
+    np.testing.assert_allclose(found["torch"], found["onnxruntime"], atol=1e-4)
 
 
 def test_two_threads_generate_at_once(session, rng):

@@ -1,7 +1,6 @@
 """tfx tune and backend "auto", with real processes on tiny bundles."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import subprocess
@@ -283,16 +282,6 @@ def test_an_engine_leaves_nothing_to_tune(tmp_path):
     with pytest.raises(BackendError, match="holds an engine, and runs on the backend") as caught:
         tune(engine, QUICK, progress=Progress())
     assert caught.value.hint == "Tune the bundle it was built from."
-
-
-def test_a_model_that_writes_text_is_refused(tmp_path):
-    cache = TensorSpec("past_key_0", DType.FLOAT32, ("batch", 2, "capacity", 4))
-    inputs = (*TEXT_SIGNATURE.inputs, cache)
-    writer = write_bundle(
-        tmp_path / "w", signature=dataclasses.replace(TEXT_SIGNATURE, inputs=inputs)
-    )
-    with pytest.raises(BackendError, match="writes text with a cache, which is not timed yet"):
-        tune(writer, QUICK, progress=Progress())
 
 
 def test_a_shape_outside_the_signature_is_an_error(bundle):
