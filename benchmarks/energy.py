@@ -16,11 +16,14 @@ class EnergyMeter:
         Args:
             folder: Where powercap is; none, or one that may not be read, gives no numbers.
         """
-        # intel-rapl:0 is a package, intel-rapl:0:1 a part of it; AMD's are called the same.
+        # intel-rapl:0 is a package, intel-rapl:0:1 a part of it; AMD's are called the same. A zone
+        # named "psys" is the whole board, packages included.
         self._zones = [
             (zone / "energy_uj", _number(zone / "max_energy_range_uj"))
             for zone in sorted(folder.glob("intel-rapl:*"))
-            if zone.name.count(":") == 1 and _number(zone / "energy_uj") is not None
+            if zone.name.count(":") == 1
+            and _name(zone).startswith("package")
+            and _number(zone / "energy_uj") is not None
         ]
 
     def read(self) -> list[int] | None:
@@ -36,6 +39,13 @@ class EnergyMeter:
         for (_, most), first, second in zip(self._zones, before, after, strict=True):
             total += second - first if second >= first else second - first + (most or 0)
         return total / 1e6
+
+
+def _name(zone: Path) -> str:
+    try:
+        return (zone / "name").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _number(path: Path) -> int | None:

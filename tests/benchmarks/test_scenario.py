@@ -196,8 +196,9 @@ def test_offline_counts_samples_of_whole_passes(tmp_path, texts):
     )
 
 
-def zone(folder, name, energy, most="1000000"):
+def zone(folder, name, energy, most="1000000", kind="package-0"):
     (folder / name).mkdir(parents=True)
+    (folder / name / "name").write_text(f"{kind}\n")
     (folder / name / "energy_uj").write_text(str(energy))
     (folder / name / "max_energy_range_uj").write_text(most)
     return folder / name / "energy_uj"
@@ -205,11 +206,14 @@ def zone(folder, name, energy, most="1000000"):
 
 def test_energy_is_that_of_all_packages(tmp_path):
     first, second = zone(tmp_path, "intel-rapl:0", 100), zone(tmp_path, "intel-rapl:1", 900_000)
-    zone(tmp_path, "intel-rapl:0:0", 5)
+    zone(tmp_path, "intel-rapl:0:0", 5, kind="core")
+    board = zone(tmp_path, "intel-rapl:2", 0, kind="psys")
+    (tmp_path / "intel-rapl:3").mkdir()  # it says nothing of itself
     meter = EnergyMeter(tmp_path)
     before = meter.read()
     first.write_text("500100\n")
     second.write_text("100000")  # it began anew
+    board.write_text("900000")
     assert meter.joules(before, meter.read()) == pytest.approx(0.5 + 0.2)
 
 
