@@ -10,7 +10,16 @@ from tfx.errors import BackendError
 from tfx.signature import BATCH, Feed, Signature
 
 from ..backend import Executable
-from .kv_cache import CAPACITY, KEPT_TOKENS, MASK, POSITION, cache_specs, empty_cache, present_of
+from .kv_cache import (
+    CAPACITY,
+    KEPT_TOKENS,
+    MASK,
+    POSITION,
+    cache_specs,
+    empty_cache,
+    is_cross,
+    present_of,
+)
 
 # Places a cache begins with beyond the prompt's, and by how much it grows when it is full.
 SPARE_PLACES = 32
@@ -217,5 +226,5 @@ def most_rows(signature: Signature) -> int:
 
 
 def is_generator(signature: Signature) -> bool:
-    """Whether a graph has a cache to generate with."""
-    return bool(cache_specs(signature))
+    """Whether a graph writes text by itself: it has a cache, and no encoder beside it."""
+    return bool(cache_specs(signature)) and not any(map(is_cross, signature.inputs))

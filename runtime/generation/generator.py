@@ -13,6 +13,7 @@ import numpy as np
 from tfx.bundle import Bundle
 from tfx.errors import FeedError, listing
 from tfx.processing import Generation
+from tfx.signature import Signature
 
 from ..backend import Executable
 from .beams import Weighing, search
@@ -148,7 +149,7 @@ class TextGenerator:
             FeedError: If its graph has no cache.
         """
         self._signature = bundle.manifest.signature
-        if not is_generator(self._signature):
+        if not self._fits(self._signature):
             raise FeedError(
                 f"{bundle.name} has no cache to generate with",
                 hint="Export a causal language model again, without --no-cache.",
@@ -156,6 +157,9 @@ class TextGenerator:
         self._executable = executable
         self._said = bundle.manifest.processing.generation or Generation()
         self._writer = Writer(bundle)
+
+    def _fits(self, signature: Signature) -> bool:
+        return is_generator(signature)
 
     def generate(self, prompts: Any, options: Options) -> Any:
         """Write on until each text is over; see ``Session.generate``."""

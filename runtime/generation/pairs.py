@@ -19,7 +19,7 @@ from .beams import Weighing
 from .continuations import Prompt, Prompts, Writer
 from .decoder import Decoder, longest
 from .generator import Options, TextGenerator, options_from
-from .kv_cache import ENCODER_MASK, MASK, is_cross
+from .kv_cache import ENCODER_MASK, MASK, cache_specs, is_cross
 from .rules import finished, keep_to
 
 # What reads the input of a batch: the encoder's session.
@@ -114,6 +114,9 @@ class PairGenerator(TextGenerator):
         other = copy.copy(self)
         other._target = target
         return other
+
+    def _fits(self, signature: Signature) -> bool:
+        return bool(cache_specs(signature))
 
     def _read(self, prompts: Any, options: Options) -> Prompts:
         if options.max_new_tokens >= self.places:

@@ -10,6 +10,7 @@ from tfx.errors import SourceError
 from tfx.export.loader import parts_of
 from tfx.export.pipeline import export_bundles
 from tfx.recipe import GENERATING_DECODER, GENERATING_PARTS, PARTS, ExportRecipe
+from tfx.runtime.generation.decoder import is_generator
 from tfx.runtime.generation.kv_cache import cache_specs, is_cross, text_signature
 from tfx.runtime.pytorch.pairs import no_pair_cache, pair_part_of, pair_sizes
 
@@ -142,3 +143,9 @@ def test_cross_keys_are_of_the_encoder_alone(bundles):
         both = session.predict({"input_ids": ids, "attention_mask": mask})
         one = session.predict({"input_ids": ids[:1], "attention_mask": mask[:1]})
     np.testing.assert_allclose(both["cross_value_1"][:1], one["cross_value_1"], atol=1e-5)
+
+
+def test_a_decoder_does_not_write_by_itself(bundles):
+    """Benchmarks and tuning measure it as a graph of one run."""
+    assert not is_generator(bundles[1].manifest.signature)
+    assert not is_generator(bundles[0].manifest.signature)
