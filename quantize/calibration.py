@@ -296,6 +296,7 @@ def see_extremes(
     data: CalibrationData,
     *,
     seed: int,
+    ignored: Mapping[str, np.ndarray] | None = None,
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Extremes]:
     """First look: extremes and sampled rows of each value.
@@ -305,6 +306,7 @@ def see_extremes(
         values: What to look at, to its axis of channels.
         data: The feeds.
         seed: Of the rows that are drawn.
+        ignored: Value name to channels that are not looked at.
         on_batch: Called with how many batches are done.
 
     Returns:
@@ -319,7 +321,8 @@ def see_extremes(
     with Observation(model, list(values)) as observation:
         for done, feed in enumerate(data, 1):
             for name, array in observation.run(feed).items():
-                found[name].see(_rows(array, axes[name]), rng)
+                rows = _rows(array, axes[name])
+                found[name].see(_looked_at(rows, ignored, name), rng)
             on_batch(done)
     broken = [f"{name}: {one.bad} values" for name, one in found.items() if one.bad]
     if broken:
@@ -340,6 +343,7 @@ def see_histograms(
     values: Mapping[ir.Value, float],
     data: CalibrationData,
     *,
+    ignored: Mapping[str, np.ndarray] | None = None,
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Histogram]:
     """Second look: how often each magnitude occurs.
@@ -348,15 +352,23 @@ def see_histograms(
         model: The float graph.
         values: What to look at, to its largest magnitude.
         data: The feeds.
+        ignored: Value name to channels, of the last axis, that are not looked at.
         on_batch: Called with how many batches are done.
     """
     found = {str(value.name): Histogram(amax) for value, amax in values.items()}
     with Observation(model, list(values)) as observation:
         for done, feed in enumerate(data, 1):
             for name, array in observation.run(feed).items():
-                found[name].see(array)
+                found[name].see(_looked_at(array, ignored, name))
             on_batch(done)
     return found
+
+
+def _looked_at(
+    array: np.ndarray, ignored: Mapping[str, np.ndarray] | None, name: str
+) -> np.ndarray:
+    channels = (ignored or {}).get(name)
+    return array if channels is None else np.delete(array, channels, axis=-1)
 
 
 def _rows(array: np.ndarray, axis: int) -> np.ndarray:

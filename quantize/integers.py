@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from .calibration import CalibrationData, see_extremes, see_histograms
 from .int4 import lower_weights_int4
 from .linear import (
     SMALLEST_WEIGHT,
+    Product,
     array_of,
     find_lookups,
     find_products,
@@ -24,6 +25,7 @@ from .linear import (
     shared_data,
     split_gemms,
 )
+from .outliers import choose_outliers, split_outliers, without_channels
 from .qdq import quantize_activations, quantize_tables, quantize_weights
 from .smooth import ALPHAS, SMOOTHED, WORTH, Smoothing, apply_smoothing, can_fold, choose_smoothing
 from .statistics import ActivationStatistics
@@ -106,6 +108,7 @@ def prepare(
     if data is None or recipe.dynamic or recipe.precision is DType.INT4 or not values:
         return Prepared(model)
     smoothings: dict[str, Smoothing] = {}
+    outliers: dict[str, np.ndarray] = {}
 
     def looking(what: str) -> Callable[[int], None]:
         return lambda done: on_pass(what, done, len(data))
@@ -118,10 +121,12 @@ def prepare(
             one = extremes[str(value.name)]
             if one.rows is None or one.channels is None or not one.amax:
                 continue
+            weights = [array_of(product.weight) for product in products]
+            few = choose_outliers(one.rows, one.channels, weights)
             smoothing = choose_smoothing(
-                one.rows,
-                one.channels,
-                [array_of(product.weight) for product in products],
+                without_channels(one.rows, few, 1),
+                without_channels(one.channels, few, 0),
+                [without_channels(weight, few, 0) for weight in weights],
                 ALPHAS if recipe.smooth is None else (recipe.smooth,),
                 worth=WORTH if recipe.smooth is None else 1.0,
             )
@@ -130,21 +135,33 @@ def prepare(
             if smoothing.alpha and (free or asked or smoothing.plain > SMALL_ERROR):
                 smoothed = apply_smoothing(model.graph, value, products, smoothing.scale)
                 smoothings[str(smoothed.name)] = smoothing
-    if smoothings:
+            if len(few):
+                (smoothed, products), *_ = _reading(model, products)
+                split_outliers(model.graph, smoothed, products, few)
+                outliers[str(smoothed.name)] = few
+    if smoothings or outliers:
         values = {product.data: -1 for product in find_products(model)}
         extremes = see_extremes(
-            model, values, data, seed=recipe.seed, on_batch=looking("smoothed ranges")
+            model,
+            values,
+            data,
+            seed=recipe.seed,
+            ignored=outliers,
+            on_batch=looking("smoothed ranges"),
         )
     histograms = see_histograms(
         model,
         {value: extremes[str(value.name)].amax for value in values},
         data,
+        ignored=outliers,
         on_batch=looking("histograms"),
     )
     statistics = {}
     for name, histogram in histograms.items():
         scale = smoothings[name].scale if name in smoothings else None
-        statistics[name] = ActivationStatistics.of(extremes[name], histogram, scale)
+        statistics[name] = ActivationStatistics.of(
+            extremes[name], histogram, scale, outliers.get(name)
+        )
     return Prepared(model, statistics, smoothings)
 
 
@@ -169,6 +186,9 @@ def prepare_again(
             known = statistics.get(name)
             if known is not None and len(known.smoothing):
                 apply_smoothing(model.graph, value, products, known.smoothing)
+            if known is not None and len(known.outliers):
+                (smoothed, split), *_ = _reading(model, products)
+                split_outliers(model.graph, smoothed, split, known.outliers)
     names = {str(product.data.name) for product in find_products(model)}
     if missing := sorted(names - statistics.keys()):
         raise RecipeError(
@@ -176,6 +196,14 @@ def prepare_again(
             hint="Calibrate with a file.",
         )
     return Prepared(model, statistics, origin=origin)
+
+
+def _reading(
+    model: ir.Model, products: Sequence[Product]
+) -> Iterator[tuple[ir.Value, list[Product]]]:
+    """Products as they are after a change, by the activation they read."""
+    nodes = {product.node for product in products}
+    return shared_data([one for one in find_products(model) if one.node in nodes])
 
 
 def lower(

@@ -11,6 +11,9 @@ import onnx_ir as ir
 # Below this many weights the integers save less than the nodes around them cost.
 SMALLEST_WEIGHT = 1024
 
+# Nor does it pay with fewer channels than this: what is multiplied apart stays in floats.
+FEWEST_CHANNELS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Product:
@@ -191,6 +194,8 @@ def _product_of(node: ir.Node) -> Product | None:
     if data is None or weight is None or is_constant(data) or not is_constant(weight):
         return None
     if weight.shape is None or len(weight.shape) != 2 or not _is_large_float(weight):
+        return None
+    if weight.const_value.shape[0] < FEWEST_CHANNELS:
         return None
     return Product(node, data, weight, "")
 

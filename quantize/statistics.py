@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -27,6 +27,7 @@ class ActivationStatistics:
         average: Moving average of the batches' largest magnitudes.
         counts: Histogram of magnitudes over ``[0, max(|low|, |high|)]``, ``int64[BINS]``.
         smoothing: What the activation was divided by, ``float32[channels]``; empty for nothing.
+        outliers: Channels that are multiplied apart, ``int64[few]``; not in the above.
     """
 
     low: float
@@ -34,12 +35,20 @@ class ActivationStatistics:
     average: float
     counts: np.ndarray
     smoothing: np.ndarray
+    outliers: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @classmethod
-    def of(cls, extremes: Extremes, histogram: Histogram, smoothing: np.ndarray | None) -> Self:
+    def of(
+        cls,
+        extremes: Extremes,
+        histogram: Histogram,
+        smoothing: np.ndarray | None,
+        outliers: np.ndarray | None = None,
+    ) -> Self:
         """Put together what the looks gave."""
         scale = np.empty(0, np.float32) if smoothing is None else smoothing
-        return cls(extremes.low, extremes.high, extremes.average, histogram.counts, scale)
+        few = np.empty(0, np.int64) if outliers is None else outliers
+        return cls(extremes.low, extremes.high, extremes.average, histogram.counts, scale, few)
 
     def amax(self, method: RangeMethod, percentile: float) -> float:
         """The magnitude that becomes the largest number, by a method."""
@@ -54,6 +63,7 @@ def store_statistics(path: Path, found: Mapping[str, ActivationStatistics]) -> N
         arrays[f"{name}/range"] = np.array([one.low, one.high, one.average])
         arrays[f"{name}/counts"] = one.counts
         arrays[f"{name}/smoothing"] = one.smoothing
+        arrays[f"{name}/outliers"] = one.outliers
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
@@ -74,7 +84,13 @@ def load_statistics(path: Path) -> dict[str, ActivationStatistics]:
             if counts.shape != (BINS,):
                 raise ValueError(f"histogram of {name} has shape {list(counts.shape)}")
             found[name] = ActivationStatistics(
-                low, high, average, counts, arrays[f"{name}/smoothing"]
+                low,
+                high,
+                average,
+                counts,
+                arrays[f"{name}/smoothing"],
+                # Bundles of before there were any have none.
+                arrays.get(f"{name}/outliers", np.empty(0, np.int64)),
             )
     except FileNotFoundError as error:
         raise BundleError(f"{path.parent} carries no calibration: it has no {path.name}") from error
