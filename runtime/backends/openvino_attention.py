@@ -28,7 +28,7 @@ def drop_number_checks(model: Any) -> int:
 
     OpenVINO 2026.4.1 reads ONNX's Attention with such a choice behind it, for rows that are hidden
     whole. Where the mask is chosen from finite constants, which become no lower than ``LOWEST``,
-    there are none. It was 2 % of the processor time of MiniLM.
+    there are none.
 
     Args:
         model: OpenVINO's ``Model`` as read, its masks written as choices; changed in place.

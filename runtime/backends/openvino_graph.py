@@ -51,8 +51,7 @@ def choose_masks(model: Any) -> int:
 
     It is how a mask becomes what is added to scores: 0 or -3.4e38. To the passes for low precision
     (OpenVINO 2026.4.1) a conversion and a product look like a dequantization, which they move to
-    the other side of attention: of MiniLM in int8 the outputs had cosine 0.4 to those of ONNX
-    Runtime, and have 0.999 with the choice.
+    the other side of attention: MiniLM in int8 gave other embeddings than on ONNX Runtime.
 
     Args:
         model: OpenVINO's ``Model`` as read, changed in place.
