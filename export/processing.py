@@ -13,6 +13,7 @@ from tfx.recipe import DECODER, GENERATING_DECODER
 from tfx.signature import SEQUENCE, Signature
 
 from .audio import read_audio, read_transcription
+from .dictation import read_dictation
 from .images import read_images
 
 if TYPE_CHECKING:
@@ -76,9 +77,13 @@ def read_processing(
         classification = classification_of(config, per_token=CLASSIFYING[task])
     images = read_images(folder, signature, notes)
     audio = read_audio(folder, signature, notes)
-    transcription = None
+    transcription = dictation = None
     if task == SPEECH and part == "":
         transcription = read_transcription(folder, config, signature, notes)
+    if task == SPEECH and part == GENERATING_DECODER:
+        dictation = read_dictation(config, folder, notes)
+        if dictation is not None:  # its encoder, which has the tokenizer of others, reads no text
+            tokenization = _write_tokenizer(folder, signature, target, notes)
     processing = Processing(
         tokenization,
         embedding,
@@ -86,6 +91,7 @@ def read_processing(
         images,
         audio=audio,
         transcription=transcription,
+        dictation=dictation,
     )
     return processing, tuple(notes)
 

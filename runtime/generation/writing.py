@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tfx.bundle import Bundle
 from tfx.errors import FeedError
@@ -78,6 +78,48 @@ class Writing:
 
         self._check_open(None)
         return translate(self._pair(), texts, task, language, options)
+
+    def transcribe(
+        self,
+        sounds: Any,
+        *,
+        language: str | None = None,
+        task: str = "transcribe",
+        timestamps: bool = False,
+        max_new_tokens: int | None = None,
+        sampling_rate: int | None = None,
+    ) -> Any:
+        """Write down what is said: with Whisper's decoder, its encoder beside it, or a CTC head.
+
+        The likeliest token is taken each time. A long sound is read in windows, each from where
+        the last time in the one before was.
+
+        Args:
+            sounds: A WAV file's path, or ``float32[samples]``; or a list of those.
+            language: Code of what is spoken; None to have it found out, from the first window.
+            task: "transcribe", or "translate" into English.
+            timestamps: Whether the transcript has its parts in time.
+            max_new_tokens: Most tokens of a window; None for all there is room for.
+            sampling_rate: Of arrays, samples a second; None for the model's.
+
+        Returns:
+            A ``Transcript``; for a list, one of each.
+
+        Raises:
+            DataError: If a file cannot be read.
+            FeedError: If the bundle writes nothing down, or does not do what is asked.
+            BackendError: If the session is closed or the backend fails.
+        """
+        from ..speech.scribe import transcribe
+
+        self._check_open(None)
+        wishes = {
+            "language": language,
+            "task": task,
+            "timestamps": timestamps,
+            "max_new_tokens": max_new_tokens,
+        }
+        return transcribe(cast("Session", self), self._executable, sounds, sampling_rate, wishes)
 
     def encoder(self) -> Session:
         """The session of the encoder that a decoder belongs to."""

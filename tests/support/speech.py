@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from .checkpoints import write_checkpoint
 
@@ -104,3 +105,29 @@ def whisper_model(seed: int = 0, times: float = 1.0, **generation):
     }
     model.generation_config = transformers.GenerationConfig(**said)
     return model.eval()
+
+
+def write_whisper_tokenizer(folder: Path) -> None:
+    """Words "w0 " to "w79 ", then the tokens from ``END`` on, which are special."""
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>"]
+    special += ["<|translate|>", "<|transcribe|>", "<|notimestamps|>"]
+    special += [f"<|{time / 50:.2f}|>" for time in range(51)]
+    names = [*(f"w{word}" for word in range(WORDS)), *special]
+    tokenizer = Tokenizer(
+        models.WordLevel({name: index for index, name in enumerate(names)}, unk_token="w0")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(special)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    ).save_pretrained(folder)
+
+
+def whisper(folder: Path, seed: int = 0, times: float = 1.0, **generation) -> Path:
+    """A checkpoint of ``whisper_model``, with its feature extractor and a tokenizer."""
+    whisper_model(seed, times, **generation).save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(
+        feature_size=WHISPER_BINS, chunk_length=WHISPER_WINDOW_S
+    ).save_pretrained(folder)
+    write_whisper_tokenizer(folder)
+    return folder

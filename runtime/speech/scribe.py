@@ -1,0 +1,128 @@
+"""A session that writes down what is said: Whisper's two graphs, or one with a CTC head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfx.errors import FeedError
+from tfx.signature import Feed
+
+from ..backend import Executable
+from ..generation.continuations import Writer
+from ..generation.decoder import longest
+from ..generation.kv_cache import is_cross
+from ..generation.pairs import CrossDecoder
+from .sounds import read_sound
+from .transcriber import Transcriber
+from .transcript import Transcript
+
+if TYPE_CHECKING:
+    from tfx.bundle import Bundle
+
+    from ..session import Session
+
+
+class PairScribe:
+    """Whisper's encoder and its decoder with a cache; for one thread.
+
+    Attributes:
+        positions: Most tokens of a text, those it begins with included.
+    """
+
+    def __init__(
+        self,
+        decoder: Bundle,
+        executable: Executable,
+        encoder: Bundle,
+        encode: Callable[[Feed], Mapping[str, np.ndarray]],
+    ) -> None:
+        self._signature = decoder.manifest.signature
+        self._executable, self._encode = executable, encode
+        (spec,) = encoder.manifest.signature.inputs
+        self._input = spec.name
+        self._crossed: dict[str, np.ndarray] = {}
+        self._decoder: CrossDecoder | None = None
+        self.positions = longest(self._signature)
+
+    def hear(self, features: np.ndarray) -> None:
+        """Run the encoder on a window, ``float32[1, mel bins, frames]``."""
+        given = self._encode({self._input: features})
+        self._crossed = {
+            spec.name: given[spec.name] for spec in self._signature.inputs if is_cross(spec)
+        }
+
+    def start(self, ids: Sequence[int]) -> np.ndarray:
+        """Read tokens into an empty cache; logits of what follows, ``float32[vocabulary]``."""
+        self._decoder = CrossDecoder(self._executable, self._signature, self._crossed)
+        begun = np.array([ids], np.int64)
+        logits: np.ndarray = self._decoder.start(begun, np.ones_like(begun), self.positions)[0]
+        return logits
+
+    def step(self, token: int) -> np.ndarray:
+        """Read one more token; logits of what follows, ``float32[vocabulary]``."""
+        assert self._decoder is not None  # start made it
+        logits: np.ndarray = self._decoder.step(np.array([token], np.int64))[0]
+        return logits
+
+
+def transcribe(
+    session: Session, executable: Executable, sounds: Any, rate: int | None, wishes: dict[str, Any]
+) -> Any:
+    """Write down what is said in sounds; see ``Session.transcribe``.
+
+    Args:
+        session: Of a decoder that takes dictation, or of a model with a CTC head.
+        executable: What runs it.
+        sounds: A WAV file's path or ``float32[samples]``, or a list of those.
+        rate: Of arrays, samples a second; None for the model's.
+        wishes: Arguments of ``Transcriber.transcribe``.
+
+    Raises:
+        DataError: If a file cannot be read.
+        FeedError: If the bundle writes nothing down, or cannot do as asked.
+    """
+    if isinstance(sounds, list) and not sounds:
+        raise FeedError("got an empty list, expected at least one sound")
+    processing = session.bundle.manifest.processing
+    if processing.dictation is None:
+        if processing.transcription is None:
+            raise FeedError(
+                f"{session.bundle.name} does not write down what is said",
+                hint="Open the decoder of a Whisper model, or a model with a CTC head.",
+            )
+        _refuse_wishes(session, wishes)
+        return session.predict(sounds, sampling_rate=rate)
+    encoder = session.encoder()
+    hearing = encoder.bundle.manifest.processing.audio
+    if hearing is None:
+        raise FeedError(f"{encoder.bundle.name} does not say how sound becomes arrays")
+    writer = Writer(session.bundle)
+
+    def spell(ids: Sequence[int]) -> str:
+        text: str = writer.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def one(sound: Any) -> Transcript:
+        scribe = PairScribe(session.bundle, executable, encoder.bundle, encoder.predict)
+        samples = read_sound(sound, hearing.rate, rate)
+        if not np.isfinite(samples).all():
+            raise FeedError("a sound holds NaN or infinity")
+        assert processing.dictation is not None
+        return Transcriber(scribe, hearing, processing.dictation, spell).transcribe(
+            samples, **wishes
+        )
+
+    return list(map(one, sounds)) if isinstance(sounds, list) else one(sounds)
+
+
+def _refuse_wishes(session: Session, wishes: Mapping[str, Any]) -> None:
+    idle = (None, False, "transcribe")
+    given = [name for name, value in wishes.items() if value not in idle and not callable(value)]
+    if given:
+        raise FeedError(
+            f"{session.bundle.name} writes down what it hears, and takes no {', '.join(given)}",
+            hint="Leave them out.",
+        )
