@@ -270,7 +270,11 @@ FAMILIES: tuple[Family, ...] = (
         "DeformableDetrForObjectDetection",
         "DeformableDetrConfig",
         _DETECTION
-        | {"backbone_config": _BACKBONE | {"out_features": ["stage2", "stage3", "stage4"]}},
+        | {
+            # Its layers are long: one that reads all levels of the image is enough.
+            "encoder_layers": 1,
+            "backbone_config": _BACKBONE | {"out_features": ["stage2", "stage3", "stage4"]},
+        },
         unfused="deformable attention weighs a few sampled points: no product with keys",
         image_size=(96, 128),
     ),
@@ -330,7 +334,11 @@ FAMILIES: tuple[Family, ...] = (
             "speaker_embedding_dim": 16,
             "speech_decoder_prenet_units": 24,
             "speech_decoder_postnet_units": 24,
+            "speech_decoder_postnet_layers": 3,  # the first, one between, and the last differ
             "reduction_factor": 2,
+            # Two of each are in the SpeechT5 that listens.
+            "encoder_layers": 1,
+            "decoder_layers": 1,
         },
     ),
     Family(
@@ -353,7 +361,8 @@ FAMILIES: tuple[Family, ...] = (
         "BigBird, sparse",
         "BigBirdModel",
         "BigBirdConfig",
-        _TEXT | {"block_size": 4, "num_random_blocks": 1},
+        # A layer is five attentions already.
+        _TEXT | {"block_size": 4, "num_random_blocks": 1, "num_hidden_layers": 1},
         unfused="the blocks in the middle add several products of queries and keys",
         max_sequence=62,
     ),
