@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from tfx.bundle import Bundle, create_bundle, open_bundle
+from tfx.dtypes import DType
 from tfx.errors import BundleError
 from tfx.extras import version_of
 from tfx.manifest import Manifest, Step
+from tfx.quantization import RESTS, Quantization, QuantizeRecipe
 from tfx.recipe import EngineBuild, EngineRecipe, Target
 from tfx.runtime.engines import MODULES, load_library, remember_engine
 from tfx.signature import ShapeRange
@@ -119,7 +121,7 @@ def _manifest(bundle: Bundle, build: EngineBuild, folder: Path) -> Manifest:
         },
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         files=(),
-        notes=(*parent.notes, *_notes(build)),
+        notes=(*parent.notes, *_notes(build, parent.quantization)),
         parent=bundle.as_parent(),
         variants={},
         engine=build,
@@ -138,7 +140,7 @@ def _hull(build: EngineBuild) -> dict[str, ShapeRange]:
     }
 
 
-def _notes(build: EngineBuild) -> tuple[str, ...]:
+def _notes(build: EngineBuild, made: Quantization | None = None) -> tuple[str, ...]:
     notes = []
     if build.spelled_out:
         notes.append(
@@ -148,6 +150,16 @@ def _notes(build: EngineBuild) -> tuple[str, ...]:
     if build.fused_kernels:
         count, all_ = build.fused_kernels, build.attention
         notes.append(f"fused attention kernels in the engine: {count}, for {all_} attentions")
+    elif build.attention and made and _rests_in_float32(made.recipe):
+        notes.append(
+            "attention is in float32, for which TensorRT has no fused kernel: quantize again with "
+            "--rest fp16, or bf16"
+        )
     elif build.attention:
         notes.append("TensorRT has no fused kernel for attention of this type and head size")
     return (*notes, "not proved where it was built: run tfx check where it runs")
+
+
+def _rests_in_float32(recipe: QuantizeRecipe) -> bool:
+    """Whether products are lowered, and the floats around them could be and are not."""
+    return recipe.precision not in RESTS and recipe.rest is DType.FLOAT32

@@ -15,12 +15,14 @@ from support.texts import write_text_bundle
 
 from tfx.bundle import open_bundle
 from tfx.cli import main
+from tfx.dtypes import DType
 from tfx.errors import BackendError, BundleError, RecipeError
 from tfx.export import engine_bundle
 from tfx.export.engine_bundle import build_bundle, name_of
 from tfx.export.engine_worker import build_apart
 from tfx.export.profiles import profile_from_text
 from tfx.manifest import SCHEMA_VERSION, Step
+from tfx.quantization import Quantization, QuantizeRecipe
 from tfx.recipe import EngineBuild, EngineRecipe, Source, SourceKind, Target
 from tfx.runtime.engines import MODULES
 from tfx.runtime.session import open_session
@@ -132,6 +134,21 @@ def test_what_became_of_attention_is_noted(parent, tmp_path, monkeypatch, counts
         note,
         "not proved where it was built: run tfx check where it runs",
     )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "note"),
+    [
+        (QuantizeRecipe(DType.INT8), "quantize again with --rest fp16, or bf16"),
+        (QuantizeRecipe(DType.INT8, rest=DType.FLOAT16), "of this type and head size"),
+        (QuantizeRecipe(DType.FLOAT16), "of this type and head size"),
+    ],
+)
+def test_floats_around_int8_may_be_shorter(recipe, note):
+    build = EngineBuild(SM89, "1", ("sm89",), (), "", "", 2, 0, 0)
+    assert engine_bundle._notes(build, Quantization(recipe))[0].endswith(note)
+    fused = EngineBuild(SM89, "1", ("sm89",), (), "", "", 2, 1, 0)
+    assert "for 2 attentions" in engine_bundle._notes(fused, Quantization(recipe))[0]
 
 
 def test_an_engine_is_not_built_from_an_engine(built):
