@@ -32,6 +32,7 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {
     ),
     "fastembed": ("fastembed",),
     "ctranslate2": ("ctranslate2", "transformers[torch]", "torch"),
+    "genai": ("onnxruntime-genai", "onnx", "onnx_ir", "transformers", "torch"),
 }
 
 # Installed from a version without a build, pip would take one for GPUs.

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from tfx.bench import environments as module
+from tfx.bench.decoding_peers import PEERS as WRITERS
 from tfx.bench.environments import (
     ENVIRONMENTS,
     Environment,
@@ -84,7 +85,8 @@ def test_output_goes_to_the_end_of_the_log(tmp_path):
 
 
 def test_every_peer_has_an_environment():
-    assert {peer.environment for peer in PEERS.values()} - {""} == set(ENVIRONMENTS)
+    named = {peer.environment for peers in (PEERS, WRITERS) for peer in peers.values()}
+    assert named - {""} == set(ENVIRONMENTS)
 
 
 def test_the_command_makes_all_and_names_what_failed(tmp_path, monkeypatch):
@@ -94,7 +96,12 @@ def test_the_command_makes_all_and_names_what_failed(tmp_path, monkeypatch):
         lambda name, folder, lines: Environment(name, "p", "broken" * (name == "optimum")),
     )
     done = CliRunner().invoke(environments, [str(tmp_path)])
-    assert done.stdout.splitlines() == ["optimum: broken", "fastembed: p", "ctranslate2: p"]
+    assert done.stdout.splitlines() == [
+        "optimum: broken",
+        "fastembed: p",
+        "ctranslate2: p",
+        "genai: p",
+    ]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")

@@ -1,0 +1,486 @@
+"""``python -m tfx.bench.decoding``: how fast bundles write tokens, beside what users would take.
+
+Everybody takes the likeliest token each time, from the same prompt of random tokens, and never
+stops early. Each has a process of its own, libraries whose versions clash an environment of its
+own (``python -m tfx.bench.environments``), and they write by turns, in an order drawn anew. A peer
+that does not run is a row that says why.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from tfx.bundle import Bundle, open_bundle
+from tfx.codec import encode
+from tfx.console import FOLDER, Progress, console, emit_json, json_option, progress
+from tfx.errors import BundleError, FeedError, TfxError
+from tfx.runtime.backend import PRECISIONS
+from tfx.runtime.cpus import usable_cpus
+from tfx.runtime.generation.decoder import is_generator, longest
+from tfx.runtime.generation.kv_cache import cache_specs
+from tfx.runtime.pytorch.checkpoint import checkpoint_folder
+from tfx.runtime.stats import median_interval
+from tfx.signature import Signature
+
+from .decoding_peers import PEERS
+from .environments import Environment, read_environments
+from .family import same_model
+from .machine import Machine, this_machine
+from .stored import now, save_option, save_result
+from .throughput import Contestant, PeerProcess
+
+BACKENDS = ("onnxruntime", "openvino")
+SCRIPT = Path(__file__).with_name("decoding_peers.py")
+
+# Whose tokens the others' are compared with, if it runs; else those of the first row.
+REFERENCE = "transformers"
+
+# Characters kept of why something did not run: some libraries say it in a page.
+REASON_LENGTH = 300
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingRow:
+    """What one way to write took; medians over the rounds, in each round those of its tokens.
+
+    Attributes:
+        name: Bundle and backend, or the peer.
+        own: Whether it is tfx.
+        reason: Why it did not run; "".
+        versions: Of the library, and of the engine under it.
+        precision: Element type it multiplies in.
+        note: What a reader must know.
+        rounds: Texts that were measured.
+        first_ms: From the prompt to the first token.
+        step_ms: From a token to the next, half of them take less.
+        step_p95_ms: 95 % take less.
+        early_ms: As ``step_ms``, of the first quarter of the text.
+        late_ms: Of its last.
+        total_s: Of the whole text.
+        cpu_s: Processor time of it, of all threads.
+        row_tokens_per_s: New tokens of each row.
+        tokens_per_s: New tokens of all rows together.
+        cpu_ratio: Its processor time over that of tfx's first row in the same rounds.
+        cpu_low: Lower end of the 95 % bootstrap interval of that.
+        cpu_high: Its upper end.
+        same_tokens: Share of the tokens before the first that is not the reference's.
+        copies: How often the cache was copied in a text; None where it is not known.
+        loaded_mb: Resident once loaded.
+        grown_mb: By how much more memory writing took at most; what ``cache_mb`` is for.
+    """
+
+    name: str
+    own: bool
+    reason: str = ""
+    versions: str = ""
+    precision: str = ""
+    note: str = ""
+    rounds: int = 0
+    first_ms: float | None = None
+    step_ms: float | None = None
+    step_p95_ms: float | None = None
+    early_ms: float | None = None
+    late_ms: float | None = None
+    total_s: float | None = None
+    cpu_s: float | None = None
+    row_tokens_per_s: float | None = None
+    tokens_per_s: float | None = None
+    cpu_ratio: float | None = None
+    cpu_low: float | None = None
+    cpu_high: float | None = None
+    same_tokens: float | None = None
+    copies: int | None = None
+    loaded_mb: float | None = None
+    grown_mb: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingReport:
+    """Rows, and the conditions they were measured under.
+
+    Attributes:
+        machine: Where.
+        created: When it began, ISO 8601 in UTC.
+        batch: Rows written at once.
+        prompt: Tokens read first.
+        new_tokens: Tokens written.
+        threads: CPU threads of each.
+        cache_mb: What keys and values of all tokens take.
+        reference: Row whose tokens the others' were compared with.
+        rows: One per contestant.
+    """
+
+    machine: Machine
+    created: str
+    batch: int
+    prompt: int
+    new_tokens: int
+    threads: int
+    cache_mb: float
+    reference: str
+    rows: tuple[DecodingRow, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A contestant while it is measured."""
+
+    who: Contestant
+    process: PeerProcess
+    folder: Path
+    reason: str
+    loaded: Mapping[str, Any] = field(default_factory=dict)
+    texts: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def attempt(self, step: Callable[[], None]) -> None:
+        """Do ``step`` unless an earlier one failed; keep why it fails."""
+        if self.reason:
+            return
+        try:
+            step()
+        except TfxError as error:
+            self.reason = textwrap.shorten(str(error), REASON_LENGTH, placeholder=" ...")
+            self.process.close()
+
+    def load(self) -> None:
+        self.process.start()
+        job = {**self.who.job, "folder": str(self.folder)}
+        self.loaded = self.process.ask(do="load", peer=self.who.peer, job=job)
+
+    def write(self, prompt: list[list[int]], count: int, *, keep: bool) -> None:
+        found = self.process.ask(do="write", prompt=prompt, count=count)
+        if keep:
+            self.texts.append(found)
+
+
+def contestants_of(
+    bundles: Sequence[Bundle],
+    backends: Sequence[str],
+    precisions: Sequence[str],
+    chosen: Sequence[str],
+    environments: Mapping[str, Environment],
+    threads: int,
+    room: int,
+) -> list[Contestant]:
+    """Rows of tfx, each bundle on each backend; then the peers, which read the first's source.
+
+    Args:
+        bundles: Of one model, with a cache.
+        backends: Names in ``BACKENDS``.
+        precisions: Names in ``PRECISIONS``; "" for the bundle's own.
+        chosen: Keys of ``PEERS``.
+        environments: By name; one that is not named is this one.
+        threads: CPU threads of each.
+        room: Most tokens of prompt and text together.
+
+    Raises:
+        FeedError: If a bundle has no cache, or not so many positions.
+        BundleError: If a bundle is of another model than the first.
+        SourceError: If the checkpoint that peers read is not on this machine.
+    """
+    first = bundles[0]
+    for bundle in bundles:
+        signature = bundle.manifest.signature
+        if not is_generator(signature):
+            raise FeedError(
+                f"{bundle.name} has no cache to generate with",
+                hint="Export a causal language model again, without --no-cache.",
+            )
+        if room > longest(signature):
+            raise FeedError(
+                f"{room} tokens are asked for, {bundle.name} takes {longest(signature)}",
+                hint="Ask for less with --prompt or --new-tokens.",
+            )
+        if not same_model(first, bundle):
+            raise BundleError(f"{first.name} and {bundle.name} are not of one model")
+    job = {
+        "checkpoint": str(checkpoint_folder(first.manifest.source).absolute()) if chosen else "",
+        "model": str(first.model.absolute()),
+        "threads": threads,
+        "room": room,
+        "layers": len(cache_specs(first.manifest.signature)) // 2,
+    }
+    found = []
+    for bundle in bundles:
+        for backend in backends:
+            for precision in precisions:
+                own = {"bundle": str(bundle.path.absolute()), "backend": backend}
+                name = " ".join(filter(None, (bundle.name, "on", backend, precision)))
+                fields = job | own | {"precision": precision}
+                found.append(Contestant(name, True, sys.executable, "tfx", fields, script=SCRIPT))
+    for name in chosen:
+        kind = PEERS[name].environment
+        environment = environments.get(kind)
+        problem = environment.problem if environment else ""
+        if kind and environment is None:
+            problem = "no environment: make one with python -m tfx.bench.environments, name --peers"
+        python = environment.python if environment else sys.executable
+        found.append(Contestant(name, False, python, name, job, problem, script=SCRIPT))
+    return found
+
+
+def measure_decoding(
+    contestants: Sequence[Contestant],
+    prompt: np.ndarray,
+    new_tokens: int,
+    *,
+    rounds: int,
+    limit_s: float,
+    progress: Progress,
+    seed: int = 0,
+) -> tuple[tuple[DecodingRow, ...], str]:
+    """Let all contestants write, by turns.
+
+    Args:
+        contestants: At least one.
+        prompt: ``int64[batch, sequence]``.
+        new_tokens: Tokens written.
+        rounds: Texts of each; a short one comes before, to warm up.
+        limit_s: Seconds each may take for anything.
+        progress: Told of every step.
+        seed: Of the order, and of the bootstrap.
+
+    Returns:
+        A row for each, in their order, and which was the reference, or "".
+    """
+    rng = np.random.default_rng(seed)
+    given = prompt.tolist()
+    with tempfile.TemporaryDirectory(prefix="tfx-bench-") as name:
+        runs = []
+        for index, who in enumerate(contestants):
+            folder = Path(name, str(index))
+            folder.mkdir()
+            process = PeerProcess(who.python, who.script, limit_s)
+            runs.append(_Run(who, process, folder, who.problem))
+        try:
+            for run in runs:
+                progress.step(f"loading {run.who.name}")
+                run.attempt(run.load)
+                run.attempt(lambda run=run: run.write(given, 2, keep=False))  # type: ignore[misc]
+            progress.step("everybody writes", rounds)
+            for _ in range(rounds):
+                for index in rng.permutation(len(runs)):
+                    run = runs[index]
+                    run.attempt(lambda run=run: run.write(given, new_tokens, keep=True))
+                progress.advance()
+        finally:
+            for run in runs:
+                run.process.close()
+    ran = [run for run in runs if not run.reason]
+    judge = next((run for run in ran if run.who.name == REFERENCE), ran[0] if ran else None)
+    own = next((run for run in ran if run.who.own), None)
+    rows = tuple(_row(run, own, judge, len(prompt), rng) for run in runs)
+    return rows, judge.who.name if judge else ""
+
+
+def _row(
+    run: _Run, own: _Run | None, judge: _Run | None, batch: int, rng: np.random.Generator
+) -> DecodingRow:
+    if run.reason:
+        return DecodingRow(run.who.name, run.who.own, run.reason)
+    assert judge is not None  # this one ran, so there is one
+
+    def median(of: Callable[[np.ndarray], float]) -> float:
+        return float(np.median([of(np.array(one["times_s"])) for one in run.texts]))
+
+    count = len(judge.texts[0]["ids"][0])
+    seen = all(len(one["times_s"]) == count > 4 for one in run.texts)
+
+    def step(share: float, start: float = 0.0, end: float = 1.0) -> float | None:
+        if not seen:
+            return None
+
+        def of(times: np.ndarray) -> float:
+            gaps = np.diff(times)
+            return float(np.quantile(gaps[int(len(gaps) * start) : int(len(gaps) * end)], share))
+
+        return median(of) * 1e3
+
+    total_s = median(lambda times: float(times[-1]))
+    ratio, low, high = None, None, None
+    if own is not None:
+        pairs = zip(run.texts, own.texts, strict=True)
+        ratio, low, high = median_interval(
+            np.array([one["cpu_s"] / other["cpu_s"] for one, other in pairs]), rng
+        )
+    peaks = [one["peak_mb"] for one in run.texts if one["peak_mb"] is not None]
+    loaded_mb = run.loaded["resident_mb"]
+    return DecodingRow(
+        name=run.who.name,
+        own=run.who.own,
+        versions=run.loaded["versions"],
+        precision=run.loaded["precision"],
+        note=run.loaded["note"],
+        rounds=len(run.texts),
+        first_ms=median(lambda times: float(times[0])) * 1e3 if seen else None,
+        step_ms=step(0.5),
+        step_p95_ms=step(0.95),
+        early_ms=step(0.5, 0.0, 0.25),
+        late_ms=step(0.5, 0.75, 1.0),
+        total_s=total_s,
+        cpu_s=float(np.median([one["cpu_s"] for one in run.texts])),
+        row_tokens_per_s=count / total_s,
+        tokens_per_s=batch * count / total_s,
+        cpu_ratio=ratio,
+        cpu_low=low,
+        cpu_high=high,
+        same_tokens=min(same_share(one["ids"], judge.texts[0]["ids"]) for one in run.texts),
+        copies=run.texts[-1]["copies"],
+        loaded_mb=loaded_mb,
+        grown_mb=max(peaks) - loaded_mb if peaks and loaded_mb is not None else None,
+    )
+
+
+def same_share(ids: Any, expected: Any) -> float:
+    """Share of the tokens of each row before the first that differs."""
+    same = np.logical_and.accumulate(np.asarray(ids) == np.asarray(expected), axis=1)
+    return float(same.mean())
+
+
+def cache_bytes(signature: Signature, tokens: int) -> int:
+    """What the cache of one row takes for so many tokens."""
+    return sum(
+        tokens * spec.dtype.itemsize * int(np.prod([s for s in spec.shape if isinstance(s, int)]))
+        for spec in cache_specs(signature)
+    )
+
+
+@click.command
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=FOLDER)
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--prompt", default=128, show_default=True, type=click.IntRange(1))
+@click.option("--new-tokens", default=128, show_default=True, type=click.IntRange(2))
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
+@click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS))
+@click.option("--precision", "precisions", multiple=True, type=click.Choice(list(PRECISIONS)))
+@click.option("--peer", "chosen", multiple=True, type=click.Choice(list(PEERS)), help="Only these.")
+@click.option("--no-peers", is_flag=True, help="Only tfx.")
+@click.option("--peers", "environments", type=FOLDER, help="Environments made for peers.")
+@click.option("--threads", type=click.IntRange(1), help="Default: all this process may use.")
+@click.option("--limit", "limit_s", default=600.0, show_default=True, help="Seconds to load.")
+@click.option("--seed", default=0, help="Of the prompt and the order.  [default: 0]")
+@save_option
+@json_option
+def decoding(
+    bundles: tuple[Path, ...],
+    batch: int,
+    prompt: int,
+    new_tokens: int,
+    rounds: int,
+    backends: tuple[str, ...],
+    precisions: tuple[str, ...],
+    chosen: tuple[str, ...],
+    no_peers: bool,
+    environments: Path | None,
+    threads: int | None,
+    limit_s: float,
+    seed: int,
+    save: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure how fast BUNDLE writes tokens, beside other libraries."""
+    try:
+        opened = [open_bundle(path) for path in dict.fromkeys(bundles)]
+        count = threads or usable_cpus()
+        contestants = contestants_of(
+            opened,
+            tuple(dict.fromkeys(backends)) or BACKENDS,
+            tuple(dict.fromkeys(precisions)) or ("",),
+            () if no_peers else tuple(dict.fromkeys(chosen)) or tuple(PEERS),
+            read_environments(environments) if environments else {},
+            count,
+            prompt + new_tokens,
+        )
+        signature = opened[0].manifest.signature
+        (tokens,) = (spec for spec in signature.inputs if spec.name == "input_ids")
+        most = tokens.values.max if tokens.values else 1
+        ids = np.random.default_rng(seed).integers(0, most, (batch, prompt), endpoint=True)
+        machine, created = this_machine(), now()
+        with progress() as shown:
+            rows, reference = measure_decoding(
+                contestants,
+                ids,
+                new_tokens,
+                rounds=rounds,
+                limit_s=limit_s,
+                progress=shown,
+                seed=seed,
+            )
+        size = batch * cache_bytes(signature, prompt + new_tokens) / 1e6
+        report = DecodingReport(
+            machine, created, batch, prompt, new_tokens, count, size, reference, rows
+        )
+        if save is not None:
+            save_result(save, "decoding", created, encode(report), machine)
+    except TfxError as error:
+        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
+    if as_json:
+        emit_json(encode(report))
+        return
+    show_decoding(report)
+
+
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("first ms", "first_ms", ".0f"),
+    ("next p50", "step_ms", ".2f"),
+    ("p95", "step_p95_ms", ".2f"),
+    ("early", "early_ms", ".2f"),
+    ("late", "late_ms", ".2f"),
+    ("tokens/s", "tokens_per_s", ".1f"),
+    ("a row", "row_tokens_per_s", ".1f"),
+    ("CPU s", "cpu_s", ".2f"),
+    ("ratio", "cpu_ratio", ".2f"),
+    ("low", "cpu_low", ".2f"),
+    ("high", "cpu_high", ".2f"),
+    ("same", "same_tokens", ".0%"),
+    ("copies", "copies", "d"),
+    ("MB", "loaded_mb", ".0f"),
+    ("grown", "grown_mb", ".0f"),
+)
+
+
+def show_decoding(report: DecodingReport) -> None:
+    """Print the rows, least processor time first, then what did not run, and the conditions."""
+    from rich.table import Table
+
+    out = console()
+    title = (
+        f"batch {report.batch}, prompt {report.prompt}, {report.new_tokens} new tokens, "
+        f"{report.threads} threads"
+    )
+    table = Table(box=None, padding=(0, 1), pad_edge=False, title=title, title_justify="left")
+    table.add_column("")
+    for head, _, _ in COLUMNS:
+        table.add_column(head, justify="right", no_wrap=True)
+    ran = [row for row in report.rows if not row.reason]
+    for row in sorted(ran, key=lambda row: row.cpu_s or 0):
+        values = [getattr(row, name) for _, name, _ in COLUMNS]
+        cells = [
+            "-" if value is None else format(value, form)
+            for value, (_, _, form) in zip(values, COLUMNS, strict=True)
+        ]
+        table.add_row(row.name, *cells)
+    out.print(table)
+    for row in report.rows:
+        if row.reason:
+            out.print(f"{row.name} not run: {row.reason}", markup=False)
+        elif row.note:
+            out.print(f"{row.name}: {row.note}", markup=False)
+    out.print("ratio: of processor time, to the first row of tfx, and its 95 % interval")
+    out.print(f"same: tokens before the first that {report.reference} does not write", markup=False)
+    out.print(f"MB: resident once loaded; grown: by writing; the cache is {report.cache_mb:.1f} MB")
+    out.print(f"{report.machine}", markup=False)
+    out.print("; ".join(dict.fromkeys(row.versions for row in ran)), markup=False)
+
+
+if __name__ == "__main__":
+    decoding()
