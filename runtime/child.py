@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,8 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
+            # A group of its own, so that compilers it started end with it.
+            process_group=0 if hasattr(os, "killpg") else None,
         )
 
     def ask(
@@ -106,7 +109,7 @@ class Child:
         """End the process; may be called at any time, and twice."""
         if (process := self.process) is not None:
             self.process = None
-            process.kill()  # it holds nothing that must be written
+            _kill(process)  # it holds nothing that must be written
             process.wait()
             assert process.stdin is not None
             assert process.stdout is not None
@@ -124,6 +127,15 @@ class Child:
         return f"{ended}, {lines[-1]}" if lines else ended
 
 
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a process and those it started; the group of one that has ended may hold others yet."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+
+
 class _Watch(threading.Timer):
     """Kills a process after a while, unless cancelled before."""
 
@@ -136,7 +148,7 @@ class _Watch(threading.Timer):
 
     def _bark(self) -> None:
         self.barked = True
-        self._watched.kill()
+        _kill(self._watched)
 
 
 class Answering(Protocol):

@@ -1,12 +1,16 @@
 """A process that answers: what it says before its answer, and what becomes of one that dies."""
 
+import contextlib
+import time
+
+import psutil
 import pytest
 
 from tfx.errors import BackendError
 from tfx.runtime.child import Child
 
 ANSWERS = """
-import os, sys, time
+import os, subprocess, sys, time
 from tfx.runtime import child
 
 
@@ -20,6 +24,8 @@ class Counting:
         if question["do"] == "die":
             os.write({stdout}, b'{{"done": 8')
             os._exit(3)
+        if question["do"] == "compile":
+            return subprocess.Popen(["sleep", "60"]).pid
         if question["do"] == "hang":
             time.sleep(60)
         return question["do"]
@@ -53,6 +59,17 @@ def test_one_that_dies_while_it_writes_says_how_it_ended(counting):
     with pytest.raises(BackendError, match="the process ended: exit code 3"):
         counting.ask(0, told.append, do="die", parts=1)
     assert told == [8]
+
+
+def test_what_it_started_ends_with_it(counting):
+    pid = counting.ask(do="compile")
+    assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    counting.close()
+    deadline = time.monotonic() + 10
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_parts_do_not_make_the_limit_longer(counting):
