@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 # What a class of transformers must take for its decoder to have a cache here.
 TAKEN = ("decoder_input_ids", "decoder_attention_mask", "encoder_outputs", "past_key_values")
 
+# Model types whose decoder gives the same with a cache of places. Attention in blocks (LongT5,
+# BigBird-Pegasus) does not, and that of LED and MVP takes another mask.
+KNOWN = frozenset(
+    (
+        *("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "mt5", "pegasus"),
+        *("t5", "whisper"),
+    )
+)
+
 
 def no_pair_cache(config: Any, class_name: str) -> str:
     """Why an encoder-decoder of transformers has no cache (``pair_part_of``), or ""."""
@@ -27,17 +36,13 @@ def no_pair_cache(config: Any, class_name: str) -> str:
         return "does not generate text"
     if missing := [name for name in TAKEN if name not in forward_names(cls)]:
         return f"takes no {' and no '.join(missing)}"
-    if config.model_type in UNLIKE:
-        return UNLIKE[config.model_type]
+    if config.model_type not in KNOWN:
+        return (
+            f"is of type {config.model_type}, whose decoder was not tried with places for a cache"
+        )
     if other := odd_layers(config):
         return f"keeps {', '.join(other)}, expected keys and values of every token"
     return ""
-
-
-# Model type -> why its decoder is no graph with places for a cache.
-UNLIKE: dict[str, str] = {
-    "led": "has an attention of its own",
-}
 
 
 def pair_part_of(model: Any, part: str) -> torch.nn.Module:
