@@ -73,6 +73,11 @@ def trace(
             names = list(named_outputs(module(**examples)))
     except Exception as error:  # anything the module's own code raises
         raise ExportError(f"the model fails on its example inputs: {_first_line(error)}") from error
+    if not names:
+        raise ExportError(
+            "the model returns no tensor, so there is nothing to export",
+            hint="Return a tensor, or a tuple or mapping of them, from forward().",
+        )
     try:
         with quiet(), patched():
             model, _ = exporters.OnnxExporter().export_program(module, dict(examples), config)
@@ -80,7 +85,7 @@ def trace(
     except Exception as error:
         raise ExportError(
             f"PyTorch cannot trace the model: {_trace_problem(error)}",
-            hint="Run with -vv for PyTorch's own report.",
+            hint=_trace_hint(error),
         ) from error
     if (written := model.opset_imports.get("", 0)) != opset:
         raise ExportError(
@@ -109,6 +114,12 @@ def _trace_problem(error: BaseException) -> str:
     if kind == "GuardOnDataDependentSymNode":
         return f"its forward() branches on values of a tensor ({text})"
     return f"{kind}: {text}"
+
+
+def _trace_hint(error: BaseException) -> str:
+    if type(error).__name__ == "GuardOnDataDependentSymNode":
+        return "Compute both sides and choose with torch.where; -vv shows PyTorch's own report."
+    return "Run with -vv for PyTorch's own report."
 
 
 def _first_line(error: BaseException) -> str:

@@ -157,5 +157,8 @@ def _short(error: BaseException) -> str:
 
 def _existing(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
-        raise SourceError(f"{folder} is not a checkpoint folder: it has no config.json")
+        raise SourceError(
+            f"{folder} is not a checkpoint folder: it has no config.json",
+            hint="Name the folder that save_pretrained wrote, or file.py:factory.",
+        )
     return folder

@@ -260,7 +260,12 @@ def _load_transformers(source: Source) -> torch.nn.Module:
     except SourceError:
         raise
     except Exception as error:  # transformers and safetensors raise many kinds
-        raise SourceError(f"cannot load {source}: {error}") from error
+        cut = "header" in str(error) and type(error).__name__ == "SafetensorError"
+        damage = "its weights are cut short or damaged: " if cut else ""
+        raise SourceError(
+            f"cannot load {source}: {damage}{error}",
+            hint="Copy or download model.safetensors again." if cut else "",
+        ) from error
     loaded: torch.nn.Module = module
     return loaded
 

@@ -71,8 +71,12 @@ def test_truncated_weights(copied, keep):
     path = copied / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
-    message, _ = refused(copied)
-    assert message.startswith(f"cannot load checkpoint {copied} (BertForSequenceClassification): ")
+    message, hint = refused(copied)
+    assert message.startswith(
+        f"cannot load checkpoint {copied} (BertForSequenceClassification): "
+        "its weights are cut short or damaged: "
+    )
+    assert hint == "Copy or download model.safetensors again."
 
 
 def test_weights_of_another_size(copied):

@@ -106,7 +106,20 @@ def test_axis_the_module_fixes(tmp_path):
 def test_module_that_branches_on_values(tmp_path):
     with pytest.raises(ExportError, match=r"^PyTorch cannot trace the model: ") as caught:
         export_bundle(modules.Branching(), tmp_path / "to", examples=torch.ones(2, 3))
-    assert caught.value.hint == "Run with -vv for PyTorch's own report."
+    assert caught.value.hint.startswith("Compute both sides and choose with torch.where; ")
+    assert os.listdir(tmp_path) == []
+
+
+class Counting(nn.Module):
+    """Gives a number, not a tensor."""
+
+    def forward(self, x):
+        return len(x)
+
+
+def test_module_that_returns_no_tensor(tmp_path):
+    with pytest.raises(ExportError, match=r"^the model returns no tensor, so there is nothing"):
+        export_bundle(Counting(), tmp_path / "to", examples=torch.ones(2, 5))
     assert os.listdir(tmp_path) == []
 
 

@@ -61,6 +61,7 @@ def test_folder_that_is_no_checkpoint(tmp_path):
     with pytest.raises(SourceError) as caught:
         checkpoint_folder(Source(SourceKind.CHECKPOINT, str(tmp_path)))
     assert str(caught.value) == (f"{tmp_path} is not a checkpoint folder: it has no config.json")
+    assert caught.value.hint.startswith("Name the folder that save_pretrained wrote")
 
 
 # known architectures
