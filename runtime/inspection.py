@@ -13,7 +13,7 @@ from tfx.dtypes import DType
 from tfx.errors import BundleError, listing
 from tfx.extras import need
 from tfx.manifest import FILE_NAME, Manifest
-from tfx.processing import ImagePreparation
+from tfx.processing import AudioFeatures, AudioPreparation, ImagePreparation
 from tfx.quantization import Quantization
 from tfx.report import ParityReport
 
@@ -229,6 +229,8 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         facts["text"] = f"{tokens.file}, up to {tokens.max_length} tokens"
     if (images := processing.images) is not None:
         facts["images"] = _image_steps(images)
+    if (audio := processing.audio) is not None:
+        facts["sound"] = _audio_steps(audio)
     if (embedding := processing.embedding) is not None:
         facts["embedding"] = " + ".join(embedding.pooling) + (
             " pooling, normalized" if embedding.normalize else " pooling"
@@ -249,6 +251,15 @@ def _image_steps(images: ImagePreparation) -> str:
     if images.mean:
         steps.append("normalized")
     return ", ".join(steps) or "as they are"
+
+
+def _audio_steps(audio: AudioPreparation) -> str:
+    steps = [f"{audio.rate:,} samples a second"]
+    if audio.features is AudioFeatures.LOG_MEL:
+        steps.append(f"{audio.mel_bins} log-mel bands of {audio.seconds} s")
+    if audio.normalize:
+        steps.append("normalized")
+    return ", ".join(steps)
 
 
 def _indented(text: str) -> str:
