@@ -100,3 +100,13 @@ def test_damaged_settings(tmp_path):
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(SourceError, match=r"cannot read the generation_config.json of"):
         read_target(CONFIG, tmp_path)
+
+
+def test_languages_are_the_tokenizers(tmp_path, monkeypatch):
+    class Tokenizer:
+        lang_code_to_id = {"de_DE": 7, "ro_RO": 9}  # noqa: RUF012
+
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    load = lambda *_, **__: Tokenizer()  # noqa: E731
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load)
+    assert read(tmp_path)[0].languages == {"de_DE": 7, "ro_RO": 9}
