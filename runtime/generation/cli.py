@@ -70,9 +70,10 @@ def generate(
     encoder: Path | None,
     as_json: bool,
 ) -> None:
-    """Let a prompt go on, with a bundle that has a cache; or make a text from it.
+    """Let a prompt go on, with a bundle that has a cache.
 
-    BUNDLE may be the name of an encoder-decoder, NAME for NAME-encoder and NAME-decoder.
+    An encoder-decoder makes a text from each prompt; BUNDLE may be its name, NAME for NAME-encoder
+    and NAME-decoder.
 
     Writes the text of one prompt as it comes, of several one after another. With --json one
     document: for each prompt text, tokens, and why it is over. Without BUNDLE: the newest of
