@@ -8,13 +8,14 @@ import pytest
 import transformers
 from support import checkpoints
 from support.bundles import TEXT_SIGNATURE, text_graph, write_bundle
+from support.generators import write_generator
 from support.graphs import graph_of
 
 from tfx.dtypes import DType
 from tfx.errors import BackendError, ExportError, RecipeError
 from tfx.export.engine import build_engine, resolve_profiles
 from tfx.export.passes.cleanup import SCOPE
-from tfx.export.pipeline import export_bundle
+from tfx.export.pipeline import export_bundle, export_bundles
 from tfx.recipe import EngineRecipe, Target
 from tfx.runtime.engines import MODULES, load_library
 from tfx.signature import ShapeRange, Signature, TensorSpec
@@ -228,6 +229,14 @@ def test_a_graph_with_a_cache_has_a_profile_for_steps_too():
     assert steps == ranges | {"sequence": one, "kept": one}
     # What is asked for stays what it is.
     assert len(resolve_profiles(signature, ({"batch": one},))) == 1
+
+
+def test_a_model_that_writes_text_builds_with_both_profiles(tmp_path):
+    source = write_generator(tmp_path / "source", "llama")
+    (bundle,) = export_bundles(str(source), tmp_path / "bundle", cache=True)
+    build = build_engine(bundle, SM89).build
+    assert [sizes["sequence"].max for sizes in build.profiles] == [64, 1]
+    assert build.attention == 2
 
 
 def test_an_axis_without_a_largest_size_needs_one():
