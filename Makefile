@@ -66,8 +66,8 @@ PEERS = .peers
 SST2 = .bench-sst2
 RESULTS ?= benchmarks/results
 SAVE = $(if $(RESULTS),--save $(abspath $(RESULTS)))
-NEEDS_DATA = $(or $(DATA),$(error name the folder of evaluation data: make $@ DATA=DIR))
-NEEDS_MODEL = $(or $(MODEL),$(error name the folder of the classifier: make bench-sst2 MODEL=DIR))
+NEEDS_DATA = $(or $(DATA),$(error name the folder of evaluation data: DATA=DIR))
+NEEDS_MODEL = $(or $(MODEL),$(error name the folder of the classifier: MODEL=DIR))
 EXPORTS = $(wildcard src/tfx/*.py export/*.py export/*/*.py)
 QUANTIZES = $(wildcard quantize/*.py)
 

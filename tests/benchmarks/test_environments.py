@@ -117,4 +117,4 @@ def test_make_runs_the_comparisons_one_after_another():
     assert f"--data {root / 'data'} " in done.stdout
     assert "--no-peers" in done.stdout
     done = subprocess.run(command[:5], capture_output=True, text=True)
-    assert "name the folder of evaluation data: make bench-cpu DATA=DIR" in done.stderr
+    assert "name the folder of evaluation data: DATA=DIR" in done.stderr
