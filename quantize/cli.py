@@ -8,7 +8,14 @@ import click
 
 from tfx.bundle import Bundle
 from tfx.console import FILE, FOLDER, chosen_bundle, console, emit_json, json_option, progress
-from tfx.quantization import PRECISIONS, RESTS, QuantizeRecipe, RangeMethod, WeightMethod
+from tfx.quantization import (
+    PERCENTILE,
+    PRECISIONS,
+    RESTS,
+    QuantizeRecipe,
+    RangeMethod,
+    WeightMethod,
+)
 
 
 @click.command
@@ -41,11 +48,9 @@ from tfx.quantization import PRECISIONS, RESTS, QuantizeRecipe, RangeMethod, Wei
 @click.option(
     "--method",
     type=click.Choice([one.value for one in RangeMethod]),
-    default=RangeMethod.PERCENTILE.value,
-    show_default=True,
-    help="How the range of an activation is chosen.",
+    help="How the range of an activation is chosen; default: tried on the outputs.",
 )
-@click.option("--percentile", default=99.99, show_default=True, help="For that method.")
+@click.option("--percentile", type=float, help="For that method, which it chooses.")
 @click.option("--smooth", type=float, help="SmoothQuant's alpha; 0 for none; default: searched.")
 @click.option(
     "--weights",
@@ -73,8 +78,8 @@ def quantize(
     metric: str,
     samples: int,
     tokens: int,
-    method: str,
-    percentile: float,
+    method: str | None,
+    percentile: float | None,
     smooth: float | None,
     weight_method: str,
     block_size: int,
@@ -94,12 +99,14 @@ def quantize(
     if precision is None:
         words = ", ".join(f"--{word}" for word in PRECISIONS.values())
         raise click.UsageError(f"say which precision: {words}")
+    if percentile is not None and method is None:
+        method = RangeMethod.PERCENTILE.value
     recipe = QuantizeRecipe(
         next(dtype for dtype, word in PRECISIONS.items() if word == precision),
         rest=next(one for one in RESTS if PRECISIONS.get(one, "fp32") == rest),
         dynamic=dynamic,
-        method=RangeMethod(method),
-        percentile=percentile,
+        method=RangeMethod(method) if method else None,
+        percentile=PERCENTILE if percentile is None else percentile,
         smooth=smooth,
         weight_method=WeightMethod(weight_method),
         block_size=block_size,

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from tfx.bundle import Bundle
 from tfx.dtypes import DType
 from tfx.errors import QuantizeError, RecipeError, listing
-from tfx.quantization import KeptNode, QuantizeRecipe
+from tfx.quantization import KeptNode, QuantizeRecipe, RangeMethod
 
 from .calibration import CalibrationData, see_extremes, see_histograms
 from .int4 import lower_weights_int4
@@ -216,7 +216,8 @@ def lower(
 
     Args:
         prepared: Not changed.
-        recipe: Precision, method; its ``keep`` is added to ``keep``.
+        recipe: Precision, method (the percentile where none is named); its ``keep`` is added to
+            ``keep``.
         keep: Groups to leave in floats.
         hessians: For GPTQ: see ``lower_weights_int4``.
 
@@ -243,7 +244,7 @@ def lower(
         quantize_weights(model.graph, chosen, recipe.precision, recipe.rest)
     if recipe.precision is not DType.INT4 and not recipe.dynamic:
         amax = {
-            name: one.amax(recipe.method, recipe.percentile)
+            name: one.amax(recipe.method or RangeMethod.PERCENTILE, recipe.percentile)
             for name, one in prepared.statistics.items()
         }
         quantize_activations(model.graph, chosen, amax, recipe.precision)

@@ -33,6 +33,7 @@ from tfx.signature import Feed
 from .calibration import CalibrationData
 from .integers import Lowered, Prepared
 from .lowering import HALVES, MODEL_FILE, Lowering, OnPass, OnStep, prepare_lowering
+from .ranges import with_range_method
 
 # Distributions whose version may change what is written.
 TOOLS = ("tfx-toolkit", "onnx", "onnx-ir", "onnxruntime")
@@ -89,6 +90,9 @@ def quantize_bundle(
         lowering = prepare_lowering(
             parent, recipe, data, prepared, on_step=on_step, on_pass=on_pass
         )
+        if lowering.recipe.method is None:
+            on_step("choosing how ranges are found")
+            lowering = with_range_method(lowering, write_draft)
         keep = search(lowering, staging.path) if search is not None else ()
         on_step("lowering the graph")
         lowered = lowering.lower(keep)

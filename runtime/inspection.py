@@ -14,7 +14,7 @@ from tfx.errors import BundleError, listing
 from tfx.extras import need
 from tfx.manifest import FILE_NAME, Manifest
 from tfx.processing import AudioFeatures, AudioPreparation, ImagePreparation
-from tfx.quantization import Quantization
+from tfx.quantization import Quantization, RangeMethod
 from tfx.report import ParityReport
 
 from .fusion import AttentionPattern, attention_patterns
@@ -49,7 +49,10 @@ def show_bundle(out: Console, bundle: Bundle) -> None:
 def _quantization_lines(how: Quantization) -> Iterator[str]:
     """What was lowered, by which data, what was kept, and what it cost."""
     recipe = how.recipe
-    method = f", {how.recipe.method} ranges" if how.calibration and recipe.needs_calibration else ""
+    method = ""
+    if how.calibration and recipe.needs_calibration and recipe.method is not None:
+        which = f" {recipe.percentile:g}" if recipe.method is RangeMethod.PERCENTILE else ""
+        method = f", {recipe.method}{which} ranges"
     smooth = f", SmoothQuant {how.smooth:.1f}" if how.smooth else ""
     ranges = ", ranges of each run" if recipe.dynamic else ""
     rest = "" if recipe.rest is DType.FLOAT32 else f", the rest {recipe.rest}"

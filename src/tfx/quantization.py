@@ -20,6 +20,9 @@ PRECISIONS: dict[DType, str] = {
 # What floats can be around products of fewer bits.
 RESTS = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
 
+# Per cent of the values of an activation that its range holds, unless another is asked for.
+PERCENTILE = 99.99
+
 # The key of ``Manifest.variants`` for ONNX Runtime's CPU execution provider.
 ORT_CPU = "onnxruntime-cpu"
 
@@ -50,7 +53,8 @@ class QuantizeRecipe:
         precision: One of ``PRECISIONS``.
         rest: Type of the floats around int8, fp8 and int4: one of ``RESTS``.
         dynamic: int8 activations by the range of each run, without calibration.
-        method: How activation ranges are chosen.
+        method: How activation ranges are chosen; None for the best of a few, which the recipe
+            of the new bundle then names.
         percentile: For ``RangeMethod.PERCENTILE``, in (50, 100].
         smooth: SmoothQuant's alpha in [0, 1]; 0 for none, None for the best of a few.
         weight_method: Of 4-bit weights.
@@ -66,8 +70,8 @@ class QuantizeRecipe:
     precision: DType
     rest: DType = DType.FLOAT32
     dynamic: bool = False
-    method: RangeMethod = RangeMethod.PERCENTILE
-    percentile: float = 99.99
+    method: RangeMethod | None = None
+    percentile: float = PERCENTILE
     smooth: float | None = None
     weight_method: WeightMethod = WeightMethod.RTN
     block_size: int = 32

@@ -69,7 +69,7 @@ def test_a_report_of_what_was_done(classifier, files, target):
         "MB, int8",
         "parent     tiny (",
         "calibrated on 48 samples of data.txt",
-        "percentile ranges",
+        " ranges",
         f"against {classifier.name} float32, on feeds of data.txt",
     ):
         assert text in result.stdout

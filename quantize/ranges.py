@@ -1,0 +1,105 @@
+"""Which method chooses activation ranges: a few are tried, and the outputs decide.
+
+A percentile that suits short texts clips what one token of a long text carries, and no histogram
+tells what is lost with it (docs/decisions/0009).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tfx.bundle import Bundle
+from tfx.quantization import PERCENTILE, RangeMethod
+from tfx.runtime.session import open_session
+from tfx.signature import Feed
+
+from .integers import Lowered
+from .lowering import Lowering, proof_data
+
+# What is tried, with the percentile it takes; of equal ones the first is taken.
+TRIED = (
+    (RangeMethod.PERCENTILE, PERCENTILE),
+    (RangeMethod.PERCENTILE, 99.999),
+    (RangeMethod.MINMAX, PERCENTILE),
+)
+
+# Feeds that they are tried on, from the shortest to the longest.
+FEEDS = 16
+
+Write = Callable[[Lowering, Lowered, Path], Bundle]
+
+
+def with_range_method(lowering: Lowering, write: Write) -> Lowering:
+    """A lowering whose recipe names the method with the least error of the outputs.
+
+    Args:
+        lowering: Its recipe names none. Where the ranges are those of an earlier bundle of the
+            same precision, its method is taken.
+        write: Writes a graph into a folder, as a bundle that can be opened.
+
+    Returns:
+        The same with ``method`` and ``percentile`` of its recipe set.
+    """
+    recipe, prepared = lowering.recipe, lowering.prepared
+    if recipe.method is not None:
+        return lowering
+    if prepared is None or not prepared.statistics:
+        return _with(lowering, *TRIED[0])
+    if lowering.data is None and prepared.origin is not None:
+        known = prepared.origin.manifest.quantization
+        if known and known.recipe.method and known.recipe.precision is recipe.precision:
+            return _with(lowering, known.recipe.method, known.recipe.percentile)
+    data = lowering.data or proof_data(prepared.origin or lowering.parent)
+    feeds = sorted(data, key=_size)
+    places = np.unique(np.linspace(0, len(feeds) - 1, FEEDS).round().astype(int))
+    chosen = [feeds[place] for place in places]
+    exact = _outputs(lowering.parent, chosen)
+    tried = [_with(lowering, *one) for one in TRIED]
+    errors = []
+    for one in tried:
+        with tempfile.TemporaryDirectory(prefix="tfx-") as folder:
+            draft = write(one, one.lower(), Path(folder))
+            errors.append(output_error(exact, _outputs(draft, chosen)))
+    return tried[int(np.argmin(errors))]
+
+
+def output_error(
+    exact: Sequence[dict[str, np.ndarray]], found: Sequence[dict[str, np.ndarray]]
+) -> float:
+    """Mean squared error of each row of the float outputs, beside the row's own squares.
+
+    A row is what lies along the last axis: a token's vector, or a sample's logits. Relative to
+    itself: the few tokens of large vectors would outweigh all others.
+    """
+    total, rows = 0.0, 0
+    for wanted, given in zip(exact, found, strict=True):
+        for name, values in wanted.items():
+            if values.dtype.kind != "f" or not values.size or not values.ndim:
+                continue
+            width = values.shape[-1]
+            right = values.reshape(-1, width).astype(np.float64)
+            wrong = given[name].reshape(-1, width).astype(np.float64) - right
+            power = np.maximum((right * right).sum(axis=1), np.finfo(np.float32).tiny)
+            error = np.nan_to_num((wrong * wrong).sum(axis=1) / power, nan=np.inf, posinf=np.inf)
+            total += float(error.sum())
+            rows += len(right)
+    return total / rows if rows else 0.0
+
+
+def _with(lowering: Lowering, method: RangeMethod, percentile: float) -> Lowering:
+    recipe = dataclasses.replace(lowering.recipe, method=method, percentile=percentile)
+    return dataclasses.replace(lowering, recipe=recipe)
+
+
+def _size(feed: Feed) -> int:
+    return int(next(iter(feed.values())).size)
+
+
+def _outputs(bundle: Bundle, feeds: Sequence[Feed]) -> list[dict[str, np.ndarray]]:
+    with open_session(bundle, backend="onnxruntime", verify=False) as session:
+        return [session.predict(dict(feed)) for feed in feeds]
