@@ -8,7 +8,6 @@ the rest have embedded all texts the fastest of both sides go on alone.
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 import textwrap
 import time
@@ -165,7 +164,7 @@ class PeerProcess(Child):
 
     def __init__(self, python: str, script: Path, limit_s: float) -> None:
         super().__init__("", limit_s)
-        self._command = [python, "-P", str(script)]
+        self.command = (python, "-P", str(script))
 
     def start(self) -> None:
         """Start the process.
@@ -174,15 +173,9 @@ class PeerProcess(Child):
             BackendError: If there is no such interpreter.
         """
         try:
-            self.process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                text=True,
-            )
+            super().start()
         except OSError as error:
-            raise BackendError(f"{self._command[0]}: {error.strerror}") from error
+            raise BackendError(f"{self.command[0]}: {error.strerror}") from error
 
 
 @dataclass(slots=True, eq=False)

@@ -28,6 +28,7 @@ class Child:
     Attributes:
         limit_s: Seconds it may take to answer.
         process: None before ``start`` and after ``close``.
+        command: What it is; in a group of processes of its own, as ``close`` ends the group.
     """
 
     def __init__(self, module: str, limit_s: float) -> None:
@@ -39,14 +40,14 @@ class Child:
         """
         self.limit_s = limit_s
         self.process: subprocess.Popen[str] | None = None
-        self._module = module
+        # -P: a numpy.py in the current folder must not stand in for the real one.
+        self.command: tuple[str, ...] = (sys.executable, "-P", "-m", module)
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed in close()
 
     def start(self) -> None:
         """Start the process."""
-        # -P: a numpy.py in the current folder must not stand in for the real one.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", self._module],
+            self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
