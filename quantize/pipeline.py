@@ -90,7 +90,7 @@ def quantize_bundle(
         lowering = prepare_lowering(
             parent, recipe, data, prepared, on_step=on_step, on_pass=on_pass
         )
-        if lowering.recipe.method is None:
+        if recipe.method is None and recipe.needs_calibration:
             on_step("choosing how ranges are found")
             lowering = with_range_method(lowering, write_draft)
         keep = search(lowering, staging.path) if search is not None else ()

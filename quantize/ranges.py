@@ -38,18 +38,17 @@ def with_range_method(lowering: Lowering, write: Write) -> Lowering:
     """A lowering whose recipe names the method with the least error of the outputs.
 
     Args:
-        lowering: Its recipe names none. Where the ranges are those of an earlier bundle of the
-            same precision, its method is taken.
+        lowering: Where its ranges are those of an earlier bundle of the same precision, that
+            one's method is taken.
         write: Writes a graph into a folder, as a bundle that can be opened.
 
     Returns:
-        The same with ``method`` and ``percentile`` of its recipe set.
+        The same with ``method`` and ``percentile`` of its recipe set; as it is where the recipe
+        names one already, or there are no ranges to choose.
     """
     recipe, prepared = lowering.recipe, lowering.prepared
-    if recipe.method is not None:
+    if recipe.method is not None or prepared is None or not prepared.statistics:
         return lowering
-    if prepared is None or not prepared.statistics:
-        return _with(lowering, *TRIED[0])
     if lowering.data is None and prepared.origin is not None:
         known = prepared.origin.manifest.quantization
         if known and known.recipe.method and known.recipe.precision is recipe.precision:
