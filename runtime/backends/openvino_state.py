@@ -40,10 +40,11 @@ def keep_state(model: Any, signature: Signature) -> bool:
         Whether it was done; False, and nothing changed, where the graph does more with a cache
         than to write to it.
     """
+    if not (specs := cache_specs(signature)):
+        return False
     inputs = {name: node for node in model.get_parameters() for name in node.output(0).get_names()}
-    specs = cache_specs(signature)
     # A decoder beside an encoder has no mask to say how many places are taken.
-    if not specs or MASK not in inputs or any(_writes(inputs[spec.name]) is None for spec in specs):
+    if MASK not in inputs or any(_writes(inputs[spec.name]) is None for spec in specs):
         return False
     openvino = need("openvino")
     ops = openvino.opset13
