@@ -27,6 +27,7 @@ from ..backend import (
     session_closed,
 )
 from ..cache import entry_for, found, keep
+from ..generation.kv_cache import cache_specs
 from .openvino_attention import drop_number_checks, join_projections
 from .openvino_graph import choose_masks, repeat_heads, said
 from .openvino_state import StatefulExecutable, keep_state
@@ -226,10 +227,9 @@ def executable_of(
     compiled: Any, signature: Signature, facts: RunFacts
 ) -> OpenVinoExecutable | StatefulExecutable:
     """What runs a compiled model, with a cache inside it or not."""
-    kind = (
-        StatefulExecutable if compiled.create_infer_request().query_state() else OpenVinoExecutable
-    )
-    return kind(compiled, signature, facts)
+    if cache_specs(signature) and compiled.create_infer_request().query_state():
+        return StatefulExecutable(compiled, signature, facts)
+    return OpenVinoExecutable(compiled, signature, facts)
 
 
 def products_of(compiled: Any) -> Counter[DType]:
