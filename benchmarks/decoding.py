@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,16 +35,13 @@ from .environments import Environment, read_environments
 from .family import same_model
 from .machine import Machine, this_machine
 from .stored import now, save_option, save_result
-from .throughput import Contestant, PeerProcess
+from .throughput import Contestant, PeerProcess, PeerRun
 
 BACKENDS = ("onnxruntime", "openvino")
 SCRIPT = Path(__file__).with_name("decoding_peers.py")
 
 # Whose tokens the others' are compared with, if it runs; else those of the first row.
 REFERENCE = "transformers"
-
-# Characters kept of why something did not run: some libraries say it in a page.
-REASON_LENGTH = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,30 +127,10 @@ class DecodingReport:
 
 
 @dataclass(slots=True, eq=False)
-class _Run:
-    """A contestant while it is measured."""
+class _Run(PeerRun):
+    """One that writes."""
 
-    who: Contestant
-    process: PeerProcess
-    folder: Path
-    reason: str
-    loaded: Mapping[str, Any] = field(default_factory=dict)
     texts: list[Mapping[str, Any]] = field(default_factory=list)
-
-    def attempt(self, step: Callable[[], None]) -> None:
-        """Do ``step`` unless an earlier one failed; keep why it fails."""
-        if self.reason:
-            return
-        try:
-            step()
-        except TfxError as error:
-            self.reason = textwrap.shorten(str(error), REASON_LENGTH, placeholder=" ...")
-            self.process.close()
-
-    def load(self) -> None:
-        self.process.start()
-        job = {**self.who.job, "folder": str(self.folder)}
-        self.loaded = self.process.ask(do="load", peer=self.who.peer, job=job)
 
     def write(self, prompt: list[list[int]], count: int, *, keep: bool) -> None:
         found = self.process.ask(do="write", prompt=prompt, count=count)

@@ -179,19 +179,22 @@ class PeerProcess(Child):
 
 
 @dataclass(slots=True, eq=False)
-class _Run:
-    """A contestant while it is measured."""
+class PeerRun:
+    """A contestant while it is measured.
+
+    Attributes:
+        who: Which.
+        process: Where it runs.
+        folder: For its files.
+        reason: Why it does not go on; "" as long as it does.
+        loaded: What it said of itself once loaded.
+    """
 
     who: Contestant
     process: PeerProcess
     folder: Path
     reason: str
-    loaded: Mapping[str, str] = field(default_factory=dict)
-    batch: int = 0
-    # Chunk and seconds of each round.
-    rounds: list[tuple[int, float]] = field(default_factory=list)
-    embeddings: np.ndarray | None = None
-    cosines: np.ndarray | None = None
+    loaded: Mapping[str, Any] = field(default_factory=dict)
 
     def attempt(self, step: Callable[[], None]) -> None:
         """Do ``step`` unless an earlier one failed; keep why it fails."""
@@ -205,9 +208,21 @@ class _Run:
             self.process.close()
 
     def load(self) -> None:
+        """Start the process and load the model in it."""
         self.process.start()
         job = {**self.who.job, "folder": str(self.folder)}
         self.loaded = self.process.ask(do="load", peer=self.who.peer, job=job)
+
+
+@dataclass(slots=True, eq=False)
+class _Run(PeerRun):
+    """One that embeds texts."""
+
+    batch: int = 0
+    # Chunk and seconds of each round.
+    rounds: list[tuple[int, float]] = field(default_factory=list)
+    embeddings: np.ndarray | None = None
+    cosines: np.ndarray | None = None
 
     def choose(self, sample: Sequence[str]) -> None:
         """Warm up, and find the best batch size."""

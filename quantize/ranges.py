@@ -54,9 +54,10 @@ def with_range_method(lowering: Lowering, write: Write) -> Lowering:
         if known and known.recipe.method and known.recipe.precision is recipe.precision:
             return _with(lowering, known.recipe.method, known.recipe.percentile)
     data = lowering.data or proof_data(prepared.origin or lowering.parent)
-    feeds = sorted(data, key=_size)
-    places = np.unique(np.linspace(0, len(feeds) - 1, FEEDS).round().astype(int))
-    chosen = [feeds[place] for place in places]
+    # Made again where they are chosen: all feeds at once may not fit into memory.
+    order = np.argsort([_size(feed) for feed in data], kind="stable")
+    places = np.unique(np.linspace(0, len(data) - 1, FEEDS).round().astype(int))
+    chosen = [data.batches[index]() for index in order[places]]
     exact = _outputs(lowering.parent, chosen)
     tried = [_with(lowering, *one) for one in TRIED]
     errors = []
