@@ -11,8 +11,8 @@ from tfx.console import FILE, FOLDER, chosen_bundle, console, emit_json, json_op
 from tfx.errors import BackendError, ParityError
 from tfx.runtime.backend import BACKENDS, PRECISIONS
 
-from .scenario import FIXED, Load, Scenario
-from .workload import (
+from .measuring.scenario import FIXED, Load, Scenario
+from .measuring.workload import (
     DEFAULT_BATCHES,
     DEFAULT_LENGTHS,
     DEFAULT_LIMIT_S,
@@ -139,7 +139,7 @@ def bench(
     """
     from tfx.workspace import family_of
 
-    from .baseline import (
+    from .measuring.baseline import (
         Limits,
         Outcome,
         RegressionError,
@@ -149,16 +149,16 @@ def bench(
         show_changes,
         versions_that_differ,
     )
-    from .family import usual_backends, usual_scenario
-    from .machine import this_machine
-    from .output import read_report, write_csv, write_html, write_json
-    from .profiled import show_spent, with_profiles
-    from .report import BenchReport, Status
+    from .measuring.family import usual_backends, usual_scenario
+    from .measuring.machine import this_machine
+    from .measuring.profiled import show_spent, with_profiles
+    from .measuring.report import BenchReport, Status
+    from .measuring.resume import continued
+    from .measuring.runner import measure
+    from .pages.output import read_report, write_csv, write_html, write_json
+    from .pages.stored import save_result
+    from .pages.table import show_report
     from .results import read_results, reports_of, show_history
-    from .resume import continued
-    from .runner import measure
-    from .stored import save_result
-    from .table import show_report
 
     if history is not None:
         show_history(console(), reports_of(read_results(history)))

@@ -29,8 +29,8 @@ from tfx.runtime.session import Session, open_session
 from tfx.runtime.stats import median_interval
 from tfx.runtime.text.batcher import Batching
 
-from .machine import Machine, this_machine
-from .stored import now, save_option, save_result
+from .measuring.machine import Machine, this_machine
+from .pages.stored import now, save_option, save_result
 
 ONE_BY_ONE, THREADS, MERGED, ALL = "one by one", "predict", "predict_async", "map"
 

@@ -20,14 +20,14 @@ from tfx.dtypes import DType
 from tfx.errors import BundleError, SignatureError, TfxError
 from tfx.runtime.stats import Comparison
 
-from .family import REFERENCE, same_model
-from .flops import flops_of
-from .machine import this_machine
+from .measuring.family import REFERENCE, same_model
+from .measuring.flops import flops_of
+from .measuring.machine import this_machine
+from .measuring.report import BenchReport, Row
+from .measuring.runner import measure
+from .measuring.workload import Plan, Way
+from .pages.stored import save_option, save_result
 from .peaks import Peaks, stored_peaks
-from .report import BenchReport, Row
-from .runner import measure
-from .stored import save_option, save_result
-from .workload import Plan, Way
 
 # Of every bundle; what runs a bundle's source runs once for all.
 WAYS = (

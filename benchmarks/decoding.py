@@ -30,15 +30,16 @@ from tfx.runtime.pytorch.checkpoint import checkpoint_folder
 from tfx.runtime.stats import median_interval
 from tfx.signature import Signature
 
-from .decoding_peers import PEERS
 from .environments import Environment, read_environments
-from .family import same_model
-from .machine import Machine, this_machine
-from .stored import now, save_option, save_result
-from .throughput import Contestant, PeerProcess, PeerRun
+from .measuring.family import same_model
+from .measuring.machine import Machine, this_machine
+from .pages.stored import now, save_option, save_result
+from .peers import generators
+from .peers.generators import PEERS
+from .peers.throughput import Contestant, PeerProcess, PeerRun
 
 BACKENDS = ("onnxruntime", "openvino")
-SCRIPT = Path(__file__).with_name("decoding_peers.py")
+SCRIPT = Path(generators.__file__)
 
 # Whose tokens the others' are compared with, if it runs; else those of the first row.
 REFERENCE = "transformers"

@@ -20,14 +20,14 @@ from tfx.console import FOLDER, chosen_bundle, emit_json, progress
 from tfx.errors import BackendError, TfxError
 from tfx.runtime.cuda import describe_device, missing_gpu
 
-from .flops import flops_of
 from .gpu_peak import GpuPeak
-from .machine import this_machine
-from .output import write_text
-from .report import BenchReport, Row, Status
-from .runner import measure
-from .worker import ProcessWorker
-from .workload import Plan, Shape, Way
+from .measuring.flops import flops_of
+from .measuring.machine import this_machine
+from .measuring.report import BenchReport, Row, Status
+from .measuring.runner import measure
+from .measuring.worker import ProcessWorker
+from .measuring.workload import Plan, Shape, Way
+from .pages.output import write_text
 
 DEVICE = "cuda:0"
 BATCHES = (1, 8, 32, 128)

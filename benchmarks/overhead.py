@@ -31,7 +31,7 @@ from tfx.runtime.session import Session
 from tfx.runtime.stats import median_interval
 from tfx.signature import Feed
 
-from .workload import Plan, shapes_of
+from .measuring.workload import Plan, shapes_of
 
 LIMIT_US = 50.0
 # Enough for an interval of less than a microsecond where no model runs.

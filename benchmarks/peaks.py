@@ -31,8 +31,8 @@ from tfx.extras import version_of
 from tfx.runtime.clock import Clock
 from tfx.runtime.cpus import usable_cpus
 
-from .gemm import PRODUCTS, Call, Size
-from .machine import Machine, this_machine
+from .measuring.gemm import PRODUCTS, Call, Size
+from .measuring.machine import Machine, this_machine
 
 # Which of them an engine is best at differs. The smallest takes milliseconds, so that some calls
 # end between two turns of whatever else runs.

@@ -21,16 +21,16 @@ from tfx.console import FOLDER, Progress, chosen_bundle, console, emit_json, jso
 from tfx.errors import BackendError, RecipeError, TfxError
 from tfx.runtime.backend import BACKENDS
 
-from .baseline import PROBE, Limits, Outcome, RowChange, compare_runs, merged_runs
-from .family import REFERENCE
-from .machine import Machine, this_machine
-from .report import BenchReport
-from .runner import measure
-from .slowed import SlowedWorker
-from .stored import now, save_option, save_result
-from .table import ms_text
-from .worker import ProcessWorker, Start, Worker
-from .workload import Plan, Shape, Way
+from .measuring.baseline import PROBE, Limits, Outcome, RowChange, compare_runs, merged_runs
+from .measuring.family import REFERENCE
+from .measuring.machine import Machine, this_machine
+from .measuring.report import BenchReport
+from .measuring.runner import measure
+from .measuring.slowed import SlowedWorker
+from .measuring.worker import ProcessWorker, Start, Worker
+from .measuring.workload import Plan, Shape, Way
+from .pages.stored import now, save_option, save_result
+from .pages.table import ms_text
 
 TRIES = 10
 BASELINES = 3

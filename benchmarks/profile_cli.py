@@ -43,8 +43,8 @@ def profile(
     As ONNX Runtime's, OpenVINO's or PyTorch's own profiler tells it. Without BUNDLE: the newest of
     the current folder.
     """
-    from .profile import profile_bundle, show_profile
-    from .workload import Plan, shapes_of
+    from .measuring.profile import profile_bundle, show_profile
+    from .measuring.workload import Plan, shapes_of
 
     opened = chosen_bundle(bundle)
     plan = Plan(batches=(batch,), lengths=(length,), threads=threads)

@@ -24,8 +24,8 @@ from tfx.codec import encode
 from tfx.console import FOLDER, console, emit_json, json_option
 from tfx.errors import DataError, TfxError
 
-from .machine import this_machine
-from .stored import now, save_option, save_result
+from .measuring.machine import this_machine
+from .pages.stored import now, save_option, save_result
 
 # Shapes of the comparison in speed: one request, and a full batch.
 SHAPES = ((1, 128), (16, 128))

@@ -17,13 +17,13 @@ import click
 from tfx.console import FOLDER
 from tfx.errors import DataError, TfxError
 
-from .accuracy import shown_accuracy
-from .machine import Machine
-from .output import write_text
-from .report import BenchReport, Row, report_from
-from .sheets import FORMS, Section, Sheet, section_of, speed_text
-from .stored import Stored, read_stored
-from .table import ms_text
+from .measuring.accuracy import shown_accuracy
+from .measuring.machine import Machine
+from .measuring.report import BenchReport, Row, report_from
+from .pages.output import write_text
+from .pages.sheets import FORMS, Section, Sheet, section_of, speed_text
+from .pages.stored import Stored, read_stored
+from .pages.table import ms_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,8 +32,8 @@ HEAD = """# Results
 
 Made by `make results` from the files of `benchmarks/results`; edit neither. Each command keeps one
 with `--save benchmarks/results`. Speed and ratios are medians against a row of the same rounds,
-with 95 % bootstrap intervals; [tfx bench's schema](../benchmarks/report.py) says how its numbers
-are measured.
+with 95 % bootstrap intervals; the [schema of tfx bench](../benchmarks/measuring/report.py) says
+how its numbers are measured.
 """
 
 

@@ -26,9 +26,9 @@ from tfx.runtime.backend import PRECISIONS
 from tfx.runtime.session import Session, open_session
 
 from .clients import made_sentences
-from .machine import Machine, this_machine
-from .stored import now, save_option, save_result
-from .workload import Plan, shapes_of
+from .measuring.machine import Machine, this_machine
+from .measuring.workload import Plan, shapes_of
+from .pages.stored import now, save_option, save_result
 
 # Of the notes, the first part in which memory may grow.
 WARM_UP = 0.25

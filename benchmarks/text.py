@@ -28,13 +28,14 @@ from tfx.runtime.pytorch.checkpoint import checkpoint_folder
 from tfx.runtime.text.tokenizer import Tokenizer
 
 from .environments import Environment, read_environments
-from .family import same_model
-from .machine import Machine, this_machine
+from .measuring.family import same_model
+from .measuring.machine import Machine, this_machine
+from .measuring.workload import Way
+from .pages.stored import save_option, save_result
 from .peaks import Peaks, stored_peaks
-from .peers import PEERS
-from .sentences import read_sentences
-from .stored import save_option, save_result
-from .throughput import (
+from .peers.embedders import PEERS
+from .peers.sentences import read_sentences
+from .peers.throughput import (
     CHUNK,
     LEAST_COSINE,
     Contestant,
@@ -44,7 +45,6 @@ from .throughput import (
     measure_texts,
     text_flops,
 )
-from .workload import Way
 
 # What a bundle runs on if nothing else is asked for.
 WAYS = (Way("onnxruntime"), Way("openvino"), Way("openvino", "bf16"))

@@ -14,7 +14,7 @@ from tfx.recipe import Changes, EngineRecipe, ExportRecipe, Target
 from tfx.signature import ShapeRange
 
 from .changes import heads_from_text, layers_from_text
-from .profiles import profile_from_text
+from .engines.profiles import profile_from_text
 
 T = TypeVar("T")
 
@@ -226,7 +226,7 @@ def build(
     """
     from tfx.runtime.inspection import show_bundle
 
-    from .engine_bundle import build_bundle
+    from .engines.bundle import build_bundle
 
     recipe = EngineRecipe(
         target=Target(target),

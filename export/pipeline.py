@@ -32,15 +32,15 @@ from tfx.runtime.proof import Run, store_cases
 from tfx.runtime.pytorch.generators import reader_of
 from tfx.runtime.pytorch.modules import run_module
 
-from .architectures import InputPlan, plan_examples, plan_inputs
 from .changes import require_attentions
-from .generation import read_generation
-from .loader import Loaded, find_source, load, name_of, parts_of
+from .checkpoint.generation import read_generation
+from .checkpoint.loader import Loaded, find_source, load, name_of, parts_of
+from .checkpoint.targets import read_target
 from .pairs import decoder_reference
 from .proof import Reference, example_cases, is_text, prove, reference, text_cases, torch_arrays
-from .targets import read_target
-from .thrift import unscanned
-from .tracer import trace
+from .tracing.architectures import InputPlan, plan_examples, plan_inputs
+from .tracing.thrift import unscanned
+from .tracing.tracer import trace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -181,16 +181,16 @@ def _write_graph(
     examples: Any,
     on_step: Callable[[str], None],
 ) -> _Draft:
+    from .checkpoint.processing import read_processing
     from .passes.attention import expand_masks, expand_rotary_caches, raise_masks
     from .passes.cleanup import clean_metadata, simplify
     from .passes.pooling import keep_padding
     from .passes.shapes import complete_shapes, name_axes, settle_axes
-    from .processing import read_processing
     from .rewrite.attention import fuse_attention
     from .rewrite.einsum import lower_einsums
     from .rewrite.flat_heads import flatten_heads
     from .rewrite.grouped_query import share_key_heads
-    from .signature import signature_of
+    from .tracing.signature import signature_of
 
     on_step("loading the model")
     loaded = load(model, recipe, examples)

@@ -24,10 +24,10 @@ from tfx.recipe import PARTS, ExportRecipe
 from tfx.runtime.pytorch.modules import named_outputs, without_cache
 from tfx.runtime.pytorch.parts import part_of, whole_of
 
-from .architectures import plan_inputs
-from .loader import is_encoder_decoder
+from .checkpoint.loader import is_encoder_decoder
 from .pipeline import export_bundles
 from .tiny_configs import build_tiny, tiny_config
+from .tracing.architectures import plan_inputs
 
 # Task, as optimum spells it -> transformers' table from model type to class.
 TASKS: Mapping[str, str] = {

@@ -19,7 +19,7 @@ from tfx.chatter import quiet
 from tfx.console import FOLDER
 from tfx.dtypes import DType
 from tfx.errors import TfxError
-from tfx.export.engine_worker import build_apart
+from tfx.export.engines.worker import build_apart
 from tfx.export.families import FAMILIES, Family, build
 from tfx.export.pipeline import export_bundles
 from tfx.extras import version_of
@@ -320,8 +320,8 @@ def main(
         "int8 and fp8 with the rest in float32, calibrated with the feeds of its\nproof. An empty "
         "cell was not tried. int4 needs widths that these models have not: a test builds it.\n\n"
         '"fused" and "split" say whether attention kernels of one piece were found in the engine. '
-        "Heads here are\nof 8, too small for any; `tests/export/test_engine.py` shows the same "
-        "node fused at 32. A bare yes: no\n`Attention` in it, or one spelled out for its soft "
+        "Heads here are\nof 8, too small for any; `tests/export/engines/test_engine.py` shows the "
+        "same node fused at 32. A bare\nyes: no `Attention` in it, or one spelled out for its soft "
         "cap. Made with\n"
         f"tensorrt-rtx {version_of('tensorrt-rtx-cu12-bindings')}, torch {version_of('torch')}, "
         f"transformers {version_of('transformers')} by\n"

@@ -71,7 +71,7 @@ def test_nothing_measured_is_an_error_after_the_report(tmp_path):
 def test_wrong_outputs_are_an_error_after_the_report(tmp_path, monkeypatch):
     bundle = write_bundle(tmp_path / "tiny")
     monkeypatch.setattr(
-        "tfx.bench.runner._reference_of",
+        "tfx.bench.measuring.runner._reference_of",
         lambda *_: {"last_hidden_state": -session_outputs(bundle)},
     )
     found = tfx("bench", bundle.path, *QUICK, "--backend", "onnxruntime")
@@ -81,7 +81,7 @@ def test_wrong_outputs_are_an_error_after_the_report(tmp_path, monkeypatch):
 
 
 def session_outputs(bundle):
-    from tfx.bench.workload import Shape
+    from tfx.bench.measuring.workload import Shape
     from tfx.runtime.session import open_session
 
     with open_session(bundle, backend="onnxruntime") as session:

@@ -20,8 +20,8 @@ from tfx.bench.clients import (
     read_lines,
     serve,
 )
-from tfx.bench.sheets import section_of
-from tfx.bench.stored import read_stored
+from tfx.bench.pages.sheets import section_of
+from tfx.bench.pages.stored import read_stored
 from tfx.errors import BackendError, DataError
 from tfx.runtime.text.answers import TextLabel
 

@@ -8,12 +8,12 @@ from support.bundles import write_bundle
 
 from tfx.bench import cpu as module
 from tfx.bench.cpu import BATCHES, WAYS, CpuRow, cpu, rows_of, show_rows, verdicts_of
-from tfx.bench.machine import this_machine
+from tfx.bench.measuring.machine import this_machine
+from tfx.bench.measuring.report import Agreement, BenchReport, Measurement, Row, Status
+from tfx.bench.measuring.workload import Plan
+from tfx.bench.pages.sheets import section_of
+from tfx.bench.pages.stored import read_stored
 from tfx.bench.peaks import GemmPeak, Peaks
-from tfx.bench.report import Agreement, BenchReport, Measurement, Row, Status
-from tfx.bench.sheets import section_of
-from tfx.bench.stored import read_stored
-from tfx.bench.workload import Plan
 from tfx.codec import decode
 from tfx.dtypes import DType
 from tfx.recipe import Source, SourceKind

@@ -11,7 +11,6 @@ from click.testing import CliRunner
 from support.bundles import write_bundle
 from support.generators import write_generator
 
-from tfx.bench import decoding_peers
 from tfx.bench.decoding import (
     cache_bytes,
     contestants_of,
@@ -20,10 +19,11 @@ from tfx.bench.decoding import (
     same_share,
     show_decoding,
 )
-from tfx.bench.decoding_peers import Job, Server, Watch, resident_mb
 from tfx.bench.environments import ENVIRONMENTS, Environment
-from tfx.bench.stored import read_stored
-from tfx.bench.throughput import Contestant
+from tfx.bench.pages.stored import read_stored
+from tfx.bench.peers import generators
+from tfx.bench.peers.generators import Job, Server, Watch, resident_mb
+from tfx.bench.peers.throughput import Contestant
 from tfx.console import progress
 from tfx.errors import BundleError, FeedError
 from tfx.export.pipeline import export_bundles
@@ -159,7 +159,7 @@ def test_contestants(bundle, tmp_path):
 
 
 def test_every_peer_has_its_environment():
-    named = {peer.environment for peer in decoding_peers.PEERS.values()}
+    named = {peer.environment for peer in generators.PEERS.values()}
     assert named <= {"", *ENVIRONMENTS}
 
 
@@ -176,10 +176,10 @@ def job_of(made, folder, **changes):
 
 def test_transformers_and_tfx_write_the_same(bundle, tmp_path):
     ids = np.array([[5, 6, 7, 8], [9, 10, 11, 12]])
-    texts = [decoding_peers.load_transformers(job_of(bundle, tmp_path)).write(ids, 6)]
+    texts = [generators.load_transformers(job_of(bundle, tmp_path)).write(ids, 6)]
     for backend in ("onnxruntime", "openvino"):
         own = job_of(bundle, tmp_path, bundle=str(bundle.path), backend=backend)
-        ready = decoding_peers.load_tfx(own)
+        ready = generators.load_tfx(own)
         assert (ready.versions.split()[0], ready.precision) == (backend, "float32")
         texts.append(ready.write(ids, 6))
         assert texts[-1].copies == 0
@@ -198,7 +198,7 @@ def test_the_graph_for_genai_makes_positions_itself(bundle, tmp_path, rng):
     from tfx.runtime.generation.decoder import Decoder
 
     path = tmp_path / "model.onnx"
-    decoding_peers.write_genai_graph(bundle.model, path)
+    generators.write_genai_graph(bundle.model, path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     ids = rng.integers(4, 60, (2, 5))
     decoder = Decoder(
@@ -253,7 +253,7 @@ def test_command(bundle, tmp_path):
 
 def test_the_table(tmp_path, capsys):
     from tfx.bench.decoding import DecodingReport
-    from tfx.bench.machine import this_machine
+    from tfx.bench.measuring.machine import this_machine
 
     rows, reference = measured(
         [

@@ -7,7 +7,6 @@ import pytest
 from click.testing import CliRunner
 
 from tfx.bench import environments as module
-from tfx.bench.decoding_peers import PEERS as WRITERS
 from tfx.bench.environments import (
     ENVIRONMENTS,
     Environment,
@@ -17,7 +16,8 @@ from tfx.bench.environments import (
     read_environments,
     run_logged,
 )
-from tfx.bench.peers import PEERS
+from tfx.bench.peers.embedders import PEERS
+from tfx.bench.peers.generators import PEERS as WRITERS
 from tfx.errors import DataError
 
 

@@ -12,7 +12,7 @@ from support.reports import made_up
 from tfx.bench import gpu, gpu_peak
 from tfx.bench.gpu import GpuWorker, Step, main, run_command, shares_of, targets_of
 from tfx.bench.gpu_peak import GpuPeak
-from tfx.bench.workload import Plan, Shape, Way
+from tfx.bench.measuring.workload import Plan, Shape, Way
 from tfx.errors import BackendError
 from tfx.runtime.cuda import Device
 

@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from tfx.bench import peaks as module
-from tfx.bench.gemm import PRODUCTS, Size, product_model
-from tfx.bench.machine import this_machine
+from tfx.bench.measuring.gemm import PRODUCTS, Size, product_model
+from tfx.bench.measuring.machine import this_machine
 from tfx.bench.peaks import (
     TRAFFIC,
     Bandwidth,

@@ -11,12 +11,12 @@ from support.bundles import write_bundle
 from support.reports import made_up
 
 from tfx.bench import planted as module
-from tfx.bench.baseline import PROBE, Outcome, RowChange
+from tfx.bench.measuring.baseline import PROBE, Outcome, RowChange
+from tfx.bench.measuring.slowed import SlowedServer, SlowedWorker, slowed
+from tfx.bench.measuring.worker import ProcessWorker
+from tfx.bench.measuring.workload import Plan, Shape, Way
+from tfx.bench.pages.stored import read_stored
 from tfx.bench.planted import Try, plant, planted, show_tries, try_of
-from tfx.bench.slowed import SlowedServer, SlowedWorker, slowed
-from tfx.bench.stored import read_stored
-from tfx.bench.worker import ProcessWorker
-from tfx.bench.workload import Plan, Shape, Way
 from tfx.errors import BackendError
 
 WAY = Way("onnxruntime")

@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner
 from support.reports import MACHINE, made_up
 
-from tfx.bench.output import write_json
+from tfx.bench.pages.output import write_json
+from tfx.bench.pages.stored import save_result
 from tfx.bench.results import page_of_results, read_results, reports_of, results
-from tfx.bench.stored import save_result
 from tfx.cli import main
 from tfx.errors import DataError
 

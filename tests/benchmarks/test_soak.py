@@ -7,9 +7,9 @@ from click.testing import CliRunner
 from support.bundles import write_bundle
 from support.texts import MEAN, write_text_bundle
 
-from tfx.bench.sheets import section_of
+from tfx.bench.pages.sheets import section_of
+from tfx.bench.pages.stored import read_stored
 from tfx.bench.soak import Growth, Soak, slope_of, soak, soak_session
-from tfx.bench.stored import read_stored
 
 
 @pytest.mark.parametrize("planted", [0.0, 0.5, -2.0])

@@ -11,11 +11,13 @@ from support.peers import stand_in
 
 from tfx.bench import text as module
 from tfx.bench.environments import Environment
-from tfx.bench.machine import this_machine
+from tfx.bench.measuring.machine import this_machine
+from tfx.bench.measuring.workload import Way
+from tfx.bench.pages.sheets import section_of
+from tfx.bench.pages.stored import read_stored
 from tfx.bench.peaks import GemmPeak, Peaks
-from tfx.bench.peers import Job, load_tfx
-from tfx.bench.sheets import section_of
-from tfx.bench.stored import read_stored
+from tfx.bench.peers.embedders import Job, load_tfx
+from tfx.bench.peers.throughput import BATCHES, Corpus, TextRow
 from tfx.bench.text import (
     WAYS,
     TextReport,
@@ -25,8 +27,6 @@ from tfx.bench.text import (
     show_texts,
     text,
 )
-from tfx.bench.throughput import BATCHES, Corpus, TextRow
-from tfx.bench.workload import Way
 from tfx.codec import decode
 from tfx.dtypes import DType
 from tfx.errors import BundleError, DataError

@@ -7,7 +7,7 @@ import transformers
 from support.pairs import FAMILIES, write_pair
 
 from tfx.errors import SourceError
-from tfx.export.loader import parts_of
+from tfx.export.checkpoint.loader import parts_of
 from tfx.export.pipeline import export_bundles
 from tfx.recipe import GENERATING_DECODER, GENERATING_PARTS, PARTS, ExportRecipe
 from tfx.runtime.generation.decoder import is_generator

@@ -7,7 +7,7 @@ from support.checkpoints import VOCABULARY, write_checkpoint
 from tfx.bundle import open_bundle
 from tfx.errors import BundleError, ParityError, SourceError
 from tfx.export import pipeline
-from tfx.export.loader import load, parts_of
+from tfx.export.checkpoint.loader import load, parts_of
 from tfx.export.pipeline import export_bundle, export_bundles
 from tfx.recipe import ExportRecipe
 from tfx.runtime.proof import check_bundle

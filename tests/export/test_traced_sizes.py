@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from tfx.errors import ExportError
-from tfx.export.architectures import plan_examples
 from tfx.export.passes.cleanup import simplify
 from tfx.export.passes.shapes import settle_axes
-from tfx.export.tracer import trace
+from tfx.export.tracing.architectures import plan_examples
+from tfx.export.tracing.tracer import trace
 
 
 class Twice(nn.Module):

@@ -15,7 +15,7 @@ from tfx.bundle import open_bundle
 from tfx.cli import main
 from tfx.errors import RecipeError, SourceError
 from tfx.export.changes import describe_changes, heads_from_text, layers_from_text
-from tfx.export.loader import load
+from tfx.export.checkpoint.loader import load
 from tfx.export.pipeline import export_bundle, export_bundles
 from tfx.recipe import Changes, ExportRecipe
 from tfx.runtime.proof import check_bundle

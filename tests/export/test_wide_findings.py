@@ -6,11 +6,11 @@ import torch
 import transformers
 
 from tfx.dtypes import DType
-from tfx.export.architectures import plan_inputs
-from tfx.export.loader import is_encoder_decoder
-from tfx.export.processing import read_processing
+from tfx.export.checkpoint.loader import is_encoder_decoder
+from tfx.export.checkpoint.processing import read_processing
 from tfx.export.proof import text_cases
 from tfx.export.tiny_configs import build_tiny, tiny_config
+from tfx.export.tracing.architectures import plan_inputs
 from tfx.export.wide import OK, attempt, candidates
 from tfx.runtime.pytorch.parts import part_of
 from tfx.signature import ShapeRange, Signature, TensorSpec, ValueRange

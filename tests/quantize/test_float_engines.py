@@ -12,7 +12,7 @@ from support.checkpoints import SIZES, write_checkpoint
 from support.graphs import run_ort, run_reference
 
 from tfx.dtypes import DType
-from tfx.export.engine import build_engine
+from tfx.export.engines.engine import build_engine
 from tfx.export.pipeline import export_bundle
 from tfx.extras import need
 from tfx.quantize.floats import cpu_variant, lower_floats

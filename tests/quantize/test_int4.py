@@ -14,7 +14,7 @@ from support.graphs import graph_of, operators, run_ort, run_reference
 
 from tfx.dtypes import DType
 from tfx.errors import ExportError, QuantizeError
-from tfx.export.engine import build_engine
+from tfx.export.engines.engine import build_engine
 from tfx.extras import need
 from tfx.quantization import QuantizeRecipe, RangeMethod, WeightMethod
 from tfx.quantize import int4

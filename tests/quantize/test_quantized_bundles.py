@@ -15,7 +15,7 @@ from tfx.bundle import create_bundle, open_bundle
 from tfx.cli import main
 from tfx.dtypes import DType
 from tfx.errors import BundleError, ParityError, QuantizeError, RecipeError
-from tfx.export.engine import build_engine
+from tfx.export.engines.engine import build_engine
 from tfx.extras import need
 from tfx.manifest import Step
 from tfx.quantization import ORT_CPU, QuantizeRecipe, WeightMethod

@@ -458,7 +458,7 @@ def test_a_real_engine(tmp_path):
     """Builds for the GPU here and runs the same feeds; the one test that needs one."""
     if reason := TensorRt().missing():
         pytest.skip(reason)
-    from tfx.export.engine_bundle import build_bundle
+    from tfx.export.engines.bundle import build_bundle
 
     parent = write_bundle(tmp_path / "tiny")
     for target in Target:

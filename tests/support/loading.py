@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tfx.errors import SourceError
-from tfx.export.loader import load
+from tfx.export.checkpoint.loader import load
 from tfx.recipe import ExportRecipe
 
 RECIPE = ExportRecipe()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tfx.bench.throughput import BATCHES, Contestant
+from tfx.bench.peers.throughput import BATCHES, Contestant
 
 # Embeds a text by its length; the job says how slow it is, how wrong, and when it fails. It writes
 # NumPy's format by itself: importing NumPy takes longer than all the rest.

@@ -5,10 +5,17 @@ import zlib
 
 import numpy as np
 
-from tfx.bench.accuracy import Accuracy, Change
-from tfx.bench.machine import Machine
-from tfx.bench.report import Agreement, BenchReport, Measurement, Row, Status, percentiles_of
-from tfx.bench.workload import Plan
+from tfx.bench.measuring.accuracy import Accuracy, Change
+from tfx.bench.measuring.machine import Machine
+from tfx.bench.measuring.report import (
+    Agreement,
+    BenchReport,
+    Measurement,
+    Row,
+    Status,
+    percentiles_of,
+)
+from tfx.bench.measuring.workload import Plan
 from tfx.runtime.backend import RunFacts
 from tfx.runtime.clock import WarmUp
 from tfx.runtime.stats import Comparison, judge, latency_of

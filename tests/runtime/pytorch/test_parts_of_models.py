@@ -4,8 +4,8 @@ import pytest
 import torch
 import transformers
 
+from tfx.export.checkpoint.loader import load
 from tfx.export.families import FAMILIES, build
-from tfx.export.loader import load
 from tfx.export.tiny_configs import build_tiny, tiny_config
 from tfx.recipe import ExportRecipe
 from tfx.runtime.pytorch.parts import AVERAGED, notes_of, part_of, whole_of

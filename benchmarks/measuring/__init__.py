@@ -1,0 +1,1 @@
+"""Rows measured side by side: their processes, rounds, outputs, accuracy and figures."""

@@ -1,0 +1,155 @@
+"""Files of a benchmark: JSON, CSV and HTML, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from tfx.errors import DataError
+
+from ..measuring.report import BenchReport, Row, report_from
+from .html import page_of
+
+# Columns of the CSV file, in its order; empty where a row has no such number.
+COLUMNS = (
+    "bundle", "backend", "precision", "sizes", "status", "reason",
+    "median_ms", "p95_ms", "p99_ms", "min_ms", "max_ms", "samples", "rounds", "throughput_per_s",
+    "first_ms", "first_p95_ms", "row_tokens_per_s", "same_tokens",
+    "load_s", "first_call_ms", "peak_memory_mb", "model_bytes",
+    "speedup", "speedup_low", "speedup_high", "verdict", "against", "scaled_error",
+    "metric", "accuracy", "accuracy_low", "accuracy_high", "change", "change_low", "change_high",
+    "digest",
+)  # fmt: skip
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that whoever reads it sees the old or the new one, never a part.
+
+    Raises:
+        DataError: If it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+            # As open() would have made it; mkstemp lets nobody else read.
+            Path(name).chmod(0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+            raise
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, report: BenchReport) -> None:
+    """Write a report as ``tfx bench --json`` prints it.
+
+    Raises:
+        DataError: If it cannot be written.
+    """
+    write_text(
+        path,
+        json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+    )
+
+
+def write_csv(path: Path, report: BenchReport) -> None:
+    """Write a line a row, with ``COLUMNS``.
+
+    Raises:
+        DataError: If it cannot be written.
+    """
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_cells(row) for row in report.rows)
+    write_text(path, stream.getvalue())
+
+
+def write_html(path: Path, report: BenchReport) -> None:
+    """Write a page that needs no other file.
+
+    Raises:
+        DataError: If it cannot be written.
+    """
+    write_text(path, page_of(report))
+
+
+def read_report(path: Path) -> BenchReport:
+    """Read what ``write_json`` wrote.
+
+    Raises:
+        DataError: If it is something else; names the file.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+    try:
+        return report_from(document)
+    except DataError as error:
+        raise DataError(f"{path}: {error}", hint=error.hint) from error
+
+
+def _cells(row: Row) -> dict[str, object]:
+    cells: dict[str, object] = {
+        "bundle": row.bundle,
+        "backend": row.backend,
+        "precision": row.precision,
+        "sizes": row.title,
+        "status": str(row.status),
+        "reason": row.reason,
+        "model_bytes": row.model_bytes,
+        "digest": row.digest,
+    }
+    if (found := row.measurement) is not None:
+        latency = found.latency
+        cells |= {name: getattr(latency, name) for name in type(latency).__dataclass_fields__}
+        for name in ("rounds", "throughput_per_s", "load_s", "first_call_ms", "peak_memory_mb"):
+            cells[name] = getattr(found, name)
+        if (writing := found.writing) is not None:
+            for name in ("first_ms", "first_p95_ms", "row_tokens_per_s", "same_tokens"):
+                cells[name] = getattr(writing, name)
+    if (speed := row.comparison) is not None:
+        cells |= {
+            "speedup": speed.speedup,
+            "speedup_low": speed.low,
+            "speedup_high": speed.high,
+            "verdict": str(speed.verdict),
+            "against": speed.against,
+        }
+    if row.agreement:
+        errors = [one.scaled_error for one in row.agreement]
+        if None not in errors:
+            cells["scaled_error"] = max(error for error in errors if error is not None)
+    if (about := row.accuracy) is not None:
+        cells |= {
+            "metric": about.metric,
+            "accuracy": about.value,
+            "accuracy_low": about.low,
+            "accuracy_high": about.high,
+        }
+        if (change := about.change) is not None:
+            cells |= {
+                "change": change.value,
+                "change_low": change.low,
+                "change_high": change.high,
+            }
+    return cells
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,289 @@
+"""The tables of a benchmark on a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tfx.runtime.stats import LEAST_ROUNDS, LEAST_SAMPLES
+from tfx.signature import BATCH
+
+from ..measuring.accuracy import shown_accuracy, shown_change
+from ..measuring.profiled import reasons_of
+from ..measuring.report import BenchReport, Measurement, Row, Status
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+# More runnable threads per CPU than this before a benchmark began, and they share it with others.
+BUSY = 0.5
+
+UNITS = (
+    "p50 is the median; times in ms but the load's; per s is samples of a batch",
+    "MB is the peak of the row's process beyond Python and numpy; error is the largest scaled one "
+    "against PyTorch, padding left out",
+)
+
+# Of texts that are generated, in place of the first of ``UNITS``.
+WRITING_UNITS = (
+    "first is to the first token; p50, p95, p99 and speed are of the time from one token to the "
+    "next; times in ms but the load's; per s is new tokens of all rows, prompts read included; "
+    "same is the share of tokens before the first that is not PyTorch's"
+)
+
+# Of what arrives, a server that keeps up answers at least this share while it is measured: the
+# last answer of a block comes a little after the last arrival.
+KEEPS_UP = 0.9
+
+# What a narrow terminal does without, first to go first.
+LEAST_NEEDED = (
+    "calls", "load", "error", "p95", "MB", "disk", "J", "same", "per s", "p99", "first",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        name: Its head.
+        cell: What it says of a row.
+    """
+
+    name: str
+    cell: Callable[[Row, Measurement], str]
+
+
+def show_report(out: Console, report: BenchReport) -> None:
+    """Print one table per shape, then what did not run, verdicts and conditions."""
+    shapes = report.by_shape()
+    left_out: dict[str, None] = {}
+    for title, rows in shapes.items():
+        left_out |= dict.fromkeys(_show_shape(out, title, rows))
+    failed: dict[str, list[str]] = {}
+    for row in report.rows:
+        if row.status is not Status.MEASURED:
+            what = "is WRONG" if row.status is Status.WRONG else "not run"
+            failed.setdefault(f"{row.name} {what}: {row.reason}", []).append(row.title)
+    for line, titles in failed.items():
+        everywhere = len(titles) == len(shapes)
+        out.print(line if everywhere else f"{'; '.join(titles)}: {line}", markup=False)
+    if left_out:
+        out.print(f"note: too narrow for the columns {', '.join(left_out)}", markup=False)
+    for note in notes_of(report):
+        out.print(f"note: {note}", markup=False)
+    out.print(f"{report.machine}", markup=False)
+    versions = ", ".join(f"{name} {number}" for name, number in report.machine.versions.items())
+    out.print(f"{versions}", markup=False)
+
+
+def _show_shape(out: Console, title: str, rows: list[Row]) -> list[str]:
+    """Print a table; the columns it has no room for."""
+    from rich.measure import Measurement as Width
+
+    several = len({row.bundle for row in rows}) > 1
+    # A title of one bundle's table names it, so that the table has room for numbers.
+    out.print(title if several else f"{rows[0].bundle}: {title}", style="bold", markup=False)
+    measured = [row for row in rows if row.measurement is not None]
+    measured.sort(key=lambda row: row.measurement.latency.median_ms)  # type: ignore[union-attr]
+    columns = _columns(measured, several)
+    left_out: list[str] = []
+    if measured:
+        table = _table(columns, measured)
+        for name in LEAST_NEEDED:
+            if Width.get(out, out.options.update(max_width=9999), table).maximum <= out.width:
+                break
+            if any(column.name == name for column in columns):
+                columns = [column for column in columns if column.name != name]
+                left_out.append(name)
+                table = _table(columns, measured)
+        out.print(table)
+    out.print()
+    return left_out
+
+
+def _table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    for column in columns:
+        words = column.name in ("bundle", "backend", "")
+        justify = "left" if words else "right"
+        table.add_column(column.name, justify=justify, overflow="fold", no_wrap=not words)  # type: ignore[arg-type]
+    for row in rows:
+        found = row.measurement
+        assert found is not None  # rows not measured have no line
+        table.add_row(*(column.cell(row, found) for column in columns))
+    return table
+
+
+def _columns(rows: Sequence[Row], several: bool) -> list[Column]:
+    writes = any(row.measurement and row.measurement.writing for row in rows)
+    columns = [Column("bundle", lambda row, found: row.bundle)] if several else []
+    columns += [
+        Column("backend", lambda row, found: str(row.way)),
+        Column("calls", lambda row, found: str(found.latency.samples)),
+        *([Column("first", first_text)] if writes else []),
+        Column("p50", lambda row, found: ms_text(found.latency.median_ms)),
+        Column("p95", lambda row, found: ms_text(found.latency.p95_ms)),
+    ]
+    # Few runs are long enough for it, and its column would take the room of the others.
+    if any(row.measurement and row.measurement.latency.p99_ms is not None for row in rows):
+        columns.append(Column("p99", lambda row, found: ms_text(found.latency.p99_ms)))
+    columns += [
+        Column("per s", lambda row, found: significant(found.throughput_per_s)),
+        Column("load", lambda row, found: f"{found.load_s:.1f}s"),
+        Column("MB", lambda row, found: _mb(found.peak_memory_mb)),
+    ]
+    if any(row.model_bytes is not None for row in rows):
+        columns.append(
+            Column(
+                "disk",
+                lambda row, found: _mb(None if row.model_bytes is None else row.model_bytes / 1e6),
+            )
+        )
+    if any(row.measurement and row.measurement.joules_per_call is not None for row in rows):
+        columns.append(Column("J", lambda row, found: ms_text(found.joules_per_call)))
+    if writes:
+        columns.append(Column("same", same_text))
+    columns.append(Column("error", lambda row, found: error_text(row)))
+    columns.append(Column("speed, 95 %", lambda row, found: _speed(row)))
+    columns.append(Column("", lambda row, found: _verdict(row)))
+    metrics = {row.accuracy.metric for row in rows if row.accuracy}
+    if metrics or any(row.no_accuracy for row in rows):
+        name = metrics.pop() if len(metrics) == 1 else "metric"
+        columns.append(Column(name, lambda row, found: _accuracy(row)))
+        if any(row.accuracy and row.accuracy.change for row in rows):
+            columns.append(Column("change", lambda row, found: _change(row)))
+    return columns
+
+
+def _speed(row: Row) -> str:
+    if (found := row.comparison) is None:
+        return "1.00x"
+    return f"{found.speedup:.2f}x {found.low:.2f}-{found.high:.2f}"
+
+
+def _verdict(row: Row) -> str:
+    return "baseline" if row.comparison is None else str(row.comparison.verdict)
+
+
+def _accuracy(row: Row) -> str:
+    return shown_accuracy(row.accuracy) if row.accuracy else "-"
+
+
+def _change(row: Row) -> str:
+    return shown_change(row.accuracy) if row.accuracy else ""
+
+
+def notes_of(report: BenchReport) -> list[str]:
+    """What a reader must know, one sentence each."""
+    notes = dict.fromkeys(report.notes)
+    machine = report.machine
+    if report.unfinished:
+        notes[f"interrupted, so without: {'; '.join(report.unfinished)}"] = None
+    if machine.load_average > BUSY * machine.usable_cpus:
+        notes[
+            f"the machine was busy: load average {machine.load_average} on {machine.usable_cpus} "
+            "CPUs when this began; measure again when it is quiet"
+        ] = None
+    for row in report.rows:
+        where = f"{row.name}, {row.title}"
+        if row.no_reference:
+            notes[f"{row.name} has no reference: {row.no_reference}"] = None
+        if row.random_weights:
+            notes[f"{row.bundle} has random weights"] = None
+        if row.no_accuracy:
+            notes[f"{row.name} has no accuracy: {row.no_accuracy}"] = None
+        if row.accuracy:
+            about = row.accuracy
+            notes[
+                f"{about.metric} on {about.samples:,} samples of {about.data}, ± half of its 95 % "
+                "interval"
+            ] = None
+            if about.change:
+                notes["change is the difference from PyTorch in float32, in pairs"] = None
+            for warning in about.warnings:
+                notes[f"{about.metric}: {warning}"] = None
+        if (found := row.measurement) is None:
+            continue
+        if not found.warm_up.settled:
+            notes[f"{where} did not settle in {found.warm_up.duration_s:.0f} s of warm-up"] = None
+        wanted = report.plan.load.qps * row.sizes.get(BATCH, 1)
+        if row.load and found.throughput_per_s < KEEPS_UP * wanted:
+            notes[
+                f"{where} does not keep up: {significant(found.throughput_per_s)} samples per s of "
+                f"{significant(wanted)} that arrive, so its latency grows with time"
+            ] = None
+        for note in found.facts.notes:
+            notes[f"{row.name}: {note}"] = None
+    notes |= dict.fromkeys(reasons_of(report))
+    measured = [row.measurement for row in report.rows if row.measurement is not None]
+    if any(found.latency.p99_ms is None for found in measured):
+        notes[
+            f"p95 needs {LEAST_SAMPLES[95]} calls and p99 {LEAST_SAMPLES[99]}; more --rounds, and "
+            "--seconds to make them in, give them"
+        ] = None
+    if any(found.rounds < LEAST_ROUNDS for found in measured):
+        notes[f"no verdict from fewer than {LEAST_ROUNDS} rounds"] = None
+    if baselines := {row.comparison.against for row in report.rows if row.comparison is not None}:
+        notes[
+            f"speed is against {' and '.join(sorted(baselines))}, with its 95 % bootstrap interval"
+        ] = None
+    if any(found.joules_per_call is not None for found in measured):
+        one = "token of all rows" if report.plan.load.writes else "call"
+        notes[f"J is the energy of all CPU packages per {one}, other processes included"] = None
+    if measured:
+        notes |= dict.fromkeys((WRITING_UNITS if report.plan.load.writes else UNITS[0], UNITS[1]))
+        counts = [found.latency.samples for found in measured]
+        rounds = [found.rounds for found in measured]
+        threads = sorted({found.facts.threads for found in measured})
+        what = "tokens" if report.plan.load.writes else "calls"
+        notes[
+            f"{_span(counts)} {what} a row in {_span(rounds)} interleaved rounds, "
+            f"threads {', '.join(map(str, threads))}, seed {report.plan.seed}"
+        ] = None
+    return list(notes)
+
+
+def error_text(row: Row) -> str:
+    """The largest scaled error of a row's outputs; "-" where it has none."""
+    if row.agreement is None:
+        return "-"
+    errors = [one.scaled_error for one in row.agreement]
+    return "-" if None in errors else f"{max(e for e in errors if e is not None):.0e}"
+
+
+def first_text(row: Row, found: Measurement) -> str:
+    """Milliseconds to the first token; "-" for a row that writes none."""
+    return ms_text(found.writing.first_ms) if found.writing else "-"
+
+
+def same_text(row: Row, found: Measurement) -> str:
+    """How many of the tokens are PyTorch's, in percent; "-" where it is not known."""
+    same = found.writing.same_tokens if found.writing else None
+    return "-" if same is None else f"{same:.0%}"
+
+
+def _mb(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def ms_text(value: float | None) -> str:
+    """Milliseconds in three digits that count; "-" for None."""
+    return "-" if value is None else significant(value)
+
+
+def significant(value: float) -> str:
+    """Three digits that count, and never an exponent."""
+    if value <= 0:
+        return "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
+def _span(numbers: list[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low}..{high}"

@@ -1,0 +1,1 @@
+"""What a checkpoint holds, read: the model, its texts, images and sounds."""

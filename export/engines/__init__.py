@@ -1,0 +1,1 @@
+"""A bundle's graph to a TensorRT engine."""

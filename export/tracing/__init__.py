@@ -1,0 +1,1 @@
+"""A module to a graph: what it is fed, what is changed while it is traced."""
