@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from tfx.bundle import staging_path
 from tfx.errors import DataError
+from tfx.staging import staging_path
 
 from .text.tokenizer import Text, text_problem
 

@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import hashlib
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +13,7 @@ from pathlib import Path
 
 from .errors import BundleError, listing
 from .manifest import FILE_NAME, FileEntry, Manifest, Parent
-
-# Staged bundles start with this, so that a killed process leaves nothing that looks like one.
-STAGING_PREFIX = ".tfx-partial-"
+from .staging import STAGING_PREFIX, remove_folder, staging_folder, staging_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,28 +119,22 @@ def create_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Itera
     """
     target = Path(path)
     _refuse_taken(target, force)
-    folder: Path | None = None
     try:
         if target.is_symlink():
             target = target.resolve()  # a link keeps leading to the bundle it leads to
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = staging_path(target)
-        aside.mkdir()
-        folder = aside
-        staging = Staging(folder)
-        yield staging
-        if staging.manifest is None:
-            raise AssertionError("create_bundle: finish() was not called")
-        _write_synced(folder / FILE_NAME, staging.manifest.to_json().encode())
-        manifest, _ = _read_manifest(folder)
-        _check_files(folder, manifest)  # what would not open is not put in place
-        _refuse_taken(target, force)  # again: another process may have been faster
-        _move_into_place(folder, target, force)
+        with staging_folder(target) as folder:
+            staging = Staging(folder)
+            yield staging
+            if staging.manifest is None:
+                raise AssertionError("create_bundle: finish() was not called")
+            _write_synced(folder / FILE_NAME, staging.manifest.to_json().encode())
+            manifest, _ = _read_manifest(folder)
+            _check_files(folder, manifest)  # what would not open is not put in place
+            _refuse_taken(target, force)  # again: another process may have been faster
+            _move_into_place(folder, target, force)
     except OSError as error:
         raise _translated(error, target) from error
-    finally:
-        if folder is not None and folder.exists():
-            _remove(folder)
 
 
 class Staging:
@@ -178,25 +169,10 @@ class Staging:
         return hashlib.sha256(self.manifest.to_json().encode()).hexdigest()
 
 
-def staging_path(target: Path) -> Path:
-    """A name beside ``target`` that nothing has, for what will be moved to ``target``.
-
-    What is made under it gets the mode of any other output of a command; ``tempfile`` would
-    keep it from other users, and the umask cannot be read without setting it.
-    """
-    return target.parent / f"{STAGING_PREFIX}{secrets.token_hex(8)}"
-
-
 def sha256_of(path: Path) -> str:
     """Hex digest of a file, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _remove(folder: Path) -> None:
-    import shutil  # 6 ms, and no part of running a bundle
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_bundle(folder: Path) -> Bundle:
@@ -286,7 +262,7 @@ def _move_into_place(folder: Path, target: Path, force: bool) -> None:
         except OSError:
             os.replace(aside, target)
             raise
-        _remove(aside)
+        remove_folder(aside)
     else:
         # Onto nothing or an empty directory; fails if another process was faster.
         os.replace(folder, target)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from . import __version__
+from .endings import Terminated, raised_signals
 from .errors import TfxError
 
 # name -> "module:attribute"; loaded on use, so `tfx --help` needs neither torch nor onnx.
@@ -71,7 +72,11 @@ class Root(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; our own errors become one message, a hint and exit code 1."""
         try:
-            return super().invoke(ctx)
+            with raised_signals():
+                return super().invoke(ctx)
+        except Terminated as error:
+            click.echo(f"ended by {error.signal.name}", err=True)
+            ctx.exit(128 + error.signal)  # what a shell gives for it
         except TfxError as error:
             if ctx.params.get("verbose"):
                 logging.getLogger("tfx").exception("where it was raised:")

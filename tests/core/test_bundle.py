@@ -13,9 +13,10 @@ from support.bundles import manifest, write_bundle
 from support.errors import lines_of
 
 from tfx import bundle as module
-from tfx.bundle import STAGING_PREFIX, create_bundle, is_bundle, open_bundle, sha256_of
+from tfx.bundle import create_bundle, is_bundle, open_bundle, sha256_of
 from tfx.errors import BundleError
 from tfx.manifest import FILE_NAME
+from tfx.staging import STAGING_PREFIX
 from tfx.workspace import bundles_in
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -4,9 +4,9 @@ import pytest
 from support.bundles import write_bundle
 
 from tfx import workspace
-from tfx.bundle import STAGING_PREFIX
 from tfx.errors import BundleError
 from tfx.manifest import Parent
+from tfx.staging import STAGING_PREFIX
 
 
 def made(folder, name, hour, **changes):

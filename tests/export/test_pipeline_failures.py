@@ -11,10 +11,11 @@ from support.bundles import write_bundle
 from torch import nn
 
 import tfx
-from tfx.bundle import STAGING_PREFIX, open_bundle
+from tfx.bundle import open_bundle
 from tfx.errors import BundleError, ExportError, ParityError, SourceError
 from tfx.export import pipeline
 from tfx.export.pipeline import export_bundle
+from tfx.staging import STAGING_PREFIX
 
 STAGES = [
     ("load", SourceError),
