@@ -12,7 +12,7 @@ from tfx.errors import QuantizeError, listing
 from tfx.extras import need
 from tfx.quantization import QuantizeRecipe, RangeMethod, WeightMethod
 
-from .linear import array_of
+from .linear import array_of, scope_of
 
 # Signed: -8 to 7. Half of the levels, and the largest.
 HALF, TOP = 8, 7
@@ -347,6 +347,13 @@ def _output_error(weight: np.ndarray, blocks: Blocks, hessian: np.ndarray) -> np
     return np.asarray(np.einsum("io,io->o", error, hessian @ error))
 
 
+def why_whole(rows: int) -> str:
+    """Why a weight of so many rows cannot be stored in 4 bits, or ""."""
+    if rows % SMALLEST_BLOCK == 0:
+        return ""
+    return f"has {rows} rows, expected a multiple of {SMALLEST_BLOCK}, the smallest block"
+
+
 def _weights(model: ir.Model, names: Collection[str]) -> dict[str, tuple[ir.Value, list[ir.Node]]]:
     found, problems = {}, []
     for name in dict.fromkeys(names):
@@ -364,10 +371,10 @@ def _weights(model: ir.Model, names: Collection[str]) -> dict[str, tuple[ir.Valu
         ]
         if not users:
             problems.append(f"{name}: no MatMul has it as its second input")
-        elif (rows := weight.const_value.shape[0]) % SMALLEST_BLOCK:
-            problems.append(f"{name}: has {rows} rows, expected a multiple of {SMALLEST_BLOCK}")
+        elif problem := why_whole(weight.const_value.shape[0]):
+            problems.append(f"{name}: {problem}")
         elif not np.isfinite(weight.const_value.numpy()).all():
-            problems.append(f"{name}: has a NaN or infinity")
+            problems.append(f"{name} of {scope_of(users[0]) or users[0].name}: NaN or infinity")
         else:
             found[name] = (weight, users)
     if problems:

@@ -14,7 +14,7 @@ from tfx.errors import QuantizeError, RecipeError, listing
 from tfx.quantization import KeptNode, QuantizeRecipe, RangeMethod
 
 from .calibration import CalibrationData, see_extremes, see_histograms
-from .int4 import lower_weights_int4
+from .int4 import lower_weights_int4, why_whole
 from .linear import (
     SMALLEST_WEIGHT,
     Product,
@@ -233,7 +233,8 @@ def lower(
             listing("there is no such group to keep:", unknown),
             hint="See the groups with: tfx quantize --list-groups",
         )
-    chosen = [one for one in products if one.group not in kept_groups]
+    whole = {one.node: _why_whole(one, recipe) for one in products}
+    chosen = [one for one in products if one.group not in kept_groups and not whole[one.node]]
     # No engine reads rows of 8-bit floats; rows of 4 bits would cost what 8 do.
     has_tables = recipe.precision is not DType.FLOAT8_E4M3
     tables = [one for one in lookups if has_tables and one.group not in kept_groups]
@@ -250,13 +251,17 @@ def lower(
         quantize_activations(model.graph, chosen, amax, recipe.precision)
     quantize_tables(model.graph, tables, rest=recipe.rest)
     nodes = [(one.node, one.group) for one in lookups] + [(one.node, one.group) for one in products]
-    kept = tuple(
-        KeptNode(
-            str(node.name),
-            group,
-            "kept as asked" if group in recipe.keep else "kept for accuracy",
-        )
-        for node, group in nodes
-        if group in kept_groups
-    )
-    return Lowered(model, len(chosen) + len(tables), kept)
+    kept = []
+    for node, group in nodes:
+        reason = "kept as asked" if group in recipe.keep else "kept for accuracy"
+        if group in kept_groups or (reason := whole.get(node, "")):
+            kept.append(KeptNode(str(node.name), group, reason))
+    return Lowered(model, len(chosen) + len(tables), tuple(kept))
+
+
+def _why_whole(product: Product, recipe: QuantizeRecipe) -> str:
+    """Why a product keeps its floats whatever is asked for, or ""."""
+    if recipe.precision is not DType.INT4 or product.weight.shape is None:
+        return ""
+    problem = why_whole(int(product.weight.shape[0]))  # type: ignore[arg-type]
+    return f"its weight {problem}" if problem else ""

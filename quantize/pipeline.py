@@ -13,7 +13,7 @@ import numpy as np
 
 from tfx.bundle import Bundle, create_bundle, open_bundle
 from tfx.dtypes import DType
-from tfx.errors import ParityError, QuantizeError, RecipeError
+from tfx.errors import ParityError, QuantizeError, RecipeError, listing
 from tfx.extras import version_of
 from tfx.manifest import Manifest, Step
 from tfx.quantization import (
@@ -102,8 +102,9 @@ def quantize_bundle(
                 hint="Allow a larger --max-drop.",
             )
         if not lowered.quantized:
+            reasons = dict.fromkeys(one.reason for one in lowered.kept)
             raise QuantizeError(
-                f"nothing of {parent.name} would be {recipe.precision}",
+                listing(f"nothing of {parent.name} would be {recipe.precision}:", reasons),
                 hint="Keep fewer groups, or ask for another precision.",
             )
         on_step("writing the graph")

@@ -362,13 +362,15 @@ def test_every_problem_of_the_names_is_said(rng):
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
         model.graph.register_initializer(value)
         if name != "free":
-            model.graph.append(ir.node("MatMul", [model.graph.inputs[name == "bad"], value]))
+            given = model.graph.inputs[name == "bad"]
+            model.graph.append(ir.node("MatMul", [given, value]))
+            model.graph[-1].metadata_props["scope"] = "g.dense"
     with pytest.raises(QuantizeError) as caught:
         lower_weights_int4(model, RTN, ["odd", "bad", "free", "v", "none"])
     assert str(caught.value).splitlines() == [
         "weights cannot be stored in 4 bits:",
-        "  odd: has 20 rows, expected a multiple of 16",
-        "  bad: has a NaN or infinity",
+        "  odd: has 20 rows, expected a multiple of 16, the smallest block",
+        "  bad of g.dense: NaN or infinity",
         "  free: no MatMul has it as its second input",
         "  v: got FLOAT[20], expected float32[in, out]",
         "  none: not a weight of the graph",

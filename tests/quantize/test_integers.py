@@ -148,6 +148,26 @@ def test_a_group_there_is_not(rng):
     assert caught.value.hint == "See the groups with: tfx quantize --list-groups"
 
 
+def test_rows_that_blocks_do_not_divide_stay_in_floats(rng):
+    """As the 172 rows of a down projection of stories260K."""
+    recipe = QuantizeRecipe(DType.INT4)
+    model = fill_constants(
+        graph_of(
+            "g (float[n, 64] x, float[64, 36] w, float[36, 32] u) => (float[n, 32] y) "
+            "{ h = MatMul(x, w)\n y = MatMul(h, u) }"
+        ),
+        rng,
+    )
+    lowered = lower(prepare(model, recipe, None), recipe)
+    assert lowered.quantized == 1
+    (kept,) = lowered.kept
+    assert kept.reason == ("its weight has 36 rows, expected a multiple of 16, the smallest block")
+    assert kept.name == str(model.graph[1].name)
+    assert operators(lowered.model) == ["DequantizeLinear", "MatMul", "MatMul"]
+    asked = lower(prepare(model, recipe, None), recipe, keep=[lowered.kept[0].group])
+    assert asked.kept[0].reason == "kept for accuracy"
+
+
 def test_nothing_to_quantize(rng):
     model = graph_of("g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }")
     for recipe, data in ((STATIC, data_of(rng)), (DYNAMIC, None)):
