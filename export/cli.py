@@ -217,7 +217,7 @@ def build(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Build a TensorRT engine from a bundle, for the GPUs it shall run on.
+    """Build a TensorRT engine from a bundle, for named GPUs.
 
     The precision is that of the bundle: build from one that tfx quantize wrote for int8 or
     float16. TensorRT-RTX builds for GPUs that are not here. Without --shapes one profile serves

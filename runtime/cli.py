@@ -187,7 +187,9 @@ def predict(
         duration_s = time.perf_counter() - started
     report = session.report
     if report.texts:
-        said = f"{report.texts:,} texts in {duration_s:.1f} s"
+        said = (
+            f"{'1 text' if report.texts == 1 else f'{report.texts:,} texts'} in {duration_s:.1f} s"
+        )
         if report.truncated:
             said += f", {report.truncated:,} of them longer than the model takes, and cut"
         if report.windowed:
@@ -221,7 +223,7 @@ def tune(
     as_json: bool,
     **limits: float | None,
 ) -> None:
-    """Measure the ways to run a bundle here, and keep the fastest that is right.
+    """Find the fastest way to run a bundle here that is still right.
 
     Tries backends, precisions and thread counts, and the bundles made from BUNDLE within an
     accuracy budget, each in a process of its own. What is chosen is what --backend auto runs, on
@@ -440,7 +442,7 @@ def _without_infinities(document: Any) -> Any:
 @click.command
 @json_option
 def doctor(as_json: bool) -> None:
-    """Show backends, versions and devices, and how to get what is missing."""
+    """Show backends, devices and versions, and what is missing."""
     from .doctor import diagnose, show_diagnosis
 
     found = diagnose()

@@ -434,7 +434,7 @@ def _warnings(metric: Metric, rows: np.ndarray, truncated: int) -> list[str]:
     found = []
     if len(rows) < LEAST_SAMPLES:
         count = "one sample" if len(rows) == 1 else f"{len(rows)} samples"
-        found.append(f"{count} only: the interval is too narrow")
+        found.append(f"{count} only: too few for an interval to be trusted")
     elif metric.form is not Form.NUMBER and not np.ptp(rows, axis=0).any():
         found.append("every sample counts the same: the interval has no width, and no meaning")
     if metric.form is Form.NUMBER:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,8 @@ def _offline_hint(repository: str) -> str:
             if (Path(alias) / "config.json").is_file():
                 return f"{hint}: ./{alias}"
         return f"{hint}; for latency work alone: tfx export {aliases[0]} --random-weights"
+    if near := get_close_matches(repository, KNOWN_MODELS, n=1):
+        return f"Write {near[0]} if you meant that; otherwise {hint[0].lower()}{hint[1:]}."
     return f"{hint}; for latency work alone use an alias with --random-weights: " + ", ".join(
         KNOWN_MODELS
     )

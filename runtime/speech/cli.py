@@ -43,7 +43,7 @@ def transcribe(
     precision: str | None,
     as_json: bool,
 ) -> None:
-    """Write down what is said in WAV files, with Whisper or a model with a CTC head.
+    """Write down what is said in WAV files: Whisper, or CTC.
 
     A line for each file; with --timestamps one for each part of it. With --json one document: for
     each file its text, language and parts. Without --bundle: the newest of the current folder.

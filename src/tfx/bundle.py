@@ -177,7 +177,7 @@ def sha256_of(path: Path) -> str:
 
 def _read_bundle(folder: Path) -> Bundle:
     if not folder.exists():
-        raise BundleError(f"no such bundle: {folder}")
+        raise BundleError(f"no such bundle: {folder}", hint=_others(folder))
     if folder.resolve().name.startswith(STAGING_PREFIX):
         raise BundleError(
             f"{folder} is not a whole bundle: a command was stopped while it wrote it",
@@ -186,6 +186,18 @@ def _read_bundle(folder: Path) -> Bundle:
     manifest, digest = _read_manifest(folder)
     _check_files(folder, manifest)
     return Bundle(folder, manifest, digest)
+
+
+def _others(folder: Path) -> str:
+    """A hint: which bundles are where one was looked for in vain."""
+    parent = folder.parent
+    names = (
+        sorted(path.name for path in parent.iterdir() if is_bundle(path)) if parent.is_dir() else []
+    )
+    if not names:
+        return "Make one with tfx export, or name a bundle's folder."
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return f"Name one that is there: {', '.join(names[:6])}{more}."
 
 
 def _read_manifest(folder: Path) -> tuple[Manifest, str]:

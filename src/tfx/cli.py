@@ -34,18 +34,18 @@ COMMANDS = {
 # The one-line help of each, so that listing them imports none of them; a test compares.
 SUMMARIES = {
     "export": "Export a PyTorch Transformer to a portable, fused ONNX bundle.",
-    "build": "Build a TensorRT engine from a bundle, for the GPUs it shall run on.",
+    "build": "Build a TensorRT engine from a bundle, for named GPUs.",
     "quantize": "Write a bundle of lower precision, with calibration and proof.",
-    "tune": "Measure the ways to run a bundle here, and keep the fastest that is right.",
+    "tune": "Find the fastest way to run a bundle here that is still right.",
     "predict": "Run a bundle on text, JSONL, npz or WAV files.",
     "generate": "Let a prompt go on, with a bundle that has a cache.",
-    "transcribe": "Write down what is said in WAV files, with Whisper or a model with a CTC head.",
+    "transcribe": "Write down what is said in WAV files: Whisper, or CTC.",
     "evaluate": "Measure a bundle's accuracy on labelled data, or beside another.",
     "bench": "Measure a family of bundles on every backend that works here.",
     "profile": "Show where a bundle's time goes: by operator and by layer.",
     "inspect": "Show a bundle: signature, graph, proof, files.",
     "check": "Check a bundle again: digests, and parity with PyTorch.",
-    "doctor": "Show backends, versions and devices, and how to get what is missing.",
+    "doctor": "Show backends, devices and versions, and what is missing.",
 }
 
 
@@ -63,6 +63,17 @@ class Root(click.Group):
         module, _, attribute = COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is named; one that does not exist may be a slip for another."""
+        from difflib import get_close_matches  # 3 ms, which no other call needs
+
+        name = args[0]
+        if name not in COMMANDS and (near := get_close_matches(name, COMMANDS)):
+            ctx.fail(f"No such command '{name}'. Did you mean: {', '.join(near)}?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from ``SUMMARIES``, without importing them."""

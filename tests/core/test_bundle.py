@@ -81,6 +81,17 @@ def test_no_such_bundle(tmp_path):
     assert refusal(tmp_path / "none") == f"no such bundle: {tmp_path / 'none'}"
 
 
+def test_no_such_bundle_names_those_that_are_there(tmp_path):
+    with pytest.raises(BundleError) as caught:
+        open_bundle(tmp_path / "x")
+    assert caught.value.hint == "Make one with tfx export, or name a bundle's folder."
+    for number in range(8):
+        write(tmp_path / f"m{number}")
+    with pytest.raises(BundleError) as caught:
+        open_bundle(tmp_path / "x")
+    assert caught.value.hint == "Name one that is there: m0, m1, m2, m3, m4, m5 and 2 more."
+
+
 def test_folder_that_is_no_bundle(tmp_path):
     assert refusal(tmp_path) == f"{tmp_path} is not a bundle: it has no tfx.json"
 

@@ -89,6 +89,18 @@ def test_wrong_usage_is_exit_code_2(arguments):
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(("slip", "meant"), [("exprot", "export"), ("benchmark", "bench")])
+def test_slip_names_the_command_that_is_near(slip, meant):
+    result = run(slip)
+    assert result.exit_code == 2
+    assert f"No such command '{slip}'. Did you mean: {meant}?" in result.stderr
+
+
+def test_every_summary_fits_on_a_line_of_a_terminal():
+    listed = run("--help").stdout.partition("Commands:\n")[2].splitlines()
+    assert len(listed) == len(cli.SUMMARIES)
+
+
 def test_process_exits_with_the_code(tmp_path):
     done = tfx_process("inspect", cwd=tmp_path)
     assert done.returncode == 1

@@ -67,7 +67,7 @@ def test_samples_are_drawn_by_the_seed(bundle, data):
         result = run(bundle.path, "--eval", data, "--samples", 7, "--seed", seed, "--json")
         found = json.loads(result.stdout)["evaluation"]
         assert found["samples"] == 7
-        assert found["warnings"] == ["7 samples only: the interval is too narrow"]
+        assert found["warnings"] == ["7 samples only: too few for an interval to be trusted"]
         digests.add(found["data_digest"])
     assert len(digests) == 2
 
@@ -97,7 +97,7 @@ def test_without_labels_outputs_are_compared(tmp_path):
     result = run(first.path, "--eval", texts, "--reference", second.path)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("cosine 1.0000 (95 % interval 1.0000 to 1.0000)  first on ")
-    assert "note: 3 samples only: the interval is too narrow" in result.stdout
+    assert "note: 3 samples only: too few for an interval to be trusted" in result.stdout
     found = json.loads(
         run(first.path, "--eval", texts, "--reference", second.path, "--json").stdout
     )

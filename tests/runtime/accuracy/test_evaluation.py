@@ -99,7 +99,7 @@ def test_accuracy_by_number_and_by_name(classifier):
     assert found.backend == str(classifier.report.facts)
     assert (found.bundle, found.reference) == ("classifier", "")
     assert found.bundle_digest == classifier.bundle.digest
-    assert found.warnings == ("8 samples only: the interval is too narrow",)
+    assert found.warnings == ("8 samples only: too few for an interval to be trusted",)
     assert sum(seen) == 8
     names = tuple(("bad", "Good")[label] for label in labels)
     assert evaluate(classifier, texts(*USED, labels=names)).value == 7 / 8

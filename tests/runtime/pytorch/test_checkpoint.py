@@ -171,6 +171,15 @@ def test_repository_that_is_nowhere(hub):
     assert caught.value.hint.startswith("Check the name and the network, or name a local folder")
 
 
+def test_name_that_is_nearly_an_alias(hub):
+    with pytest.raises(SourceError) as caught:
+        hub_folder("minlim")
+    assert caught.value.hint == (
+        "Write minilm if you meant that; otherwise check the name and the network, or name a "
+        "local folder."
+    )
+
+
 def test_repository_of_an_alias_names_it(hub):
     with pytest.raises(SourceError) as caught:
         hub_folder(KNOWN_MODELS["distilbert"].hub)
