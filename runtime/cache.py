@@ -27,8 +27,12 @@ log = logging.getLogger(__name__)
 LIMIT_VARIABLE = "TFX_CACHE_MB"
 DEFAULT_LIMIT_MB = 4000
 
-# A file under its first name for longer than this was left by a process that was killed.
+# Something under its first name for longer than this was left by a process that was killed.
 ABANDONED_S = 24 * 3600
+
+
+class Unfit(Exception):
+    """What was made for the cache is not to be kept; says why."""
 
 
 def cache_folder() -> Path:
@@ -84,14 +88,37 @@ def found(entry: Path) -> bool:
     return True
 
 
+def wanted(entry: Path) -> bool:
+    """Whether an entry is asked for a second time within a day, and nobody has tried to make it.
+
+    For what is large, or slow to make. Of several processes that ask at once one is told so.
+    """
+    asked = entry.with_name(f".{entry.name}.asked")
+    tried = entry.with_name(f".{entry.name}.tried")
+    try:
+        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - tried.stat().st_mtime < ABANDONED_S:
+                return False
+        try:
+            os.replace(asked, tried)
+            os.utime(tried)
+            return True
+        except FileNotFoundError:
+            asked.touch(mode=0o600)
+    except OSError as error:  # the disk may be full or read only
+        log.info("not kept: %s: %s", entry, error)
+    return False
+
+
 def keep(entry: Path, write: Callable[[Path], object]) -> bool:
     """Make an entry, whole or not at all, and remove what is too much.
 
-    Two processes that make the same one at once both succeed; the last one's stays.
+    Two processes that make the same one at once both succeed.
 
     Args:
         entry: From ``entry_for``.
-        write: Writes the file it is given.
+        write: Writes the file it is given, or a folder; raises ``Unfit`` if that is not to be kept.
 
     Returns:
         Whether it was kept. That it was not is no error: the disk may be full or read only.
@@ -100,17 +127,16 @@ def keep(entry: Path, write: Callable[[Path], object]) -> bool:
     try:
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write(staged)
-        size = staged.stat().st_size
+        size = _size_bytes(staged)
         if size > limit_mb() * 1e6:
             log.info("not kept: %s has %d bytes", entry, size)
             return False
         os.replace(staged, entry)
-    except OSError as error:
+    except (OSError, Unfit) as error:
         log.info("not kept: %s: %s", entry, error)
         return False
     finally:
-        with contextlib.suppress(OSError):
-            staged.unlink(missing_ok=True)
+        _remove(staged)
     clean(entry.parent, limit_mb() * 1_000_000)
     return True
 
@@ -122,14 +148,32 @@ def clean(folder: Path, limit_bytes: int) -> None:
         with contextlib.suppress(OSError):  # another process cleans too
             status = path.stat()
             if not path.name.startswith("."):
-                entries.append((status.st_mtime, status.st_size, path))
+                entries.append((status.st_mtime, _size_bytes(path), path))
             elif time.time() - status.st_mtime > ABANDONED_S:
-                path.unlink(missing_ok=True)
+                _remove(path)
     total = sum(size for _, size, _ in entries)
     for _, size, path in sorted(entries):
         if total <= limit_bytes:
             return
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+        if _remove(path):
             total -= size
             log.info("removed: %s", path)
+
+
+def _size_bytes(path: Path) -> int:
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum(one.stat().st_size for one in path.iterdir())
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file, or a folder of files; whether it is gone."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            for one in path.iterdir():
+                one.unlink(missing_ok=True)
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+        return True
+    return False

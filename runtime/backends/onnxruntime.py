@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..backend import (
     session_closed,
 )
 from ..generation.decoder import OnnxInPlace
+from .onnxruntime_packed import keep_packed, packed_entry, packed_session
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -71,17 +73,17 @@ class OnnxRuntime:
         runs_in = precision if precision.is_floating else DType.FLOAT32
         if options.precision and PRECISIONS[options.precision] is not runs_in:
             raise precision_refused("onnxruntime", PRECISIONS[options.precision], [runs_in])
-        settings = settings_of(ort, options.run_threads)
-        if bundle.manifest.precision is DType.FLOAT8_E4M3:
-            # 1.31 fuses a product of 8-bit floats into the kernel for integers, and then finds
-            # that this takes none: INVALID_GRAPH, type of MatMulIntegerToFloat.
-            settings.add_session_config_entry("session.disable_quant_qdq", "1")
-        try:
-            session = ort.InferenceSession(
-                str(graph), settings, providers=[provider], disabled_optimizers=SLOWER_FUSIONS
-            )
-        except Exception as error:  # its pybind exceptions share no public base
-            raise BackendError(f"onnxruntime cannot load {graph}: {error}") from error
+        notes: tuple[str, ...] = (
+            (f"runs {variant}, the form of the graph made for it",) if variant else ()
+        )
+        entry = packed_entry(bundle, graph, ort.__version__, *SLOWER_FUSIONS)
+        session = None
+        if entry is not None:
+            session = packed_session(ort, entry, settings_of(ort, options.run_threads), provider)
+        if session is not None:
+            notes += ("its packed weights came from the cache",)
+        else:
+            session = self._loaded(ort, bundle, graph, options.run_threads, provider, entry)
         if session.get_providers()[0] != provider:  # it falls back to CPU without an error
             raise BackendError(f"onnxruntime gave {session.get_providers()[0]}, not {provider}")
         facts = RunFacts(
@@ -92,9 +94,36 @@ class OnnxRuntime:
             precision=precision,
             threads=options.run_threads,
             streams=options.streams,
-            notes=(f"runs {variant}, the form of the graph made for it",) if variant else (),
+            notes=notes,
         )
         return OnnxExecutable(session, facts)
+
+    def _loaded(
+        self, ort: Any, bundle: Bundle, graph: Path, threads: int, provider: str, entry: Path | None
+    ) -> Any:
+        settings = settings_of(ort, threads)
+        if bundle.manifest.precision is DType.FLOAT8_E4M3:
+            # 1.31 fuses a product of 8-bit floats into the kernel for integers, and then finds
+            # that this takes none: INVALID_GRAPH, type of MatMulIntegerToFloat.
+            settings.add_session_config_entry("session.disable_quant_qdq", "1")
+        try:
+            session = ort.InferenceSession(
+                str(graph), settings, providers=[provider], disabled_optimizers=SLOWER_FUSIONS
+            )
+        except Exception as error:  # its pybind exceptions share no public base
+            raise BackendError(f"onnxruntime cannot load {graph}: {error}") from error
+        if entry is not None:
+            keep_packed(
+                ort,
+                bundle,
+                entry,
+                graph=graph,
+                settings=(settings_of(ort, threads), settings_of(ort, threads)),
+                provider=provider,
+                without=SLOWER_FUSIONS,
+                session=session,
+            )
+        return session
 
 
 def settings_of(ort: Any, threads: int) -> Any:

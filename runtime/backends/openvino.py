@@ -15,7 +15,7 @@ from tfx.bundle import Bundle
 from tfx.dtypes import DType
 from tfx.errors import BackendError, listing
 from tfx.extras import need, version_of
-from tfx.feeds import random_feed
+from tfx.feeds import trial_feed
 from tfx.signature import Feed, Signature
 
 from ..backend import (
@@ -49,9 +49,6 @@ TYPES = {
 
 # What ``_compiled`` changes in a graph: another list makes other entries of the cache.
 CHANGES = "repeat_heads choose_masks drop_number_checks join_projections keep_state"
-
-# Size of the axes of the feed that a compiled model is tried on before it is kept.
-TRIED = 8
 
 # Nodes of its execution graph that multiply matrices.
 PRODUCTS = frozenset({"FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention"})
@@ -177,14 +174,10 @@ def _keep(
     It may not: rotary positions of a Llama came back as others (2026.4.1), with errors of 1e-3.
     """
     signature = made.signature
-    ranges = signature.ranges
-    sizes = {
-        axis: ranges[axis].nearest(TRIED) if axis in ranges else TRIED for axis in signature.axes
-    }
     try:
         content = np.frombuffer(made.compiled.export_model().getbuffer(), np.uint8)
         again = core.import_model(openvino.Tensor(content, shared_memory=True), PLUGIN, settings)
-        feed = random_feed(signature, sizes, np.random.default_rng(0), padding="right")
+        feed = trial_feed(signature)
         expected = made.run(feed)
         outputs = executable_of(again, signature, made.facts).run(feed)
     except Exception as error:  # noqa: BLE001  the model runs all the same
