@@ -9,9 +9,8 @@ that does not run is a row that says why.
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,8 @@ from .measuring.machine import Machine, this_machine
 from .pages.stored import now, save_option, save_result
 from .peers import generators
 from .peers.generators import PEERS
-from .peers.throughput import Contestant, PeerProcess, PeerRun
+from .peers.throughput import Contestant
+from .peers.writing import WritingRun, write_by_turns
 
 BACKENDS = ("onnxruntime", "openvino")
 SCRIPT = Path(generators.__file__)
@@ -125,18 +125,6 @@ class DecodingReport:
     cache_mb: float
     reference: str
     rows: tuple[DecodingRow, ...]
-
-
-@dataclass(slots=True, eq=False)
-class _Run(PeerRun):
-    """One that writes."""
-
-    texts: list[Mapping[str, Any]] = field(default_factory=list)
-
-    def write(self, prompt: list[list[int]], count: int, *, keep: bool) -> None:
-        found = self.process.ask(do="write", prompt=prompt, count=count)
-        if keep:
-            self.texts.append(found)
 
 
 def contestants_of(
@@ -230,28 +218,15 @@ def measure_decoding(
         A row for each, in their order, and which was the reference, or "".
     """
     rng = np.random.default_rng(seed)
-    given = prompt.tolist()
-    with tempfile.TemporaryDirectory(prefix="tfx-bench-") as name:
-        runs = []
-        for index, who in enumerate(contestants):
-            folder = Path(name, str(index))
-            folder.mkdir()
-            process = PeerProcess(who.python, who.script, limit_s)
-            runs.append(_Run(who, process, folder, who.problem))
-        try:
-            for run in runs:
-                progress.step(f"loading {run.who.name}")
-                run.attempt(run.load)
-                run.attempt(lambda run=run: run.write(given, 2, keep=False))  # type: ignore[misc]
-            progress.step("everybody writes", rounds)
-            for _ in range(rounds):
-                for index in rng.permutation(len(runs)):
-                    run = runs[index]
-                    run.attempt(lambda run=run: run.write(given, new_tokens, keep=True))
-                progress.advance()
-        finally:
-            for run in runs:
-                run.process.close()
+    runs = write_by_turns(
+        contestants,
+        prompt,
+        new_tokens,
+        rounds=rounds,
+        limit_s=limit_s,
+        progress=progress,
+        rng=rng,
+    )
     ran = [run for run in runs if not run.reason]
     judge = next((run for run in ran if run.who.name == REFERENCE), ran[0] if ran else None)
     own = next((run for run in ran if run.who.own), None)
@@ -260,7 +235,11 @@ def measure_decoding(
 
 
 def _row(
-    run: _Run, own: _Run | None, judge: _Run | None, batch: int, rng: np.random.Generator
+    run: WritingRun,
+    own: WritingRun | None,
+    judge: WritingRun | None,
+    batch: int,
+    rng: np.random.Generator,
 ) -> DecodingRow:
     if run.reason:
         return DecodingRow(run.who.name, run.who.own, run.reason)

@@ -263,5 +263,5 @@ def _why_whole(product: Product, recipe: QuantizeRecipe) -> str:
     """Why a product keeps its floats whatever is asked for, or ""."""
     if recipe.precision is not DType.INT4 or product.weight.shape is None:
         return ""
-    problem = why_whole(int(product.weight.shape[0]))  # type: ignore[arg-type]
+    problem = why_whole(int(product.weight.shape[0]))
     return f"its weight {problem}" if problem else ""

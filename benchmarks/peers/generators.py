@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,16 @@ class Text:
         times_s: From the start to each token of all rows; only the last where it is not seen.
         cpu_s: Processor time of all threads.
         copies: How often the whole cache was copied; None where it is not known.
+        cpu_times_s: As ``times_s``, of processor time.
+        resident_mb: At each of them; None where Linux does not say.
     """
 
     ids: list[list[int]]
     times_s: list[float]
     cpu_s: float
     copies: int | None = None
+    cpu_times_s: list[float] = field(default_factory=list)
+    resident_mb: list[float | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -97,26 +101,33 @@ class Ready:
 
 
 class Watch:
-    """Notes when tokens are there.
+    """Notes when tokens are there, and how much memory is taken then.
 
     Attributes:
         times_s: Of each token so far.
+        cpu_times_s: The same in processor time.
+        resident_mb: At each of them.
     """
 
     def __init__(self) -> None:
         self.times_s: list[float] = []
+        self.cpu_times_s: list[float] = []
+        self.resident_mb: list[float | None] = []
         self._cpu, self._started = time.process_time(), time.perf_counter()
 
     def mark(self) -> None:
         """A token of every row is there."""
         self.times_s.append(time.perf_counter() - self._started)
+        self.cpu_times_s.append(time.process_time() - self._cpu)
+        self.resident_mb.append(resident_mb("VmRSS"))
 
     def text(self, ids: Any, copies: int | None = None) -> Text:
         """The text, which ends here."""
         cpu_s = time.process_time() - self._cpu
         if not self.times_s:
             self.mark()
-        return Text(np.asarray(ids).tolist(), self.times_s, cpu_s, copies)
+        rows = np.asarray(ids).tolist()
+        return Text(rows, self.times_s, cpu_s, copies, self.cpu_times_s, self.resident_mb)
 
 
 def load_tfx(job: Job) -> Ready:
