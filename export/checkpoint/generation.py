@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tfx.errors import SourceError
-from tfx.extras import need
 from tfx.processing import Generation
+
+from .languages import load_tokenizer
 
 TEMPLATE_FILE = "chat_template.jinja"
 SETTINGS_FILE = "generation_config.json"
@@ -50,13 +51,7 @@ def _ids(ends: Any) -> tuple[int, ...]:
 def _template(folder: Path) -> tuple[str, dict[str, str]]:
     if not (folder / "tokenizer_config.json").is_file():
         return "", {}
-    try:
-        tokenizer = need("transformers").AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False
-        )
-    # What a damaged file raises depends on which of a tokenizer's many files it is.
-    except Exception as error:
-        raise SourceError(f"cannot load the tokenizer of {folder}: {error}") from error
+    tokenizer = load_tokenizer(folder)
     template = tokenizer.chat_template
     if isinstance(template, dict):  # one for chats and others for tools
         template = template.get("default", "")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfx.errors import SourceError
-from tfx.extras import need
 from tfx.processing import Activation, Classification, Embedding, Pooling, Processing, Tokenization
 from tfx.recipe import DECODER, GENERATING_DECODER
 from tfx.signature import SEQUENCE, Signature
@@ -15,6 +14,8 @@ from tfx.signature import SEQUENCE, Signature
 from .audio import read_audio, read_transcription
 from .dictation import read_dictation
 from .images import read_images
+from .languages import load_tokenizer
+from .pieces import Converted, convert, is_convertible
 
 if TYPE_CHECKING:
     import tokenizers
@@ -124,18 +125,15 @@ def _write_tokenizer(
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
         notes.append("the checkpoint has no tokenizer: predict takes arrays, not text")
         return None
-    transformers = need("transformers")
-    try:
-        loaded = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    # What a damaged file raises depends on which of a tokenizer's many files it is.
-    except Exception as error:
-        raise SourceError(f"cannot load the tokenizer of {folder}: {error}") from error
-    if not loaded.is_fast:
+    loaded = load_tokenizer(folder)
+    converted = _converted(loaded)
+    if isinstance(converted, str):
         notes.append(
-            f"{type(loaded).__name__} has no `tokenizers` form: predict takes arrays, not text"
+            f"{type(loaded).__name__} has no `tokenizers` form{converted}: "
+            "predict takes arrays, not text"
         )
         return None
-    backend: tokenizers.Tokenizer = loaded.backend_tokenizer
+    backend: tokenizers.Tokenizer = converted.tokenizer
     limits = [loaded.model_max_length]
     if SEQUENCE in signature.ranges:
         limits.append(signature.ranges[SEQUENCE].max)
@@ -152,7 +150,24 @@ def _write_tokenizer(
     if pad_id is None:
         # Hidden by the mask: any token will do.
         pad_id = loaded.eos_token_id or 0
-    return Tokenization(TOKENIZER_FILE, int(min(limits)), int(pad_id), loaded.padding_side)
+    return Tokenization(
+        TOKENIZER_FILE,
+        int(min(limits)),
+        int(pad_id),
+        loaded.padding_side,
+        converted.known,
+        converted.unknown,
+    )
+
+
+def _converted(loaded: Any) -> Converted | str:
+    """A tokenizer of transformers for the library ``tokenizers``, or why there is none."""
+    if loaded.is_fast:
+        return Converted(loaded.backend_tokenizer)
+    if not is_convertible(loaded):
+        return ""
+    found = convert(loaded)
+    return f" ({found})" if isinstance(found, str) else found
 
 
 def _lower_cased(normalizer: Any) -> Any:

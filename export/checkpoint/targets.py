@@ -11,6 +11,7 @@ from tfx.extras import need
 from tfx.processing import Target
 
 from .generation import SETTINGS_FILE
+from .languages import Languages, read_languages
 
 # What a checkpoint may ask for and nothing here does, and what asks for nothing.
 UNDONE: Mapping[str, tuple[Any, ...]] = {
@@ -69,6 +70,10 @@ def read_target(config: Any, folder: Path | None) -> tuple[Target, tuple[str, ..
     last = _ids(said.forced_eos_token_id)
     if len(last) > 1:
         notes.append(f"of forced_eos_token_id {list(last)} the first alone is forced")
+    # Whisper's are its dictation's.
+    spoken = Languages()
+    if folder is not None and not getattr(said, "lang_to_id", None):
+        spoken = read_languages(folder)
     target = Target(
         start=start,
         first=-1 if said.forced_bos_token_id is None else said.forced_bos_token_id,
@@ -84,7 +89,10 @@ def read_target(config: Any, folder: Path | None) -> tuple[Target, tuple[str, ..
         early_stopping=STOPPING[said.early_stopping],
         renormalize=bool(said.renormalize_logits),
         prefixes=_prefixes(config),
-        languages={} if folder is None else _languages(said, folder),
+        languages=spoken.targets,
+        sources=spoken.sources,
+        source_place=spoken.source_place,
+        leads_input=spoken.leads_input,
     )
     return target, tuple(notes)
 
@@ -108,26 +116,6 @@ def _prefixes(config: Any) -> dict[str, str]:
         for name, said in tasks.items()
         if isinstance(said, dict) and isinstance(prefix := said.get("prefix"), str)
     }
-
-
-def _languages(said: Any, folder: Path) -> dict[str, int]:
-    """Language codes of a model of many languages (M2M, mBART, NLLB), from its tokenizer."""
-    if not (folder / "tokenizer_config.json").is_file():
-        return {}
-    # Whisper's are its dictation's.
-    if getattr(said, "lang_to_id", None):
-        return {}
-    try:
-        tokenizer = need("transformers").AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False
-        )
-    # What a damaged file raises depends on which of a tokenizer's many files it is.
-    except Exception as error:
-        raise SourceError(f"cannot load the tokenizer of {folder}: {error}") from error
-    known = getattr(tokenizer, "lang_code_to_id", None)
-    if not known:
-        return {}
-    return {str(code): int(token) for code, token in known.items()}
 
 
 def _ids(ends: Any) -> tuple[int, ...]:

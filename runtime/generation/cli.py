@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 )
 @click.option("--translate", is_flag=True, help="As the encoder-decoder asks for it, with beams.")
 @click.option("--task", default="", help="T5: a task it knows, or what to put before each text.")
-@click.option("--language", default="", help="M2M, mBART: code of the language to write in.")
+@click.option("--source", default="", help="M2M, mBART, NLLB: code of the language to read.")
+@click.option("--target", default="", help="Code of the language to write in.")
 @click.option("--encoder", type=FOLDER, help="Of a decoder; default: the one beside it.")
 @json_option
 def generate(
@@ -66,7 +67,8 @@ def generate(
     precision: str | None,
     translate: bool,
     task: str,
-    language: str,
+    source: str,
+    target: str,
     encoder: Path | None,
     as_json: bool,
 ) -> None:
@@ -97,8 +99,9 @@ def generate(
         "seed": seed,
         "num_beams": beams,
     }
-    if (task or language) and not translate:
-        raise click.UsageError("--task and --language are for --translate")
+    wishes = {"task": task, "source": source, "target": target}
+    if any(wishes.values()) and not translate:
+        raise click.UsageError("--task, --source and --target are for --translate")
     opened = chosen_bundle(_decoder_of(bundle), verify=True)
     with open_session(
         opened,
@@ -109,7 +112,7 @@ def generate(
         encoder=encoder or "",
     ) as session:
         if translate:
-            _translate(session, given, task, language, options, as_json=as_json)
+            _translate(session, given, wishes, options, as_json=as_json)
             return
         started = time.perf_counter()
         count = 0
@@ -153,8 +156,7 @@ def _decoder_of(bundle: Path | None) -> Path | None:
 def _translate(
     session: Session,
     given: Sequence[Any],
-    task: str,
-    language: str,
+    wishes: Mapping[str, str],
     options: Mapping[str, Any],
     *,
     as_json: bool,
@@ -170,7 +172,7 @@ def _translate(
         if context.get_parameter_source(names.get(name, name)) is ParameterSource.COMMANDLINE
     }
     texts = [str(text) for text in given]
-    written = session.translate(texts, task=task, language=language, **asked)
+    written = session.translate(texts, **wishes, **asked)
     if as_json:
         emit_json({"bundle": str(session.bundle.path), "texts": written})
         return

@@ -160,7 +160,9 @@ class Writer:
             except UnicodeEncodeError as error:
                 where = error.start
                 return [], f"is not Unicode: half of a surrogate pair at character {where}"
-            ids = list(self.tokenizer.encode(prompt).ids)
+            tokenizer = self.tokenizer  # says it where there is none
+            assert self._settings is not None
+            ids = list(self._settings.of_model(tokenizer.encode(prompt).ids))
             return ids, "" if ids else "has no tokens"
         array = np.asarray(prompt) if isinstance(prompt, list | tuple | np.ndarray) else None
         if array is None or array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):

@@ -90,6 +90,7 @@ class PairGenerator(TextGenerator):
                 hint="Export it again.",
             )
         self._target: Target = target
+        self._told: tuple[tuple[int, int, bool], ...] = ()
         self._encoder = encoder.manifest.signature
         self._encode = encode
         # Texts are read and written with one tokenizer: the encoder's.
@@ -115,6 +116,12 @@ class PairGenerator(TextGenerator):
         other._target = target
         return other
 
+    def told(self, place: int, token: int, *, more: bool) -> PairGenerator:
+        """The same, whose inputs have this token at a place: one more, or instead of another."""
+        other = copy.copy(self)
+        other._told = (*self._told, (place, token, more))
+        return other
+
     def _fits(self, signature: Signature) -> bool:
         return bool(cache_specs(signature))
 
@@ -126,7 +133,22 @@ class PairGenerator(TextGenerator):
                 hint=f"Ask for {self.places - 1} new tokens or fewer.",
             )
         sizes = self._encoder.ranges.get(SEQUENCE)
-        return self._writer.read(prompts, 0, sizes.max if sizes else UNBOUNDED)
+        most = sizes.max if sizes else UNBOUNDED
+        more = sum(more for *_, more in self._told)
+        read = self._writer.read(prompts, 0, most - more)
+        return dataclasses.replace(
+            read, prompts=tuple(Prompt(self._tell(one.ids)) for one in read.prompts)
+        )
+
+    def _tell(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens of an input with those of languages."""
+        found = list(ids)
+        for place, token, more in self._told:
+            if more:
+                found.insert(place, token)
+            else:
+                found[place] = token
+        return tuple(found)
 
     def _begun(
         self, prompts: Sequence[Prompt], options: Options
@@ -167,10 +189,13 @@ def translate(
     generator: PairGenerator,
     texts: str | Sequence[str],
     task: str,
-    language: str,
+    languages: tuple[str, str],
     options: Mapping[str, Any],
 ) -> Any:
-    """Texts from texts, as the model asks for them; see ``Session.translate``."""
+    """Texts from texts, as the model asks for them; see ``Session.translate``.
+
+    ``languages`` are those to read and to write, each "" where it is not named.
+    """
     target = generator.target
     if isinstance(texts, str):
         prompts: list[str] = [texts]
@@ -179,12 +204,20 @@ def translate(
     else:
         raise FeedError(f"got {type(texts).__name__}, expected a text or a list of texts")
     prefix = _prefix(target, task)
-    if language:
-        generator = generator.led(dataclasses.replace(target, first=_language(target, language)))
-    elif target.languages and target.first < 0:
+    read, written = languages
+    if written and target.leads_input:
+        generator = generator.told(0, _language(target.languages, written, "writes"), more=True)
+    elif written:
+        first = _language(target.languages, written, "writes")
+        generator = generator.led(dataclasses.replace(target, first=first))
+    elif target.languages and target.first < 0 and not _are_led(target, prompts):
         raise FeedError(
             "the model writes many languages, and none is named",
             hint=f"Name one of: {', '.join(sorted(target.languages))}.",
+        )
+    if read:
+        generator = generator.told(
+            target.source_place, _language(target.sources, read, "reads"), more=False
         )
     wanted = target.longest - 1 if target.longest > 1 else NEW_TOKENS
     asked = {
@@ -196,8 +229,8 @@ def translate(
     found = generator.generate(
         [prefix + text for text in prompts], options_from({**asked, **options})
     )
-    written = [one.text for one in found]
-    return written[0] if isinstance(texts, str) else written
+    made = [one.text for one in found]
+    return made[0] if isinstance(texts, str) else made
 
 
 def _prefix(target: Target, task: str) -> str:
@@ -219,11 +252,18 @@ def _prefix(target: Target, task: str) -> str:
     return next(iter(target.prefixes.values()), "")
 
 
-def _language(target: Target, language: str) -> int:
-    if language not in target.languages:
-        known = ", ".join(sorted(target.languages))
+def _are_led(target: Target, texts: Sequence[str]) -> bool:
+    """Whether each text begins with the language to write in, as Marian's may: ``>>fra<<``."""
+    return target.leads_input and all(
+        text.startswith(">>") and text[2:].partition("<<")[0] in target.languages for text in texts
+    )
+
+
+def _language(known: Mapping[str, int], language: str, does: str) -> int:
+    if language not in known:
+        codes = ", ".join(sorted(known))
         raise FeedError(
-            f"the model writes no language {language!r}",
-            hint=f"Use one of: {known}." if known else "Leave it out: the model writes one.",
+            f"the model {does} no language {language!r}",
+            hint=f"Use one of: {codes}." if codes else f"Leave it out: the model {does} one.",
         )
-    return target.languages[language]
+    return known[language]

@@ -54,7 +54,13 @@ class Writing:
         return self._generator().stream(prompts, options_from(options))
 
     def translate(
-        self, texts: str | Sequence[str], *, task: str = "", language: str = "", **options: Any
+        self,
+        texts: str | Sequence[str],
+        *,
+        task: str = "",
+        source: str = "",
+        target: str = "",
+        **options: Any,
     ) -> Any:
         """Make a text from each text as the model was trained to: translate, or summarize.
 
@@ -64,7 +70,9 @@ class Writing:
             texts: One, or a list.
             task: Of a model of several (T5): one it knows, as "translation_en_to_de", or the
                 text to put before each text, which ends in ": "; "" for none, or for the only one.
-            language: Of a model of many languages (M2M, mBART): code of the one to write in.
+            source: Of a model of many languages (M2M, mBART, NLLB): code of the one to read; ""
+                for the one that its tokenizer was saved with.
+            target: Code of the one to write in, also of a Marian of several.
             options: As of ``generate``; they go before what the model asks for.
 
         Returns:
@@ -77,7 +85,7 @@ class Writing:
         from .pairs import translate
 
         self._check_open(None)
-        return translate(self._pair(), texts, task, language, options)
+        return translate(self._pair(), texts, task, (source, target), options)
 
     def transcribe(
         self,

@@ -287,7 +287,7 @@ class Tokenizer:
                 if part is not None and not special
             )
         return Encoded(
-            np.array(encoding.ids, np.int64),
+            np.array(self._settings.of_model(encoding.ids), np.int64),
             np.array(encoding.type_ids, np.int64),
             bool(encoding.overflowing),
             tuple(spans),

@@ -31,6 +31,7 @@ EXTRAS = {
     "sentence_transformers": "peers",
     "scipy": "eval",
     "jinja2": "chat",
+    "sentencepiece": "translation",
 }
 
 DISTRIBUTION = "tfx-toolkit"

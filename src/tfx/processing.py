@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -51,12 +51,22 @@ class Tokenization:
         max_length: Tokens kept of a text, special tokens included.
         pad_id: Token id of padding.
         pad_side: "right" or "left".
+        known: Tokens of the file from this id on are unknown to the model; 0 where it knows all.
+        unknown_id: The id that the model has for those.
     """
 
     file: str
     max_length: int
     pad_id: int = 0
     pad_side: str = "right"
+    known: int = 0
+    unknown_id: int = 0
+
+    def of_model(self, ids: Sequence[int]) -> Sequence[int]:
+        """The model's ids of tokens that the file gives."""
+        if not self.known:
+            return ids
+        return [one if one < self.known else self.unknown_id for one in ids]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +200,10 @@ class Target:
         prefixes: Name of a task to the text before its input, e.g.
             ``{"translation_en_to_de": "translate English to German: "}``.
         languages: Code of each language to the token a text in it begins with.
+        sources: Code of each language to the token that an input in it has.
+        source_place: Where that token is in an input: 0, or -1 for the end.
+        leads_input: Whether the token of the language to write in is put before the input
+            (Marian), and not before the text.
     """
 
     start: int
@@ -207,6 +221,9 @@ class Target:
     renormalize: bool = False
     prefixes: Mapping[str, str] = field(default_factory=dict)
     languages: Mapping[str, int] = field(default_factory=dict)
+    sources: Mapping[str, int] = field(default_factory=dict)
+    source_place: int = 0
+    leads_input: bool = False
 
 
 @dataclass(frozen=True, slots=True)

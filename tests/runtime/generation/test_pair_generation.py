@@ -138,7 +138,7 @@ def test_a_wish_the_model_cannot_fulfil(pair, session):
     with pytest.raises(FeedError, match="the model knows no task 'dancing'"):
         session.translate("alpha", task="dancing")
     with pytest.raises(FeedError, match="the model writes no language 'xx'") as caught:
-        session.translate("alpha", task="alpha:", language="xx")
+        session.translate("alpha", task="alpha:", target="xx")
     assert caught.value.hint == "Leave it out: the model writes one."
     with pytest.raises(FeedError, match="got int, expected a text or a list of texts"):
         session.translate(3)
@@ -208,7 +208,7 @@ def test_options_of_a_translation_alone(pair):
     path = str(pair[3].path)
     result = CliRunner().invoke(main, ["generate", path, "-p", "a", "--task", "a:"])
     assert result.exit_code == 2
-    assert "--task and --language are for --translate" in result.output
+    assert "--task, --source and --target are for --translate" in result.output
     result = CliRunner().invoke(main, ["generate", path, "--chat", "a", "--translate"])
     assert result.exit_code == 2
     assert "--chat is for models that answer, --translate reads texts" in result.output
