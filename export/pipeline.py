@@ -198,7 +198,7 @@ def _write_graph(
     on_step("tracing")
     traced = trace(loaded.module, plan.examples, plan.dynamic, opset=recipe.opset)
     graph, dynamic = traced.model, plan.dynamic
-    notes = [*loaded.notes]
+    notes = [*loaded.notes, *traced.notes]
     if recipe.changes.attentions:
         require_attentions([value.name for value in graph.graph.outputs], loaded.source.class_name)
     if plan.inferred:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tfx.chatter import quiet
 from tfx.errors import ExportError
 from tfx.extras import need
-from tfx.runtime.pytorch.modules import named_outputs
+from tfx.runtime.pytorch.modules import named_outputs, other_outputs
 
 from ..graph import name_outputs
 from .patches import patched
@@ -32,11 +32,13 @@ class Traced:
             a position table of 512 rows bounds the sequence.
         lower_bounds: Symbol to the smallest, where it is above 2; a convolution of width 5
             bounds it. (2 is where PyTorch starts to trace; sizes of 1 are tried afterwards.)
+        notes: What the module returns and no graph can give.
     """
 
     model: ir.Model
     upper_bounds: Mapping[str, int]
     lower_bounds: Mapping[str, int]
+    notes: tuple[str, ...]
 
 
 def trace(
@@ -70,9 +72,10 @@ def trace(
     config = exporters.OnnxConfig(dynamic=True, opset_version=opset, dynamic_shapes=shapes)
     try:
         with quiet(), torch.no_grad():
-            names = list(named_outputs(module(**examples)))
+            outputs = module(**examples)
     except Exception as error:  # anything the module's own code raises
         raise ExportError(f"the model fails on its example inputs: {_first_line(error)}") from error
+    names = list(named_outputs(outputs))
     if not names:
         raise ExportError(
             "the model returns no tensor, so there is nothing to export",
@@ -98,7 +101,15 @@ def trace(
         )
     name_outputs(model.graph, names)
     constraints = model.graph.metadata_props.get(RANGE_CONSTRAINTS, "")
-    return Traced(model, _bounds(constraints, upper=True), _bounds(constraints, upper=False))
+    return Traced(
+        model,
+        _bounds(constraints, upper=True),
+        _bounds(constraints, upper=False),
+        tuple(
+            f"{name} is no tensor ({kind}) and left out: a graph gives tensors only"
+            for name, kind in other_outputs(outputs).items()
+        ),
+    )
 
 
 def _bounds(constraints: str, *, upper: bool) -> dict[str, int]:

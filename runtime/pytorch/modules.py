@@ -177,21 +177,36 @@ def named_outputs(outputs: Any) -> dict[str, torch.Tensor]:
 
     A mapping (transformers' ``ModelOutput``) gives its keys, nested ones joined by dots
     ("hidden_states.0"); a bare tensor is "output", a tuple "output.0", "output.1". What is
-    no tensor is left out.
+    no tensor is left out: ``other_outputs`` names it.
     """
     import torch
 
-    def walk(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
-        if isinstance(value, torch.Tensor):
-            yield path or "output", value
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                yield from walk(item, f"{path}.{key}" if path else str(key))
-        elif isinstance(value, list | tuple):
-            for index, item in enumerate(value):
-                yield from walk(item, f"{path or 'output'}.{index}")
+    return {name: value for name, value in _leaves(outputs) if isinstance(value, torch.Tensor)}
 
-    return dict(walk(outputs, ""))
+
+def other_outputs(outputs: Any) -> dict[str, str]:
+    """The names of what a ``forward`` returned beside tensors, with the type of each.
+
+    None is no output: modules give it in place of what was not asked for.
+    """
+    import torch
+
+    return {
+        name: type(value).__name__
+        for name, value in _leaves(outputs)
+        if value is not None and not isinstance(value, torch.Tensor)
+    }
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path or 'output'}.{index}")
+    else:
+        yield path or "output", value
 
 
 def forward_names(module: torch.nn.Module) -> list[str]:

@@ -117,6 +117,23 @@ class Counting(nn.Module):
         return len(x)
 
 
+class Mixed(nn.Module):
+    """Gives a tensor, and beside it a number, a name and nothing."""
+
+    def forward(self, x):
+        return {"y": x + 1, "extra": (0.5, "a name", None)}
+
+
+def test_what_is_no_tensor_is_left_out_and_said(tmp_path):
+    bundle = export_bundle(Mixed(), tmp_path / "m", examples={"x": torch.randn(2, 5)})
+    assert [spec.name for spec in bundle.manifest.signature.outputs] == ["y"]
+    said = [note for note in bundle.manifest.notes if "no tensor" in note]
+    assert said == [
+        "extra.0 is no tensor (float) and left out: a graph gives tensors only",
+        "extra.1 is no tensor (str) and left out: a graph gives tensors only",
+    ]
+
+
 def test_module_that_returns_no_tensor(tmp_path):
     with pytest.raises(ExportError, match=r"^the model returns no tensor, so there is nothing"):
         export_bundle(Counting(), tmp_path / "to", examples=torch.ones(2, 5))
