@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +14,17 @@ import click
 from click.core import ParameterSource
 
 from tfx.bundle import is_bundle
-from tfx.console import FILE, FOLDER, chosen_bundle, emit_json, json_option
-from tfx.errors import DataError
+from tfx.console import FOLDER, chosen_bundle, emit_json, json_option
 
 from ..backend import PRECISIONS
+from ..records import FileFormat, format_of
+from .prompts import Asked, read_prompts, written_line
 
 if TYPE_CHECKING:
     from ..session import Session
+
+INPUT = click.Path(path_type=Path, dir_okay=False, exists=True, allow_dash=True)
+STDIN = Path("-")
 
 
 @click.command
@@ -26,7 +32,12 @@ if TYPE_CHECKING:
 @click.option(
     "-p", "--prompt", "prompts", multiple=True, help="A text; may be given several times."
 )
-@click.option("--file", "file", type=FILE, help="Prompts, one a line; empty ones are left out.")
+@click.option("--file", "file", type=INPUT, help="Prompts, one a line, or JSONL; - is stdin.")
+@click.option(
+    "--input-format",
+    type=click.Choice(["text", "jsonl"]),
+    help="What the file holds; default: what its suffix says, text for stdin.",
+)
 @click.option("--chat", "messages", multiple=True, help="What a user says, in the chat template.")
 @click.option("--max-new-tokens", default=64, show_default=True, help="Most tokens of each text.")
 @click.option("--temperature", default=0.0, help="Draw tokens; default: take the likeliest.")
@@ -48,11 +59,13 @@ if TYPE_CHECKING:
 @click.option("--source", default="", help="M2M, mBART, NLLB: code of the language to read.")
 @click.option("--target", default="", help="Code of the language to write in.")
 @click.option("--encoder", type=FOLDER, help="Of a decoder; default: the one beside it.")
+@click.option("--jsonl", "as_jsonl", is_flag=True, help="A line of JSON for each text, at once.")
 @json_option
 def generate(
     bundle: Path | None,
     prompts: tuple[str, ...],
     file: Path | None,
+    input_format: str | None,
     messages: tuple[str, ...],
     max_new_tokens: int,
     temperature: float,
@@ -70,6 +83,7 @@ def generate(
     source: str,
     target: str,
     encoder: Path | None,
+    as_jsonl: bool,
     as_json: bool,
 ) -> None:
     """Let a prompt go on, with a bundle that has a cache.
@@ -78,17 +92,26 @@ def generate(
     and NAME-decoder.
 
     Writes the text of one prompt as it comes, of several one after another. With --json one
-    document: for each prompt text, tokens, and why it is over. Without BUNDLE: the newest of
-    the current folder.
+    document: for each prompt text, tokens, and why it is over; with --jsonl, or when the prompts
+    are a .jsonl file, a line for each with the prompt's own fields. A line of such a file is a
+    string, or an object with "text", "prompt" or "messages", a chat. Without a prompt: stdin.
+    Without BUNDLE: the newest of the current folder.
     """
     from ..session import open_session
 
-    given: list[str | list[dict[str, str]]] = [*prompts]
-    if file is not None:
-        given += _lines_of(file)
-    given += [[{"role": "user", "content": message}] for message in messages]
-    if not given:
+    if as_jsonl and (as_json or translate):
+        raise click.UsageError(f"--jsonl is not for {'--json' if as_json else '--translate'}")
+    asked = [Asked(prompt, fields={"text": prompt}) for prompt in prompts]
+    if file is not None or not (prompts or messages or sys.stdin.isatty()):
+        kind = FileFormat(input_format) if input_format else format_of(file or STDIN)
+        asked += _read(file, kind or FileFormat.TEXT)
+        as_jsonl = as_jsonl or kind is FileFormat.JSONL
+    for message in messages:
+        chat = [{"role": "user", "content": message}]
+        asked.append(Asked(chat, fields={"messages": chat}))
+    if not asked:
         raise click.UsageError("nothing to go on from: give --prompt, --file or --chat")
+    given = [one.prompt for one in asked]
     options = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -116,16 +139,17 @@ def generate(
             return
         started = time.perf_counter()
         count = 0
-        if as_json or len(given) > 1 or beams > 1:
+        if as_json:
             found = session.generate(given, **options)
-            count = sum(len(one.ids) for one in found)
-            if as_json:
-                emit_json(
-                    {"bundle": str(opened.path), "texts": list(map(dataclasses.asdict, found))}
-                )
-                return
-            for one in found:
-                click.echo(one.text)
+            texts = list(map(dataclasses.asdict, found))
+            emit_json({"bundle": str(opened.path), "texts": texts})
+            return
+        if as_jsonl or len(given) > 1 or beams > 1:
+            where = str(file or "--prompt")
+            for prompt, one in zip(asked, session.generate_each(given, **options), strict=True):
+                line = written_line(prompt, one, where) if as_jsonl else f"{one.text}\n"
+                click.echo(line, nl=False)
+                count += len(one.ids)
         else:
             for token in session.stream(given, **options):
                 click.echo(token.text, nl=False)
@@ -135,14 +159,15 @@ def generate(
     click.echo(f"{count} tokens in {duration_s:.1f} s", err=True)
 
 
-def _lines_of(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8: byte {error.start}") from error
-    if not (found := [line for line in text.splitlines() if line.strip()]):
-        raise DataError(f"{file} has no prompts", hint="Write one on each line.")
-    return found
+def _read(file: Path | None, kind: FileFormat) -> list[Asked]:
+    """Prompts of a file, or of stdin; none of an empty stdin that nobody asked for."""
+    if file is not None and file != STDIN:
+        with file.open("rb") as opened:
+            return read_prompts(opened, str(file), kind)
+    stream = io.BytesIO(sys.stdin.buffer.read())
+    if file is None and not stream.getvalue().strip():
+        return []
+    return read_prompts(stream, "stdin", kind)
 
 
 def _decoder_of(bundle: Path | None) -> Path | None:

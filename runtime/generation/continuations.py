@@ -185,6 +185,12 @@ class Writer:
                 f"{self._bundle.name} has no chat template: it takes texts, not messages",
                 hint="Write the prompt as one text.",
             )
+        if bad := [one for one in messages if not isinstance(one.get("role"), str)]:
+            fields = ", ".join(map(repr, bad[0])) or "nothing"
+            raise FeedError(
+                f"a message of the chat has no role: got {fields}",
+                hint='Write each message as {"role": "user", "content": ...}.',
+            )
         jinja2 = need("jinja2")
         sandbox = need("jinja2.sandbox")
         path = self._bundle.path / self._said.chat_template

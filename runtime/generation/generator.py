@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -164,31 +165,42 @@ class TextGenerator:
     def generate(self, prompts: Any, options: Options) -> Any:
         """Write on until each text is over; see ``Session.generate``."""
         read = self._read(prompts, options)
+        found = [one for batch in self._batches(read.prompts, options) for one in batch]
+        return found[0] if read.single else found
+
+    def generate_each(self, prompts: Any, options: Options) -> Iterator[Generated]:
+        """The same, some texts at a time; see ``Session.generate_each``."""
+        batches = self._batches(self._read(prompts, options).prompts, options)
+        return itertools.chain.from_iterable(batches)
+
+    def _batches(self, prompts: Sequence[Prompt], options: Options) -> Iterator[list[Generated]]:
+        """Texts of prompts that are run together; what cannot be is said before any is."""
         stops = self._writer.stops(options.stop)
-        found: list[Generated] = []
-        rows = max(1, min(BATCH_ROWS, most_rows(self._signature)) // options.num_beams)
         if options.num_beams > most_rows(self._signature):
             raise FeedError(
                 f"num_beams is {options.num_beams}, the model takes batches of "
                 f"{most_rows(self._signature)}"
             )
-        for first in range(0, len(read.prompts), rows):
-            batch = read.prompts[first : first + rows]
-            if options.num_beams > 1:
-                found += self._searched(batch, options, stops)
-                continue
-            ids: list[list[int]] = [[] for _ in batch]
-            texts = [""] * len(batch)
-            finish: dict[int, Finish] = {}
-            for token in self._tokens(batch, options, stops, first):
-                ids[token.row].append(token.id)
-                texts[token.row] += token.text
-                if token.finish is not None:
-                    finish[token.row] = token.finish
-            found += [
-                Generated(texts[row], tuple(ids[row]), finish[row]) for row in range(len(batch))
-            ]
-        return found[0] if read.single else found
+        rows = max(1, min(BATCH_ROWS, most_rows(self._signature)) // options.num_beams)
+        return (
+            self._generated(prompts[first : first + rows], options, stops, first)
+            for first in range(0, len(prompts), rows)
+        )
+
+    def _generated(
+        self, batch: Sequence[Prompt], options: Options, stops: Any, first: int
+    ) -> list[Generated]:
+        if options.num_beams > 1:
+            return self._searched(batch, options, stops)
+        ids: list[list[int]] = [[] for _ in batch]
+        texts = [""] * len(batch)
+        finish: dict[int, Finish] = {}
+        for token in self._tokens(batch, options, stops, first):
+            ids[token.row].append(token.id)
+            texts[token.row] += token.text
+            if token.finish is not None:
+                finish[token.row] = token.finish
+        return [Generated(texts[row], tuple(ids[row]), finish[row]) for row in range(len(batch))]
 
     def stream(self, prompts: Any, options: Options) -> Iterator[Token]:
         """Yield tokens as they are chosen; see ``Session.stream``."""

@@ -12,7 +12,7 @@ from ..backend import Executable
 
 if TYPE_CHECKING:  # imported where it is needed: few sessions generate text
     from ..session import Session
-    from .generator import TextGenerator, Token
+    from .generator import Generated, TextGenerator, Token
     from .pairs import PairGenerator
 
 
@@ -29,8 +29,10 @@ class Writing:
             prompts: A text, a list of token ids, or a chat (a list of mappings with "role" and
                 "content", for a bundle with a chat template); or a list of those.
             options: Fields of ``tfx.runtime.generation.generator.Options``: ``max_new_tokens``,
-                ``temperature``, ``top_p``, ``top_k``, ``repetition_penalty``, ``stop``, ``seed``,
-                ``num_beams``. By default the likeliest token is taken each time.
+                ``min_new_tokens``, ``temperature``, ``top_p``, ``top_k``,
+                ``repetition_penalty``, ``stop``, ``seed``, ``num_beams``. By default the
+                likeliest token is taken each time. What is drawn for a prompt depends on the
+                seed and its place in the list, not on the prompts beside it.
 
         Returns:
             A ``Generated``; for a list, one of each.
@@ -42,6 +44,16 @@ class Writing:
         from .generator import options_from
 
         return self._generator().generate(prompts, options_from(options))
+
+    def generate_each(self, prompts: Any, **options: Any) -> Iterator[Generated]:
+        """The same as ``generate``, some texts at a time, as they are over.
+
+        Yields:
+            The ``Generated`` of each prompt, in their order.
+        """
+        from .generator import options_from
+
+        return self._generator().generate_each(prompts, options_from(options))
 
     def stream(self, prompts: Any, **options: Any) -> Iterator[Token]:
         """The same as ``generate``, token by token; what is no longer read is not computed.

@@ -116,6 +116,14 @@ def test_no_template(tmp_path):
     assert caught.value.hint == "Write the prompt as one text."
 
 
+def test_a_message_without_a_role(tmp_path):
+    with pytest.raises(
+        FeedError, match="a message of the chat has no role: got 'content'"
+    ) as error:
+        writer(tmp_path, template=TEMPLATE).chat([*CHAT, {"content": "a"}])
+    assert error.value.hint == 'Write each message as {"role": "user", "content": ...}.'
+
+
 def test_jinja_is_not_installed(tmp_path, monkeypatch):
     def missing(name):
         raise BackendError(f"{name} is not installed")

@@ -75,7 +75,10 @@ def test_prompts_of_a_file(bundle, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"\n \n", "prompts.txt has no prompts"), (b"a\n\xff", "prompts.txt is not UTF-8: byte 2")],
+    [
+        (b"\n \n", "prompts.txt has no prompts"),
+        (b"a\n\xff", "prompts.txt, line 2: not UTF-8: byte 0xff at 0"),
+    ],
 )
 def test_a_file_without_prompts(bundle, tmp_path, content, message):
     file = tmp_path / "prompts.txt"
