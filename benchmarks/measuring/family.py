@@ -33,7 +33,9 @@ def same_model(one: Bundle, other: Bundle) -> bool:
     left, right = one.manifest, other.manifest
     # A cache in half the bits is still of one model.
     inputs = [text_signature(about.signature).inputs for about in (left, right)]
-    return left.source == right.source and inputs[0] == inputs[1]
+    # Each says where its source is from its own folder.
+    source = right.source.moved(other.path.parent, one.path.parent)
+    return left.source == source and inputs[0] == inputs[1]
 
 
 def pairs_of(

@@ -5,8 +5,9 @@ from support.bundles import write_bundle
 from support.engines import write_engine_bundle
 
 from tfx.bench.measuring import family
-from tfx.bench.measuring.family import pairs_of, usual_backends
+from tfx.bench.measuring.family import pairs_of, same_model, usual_backends
 from tfx.bench.measuring.workload import Way
+from tfx.recipe import Source, SourceKind
 from tfx.runtime.backend import BACKENDS, GPU_BACKENDS
 
 WAYS = [Way("torch"), Way("onnxruntime"), Way("tensorrt")]
@@ -66,3 +67,18 @@ def test_with_a_gpu_they_are_there(graph, engine, works):
     assert "onnxruntime-tensorrt" in usual_backends([graph])
     assert "tensorrt" not in usual_backends([graph])
     assert usual_backends([graph, engine]) == list(BACKENDS)
+
+
+def test_one_model_named_from_two_folders(tmp_path):
+    (tmp_path / "below").mkdir()
+    near, far, other = (
+        write_bundle(tmp_path / folder, source=Source(SourceKind.CHECKPOINT, location))
+        for folder, location in (
+            ("near", "weights"),
+            ("below/far", "../weights"),
+            ("below/other", "weights"),
+        )
+    )
+    assert same_model(near, far)
+    assert same_model(far, near)
+    assert not same_model(near, other)
