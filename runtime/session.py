@@ -39,7 +39,8 @@ from .generation.writing import Writing
 from .session_report import SessionReport
 from .speech.sounds import answer_sounds
 from .text.answers import Answer
-from .text.batcher import Batcher, Batching, no_inputs, request_of
+from .text.batcher import Batcher, Batching
+from .text.requests import no_inputs, request_of
 from .text.stream import answer_stretches
 from .text.texts import TextRunner, stacked
 from .text.tokenizer import LongTexts, Text

@@ -8,24 +8,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tfx.errors import BackendError, FeedError, QueueFullError
+from tfx.errors import BackendError, QueueFullError
 from tfx.signature import Signature
 
 from ..backend import session_closed
-from .batching import RUN_TOKENS
-from .texts import BATCH_ROWS, BATCH_TOKENS, Piece, Reading, TextRunner, stacked
-from .tokenizer import LongTexts, Text, TextError
+from .requests import FeedRequest, Item, Request, TextRequest, pick
+from .texts import BATCH_ROWS, BATCH_TOKENS, Piece, TextRunner
+from .tokenizer import LongTexts, TextError
 
 # Requests tokenized at a time: few enough that the first of a thousand does not wait for the last.
 READ_AT_ONCE = 64
 
-# Of the waiting, how many are looked at for those that go well with the oldest.
-LOOK_AHEAD = 256
+# Who got an answer often asks again at once, and goes well with those that wait. They wait for it
+# no longer than this share of the run that gave the answer.
+RETURN_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,137 +52,6 @@ class Batching:
         for name in ("max_rows", "max_tokens", "max_queue"):
             if (value := getattr(self, name)) < 1:
                 raise BackendError(f"{name} is {value}, expected 1 or more")
-
-
-class Request:
-    """What one call asked for.
-
-    Attributes:
-        future: Its answer.
-        size: Texts, or 1 for a feed.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.future: Future[Any] = Future()
-        self.size = size
-        self._lock = threading.Lock()
-        self._begun: bool | None = None  # whether it may run; None until that is asked
-        self._ended = False
-
-    def begin(self) -> bool:
-        """Whether it is still wanted; from now on it cannot be cancelled."""
-        with self._lock:
-            if self._begun is None:
-                self._begun = self.future.set_running_or_notify_cancel()
-            return self._begun and not self._ended
-
-    def end(self, answer: Any) -> None:
-        """Give the answer, unless it has ended."""
-        if self._may_end():
-            self.future.set_result(answer)
-
-    def fail(self, error: BaseException) -> None:
-        """End it with an error, unless it has ended."""
-        if self._may_end():
-            self.future.set_exception(error)
-
-    def _may_end(self) -> bool:
-        wanted = self.begin()
-        with self._lock:
-            may, self._ended = wanted and not self._ended, True
-        return may
-
-
-class TextRequest(Request):
-    """Texts to answer, as tokens once they are read."""
-
-    def __init__(self, texts: Sequence[Text], single: bool, long: LongTexts | str) -> None:
-        super().__init__(len(texts))
-        self.texts = texts
-        self.single = single
-        self.long = long
-        self.reading: Reading | None = None
-        self._found: list[Any] = []
-        self._left = 0
-
-    def items(self, reading: Reading, *, pads: bool) -> list[Item]:
-        """What is to be run for it."""
-        self.reading = reading
-        self._found = [None] * len(reading.pieces)
-        self._left = len(reading.pieces)
-        return [
-            Item(self, index, piece, 1, piece.tokens, None if pads else piece.tokens)
-            for index, piece in enumerate(reading.pieces)
-        ]
-
-    def take(self, index: int, answer: Any, runner: TextRunner) -> None:
-        """Take the answer to one piece; the last one ends the request."""
-        self._found[index] = answer
-        with self._lock:
-            self._left -= 1
-            if self._left:
-                return
-        assert self.reading is not None  # its items were made from it
-        answers = runner.joined(self.reading, self._found)
-        self.end(answers[0] if self.single else stacked(answers))
-
-
-class FeedRequest(Request):
-    """Arrays to run the model on."""
-
-    def __init__(self, feed: Mapping[str, Any]) -> None:
-        super().__init__(1)
-        self.feed = feed
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Item:
-    """A piece of a text, or a feed: what runs as a whole.
-
-    Attributes:
-        request: Whose it is.
-        index: Which piece of the request's.
-        content: The piece; or the arrays.
-        rows: Of the batch axis.
-        width: Tokens of a row; items of other widths are padded.
-        key: Only items of one key can run together; None for texts that can be padded.
-        came: When it began to wait, by ``time.monotonic``.
-    """
-
-    request: Request
-    index: int
-    content: Any
-    rows: int
-    width: int
-    key: object
-    came: float = field(default_factory=time.monotonic)
-
-
-def pick(waiting: Sequence[Item], *, max_rows: int, max_tokens: int) -> list[Item]:
-    """The oldest item, and those that are best run with it.
-
-    The oldest is always among them: whoever waits runs after as many batches, at most, as there
-    were items before it. Others join by how little padding they cost, while that is less than a
-    run of their own.
-
-    Args:
-        waiting: Oldest first, at least one.
-        max_rows: Most rows.
-        max_tokens: Most tokens, padding included; the oldest may have more.
-    """
-    lead = waiting[0]
-    alike = [item for item in itertools.islice(waiting, LOOK_AHEAD) if item.key == lead.key]
-    alike.sort(key=lambda item: abs(item.width - lead.width))  # stable: the oldest stays first
-    picked, rows, width = [lead], lead.rows, lead.width
-    for item in alike[1:]:
-        wider = max(width, item.width)
-        padding = rows * (wider - width) + item.rows * (wider - item.width)
-        if rows + item.rows > max_rows or (rows + item.rows) * wider > max_tokens:
-            continue
-        if padding <= RUN_TOKENS:
-            picked.append(item)
-            rows, width = rows + item.rows, wider
-    return picked
 
 
 class Batcher:
@@ -226,6 +96,9 @@ class Batcher:
         self._arrived: deque[Request] = deque()
         self._unread = 0  # texts and feeds that arrived and do not wait as items yet
         self._waiting: list[Item] = []
+        self._read = 0  # requests, so far
+        self._returned = 0  # what ``_read`` is when as many came as were answered last
+        self._return_by = 0.0  # when they are waited for no longer, by ``time.monotonic``
         self._reading = False
         self._running = 0
         self._closing = False
@@ -318,6 +191,7 @@ class Batcher:
             items = self._items_of(taken)
             with self._changed:
                 self._unread -= sum(request.size for request in taken)
+                self._read += len(taken)
                 self._waiting += items
                 self._changed.notify_all()
                 if self._waiting and self._running < self._streams:
@@ -392,7 +266,10 @@ class Batcher:
             batch = pick(
                 self._waiting, max_rows=self._most_rows(), max_tokens=self.settings.max_tokens
             )
-            left_s = batch[0].came + self.settings.max_wait_ms / 1000 - time.monotonic()
+            until = batch[0].came + self.settings.max_wait_ms / 1000
+            if self._read < self._returned:
+                until = max(until, self._return_by)
+            left_s = until - time.monotonic()
             full = sum(item.rows for item in batch) >= self.settings.max_rows
             if left_s <= 0 or full or self._closing:
                 chosen = set(map(id, batch))
@@ -410,6 +287,7 @@ class Batcher:
     def _answer(self, batch: list[Item]) -> None:
         if not batch:
             return
+        began = time.monotonic()
         try:
             answers = self._run(batch)
         except Exception as error:  # noqa: BLE001  it is the requests' answer
@@ -419,6 +297,7 @@ class Batcher:
             for item in batch:  # for the one that fails not to fail its neighbours
                 self._answer([item])
             return
+        self._expect(len({id(item.request) for item in batch}), time.monotonic() - began)
         for item, answer in zip(batch, answers, strict=True):
             try:
                 if isinstance(item.request, TextRequest):
@@ -427,6 +306,12 @@ class Batcher:
                     item.request.end(answer)
             except Exception as error:  # noqa: BLE001  it is the request's answer
                 item.request.fail(error)
+
+    def _expect(self, requests: int, ran_s: float) -> None:
+        """Have who waits wait for those that get an answer now, to run with them."""
+        with self._changed:
+            self._returned = self._read + requests
+            self._return_by = time.monotonic() + ran_s * RETURN_SHARE
 
     def _run(self, batch: list[Item]) -> Sequence[Any]:
         if isinstance(batch[0].content, Piece):
@@ -449,32 +334,3 @@ def _batch_axis_leads(signature: Signature) -> bool:
     """Whether every input and output begins with one dynamic axis, so that feeds can be joined."""
     leading = {spec.shape[:1] for spec in (*signature.inputs, *signature.outputs)}
     return len(leading) == 1 and all(shape and isinstance(shape[0], str) for shape in leading)
-
-
-def request_of(inputs: Any, long: LongTexts | str) -> Request:
-    """The request that some inputs make.
-
-    Args:
-        inputs: As ``Session.predict`` takes them.
-        long: What is done with long texts.
-
-    Raises:
-        FeedError: If they are of another kind, or no text at all.
-    """
-    if isinstance(inputs, Mapping):
-        return FeedRequest(inputs)
-    if isinstance(inputs, str | tuple):
-        return TextRequest([inputs], True, long)
-    if isinstance(inputs, list):
-        if not inputs:
-            raise FeedError("got an empty list, expected at least one text")
-        return TextRequest(inputs, False, long)
-    raise no_inputs(inputs)
-
-
-def no_inputs(inputs: object) -> FeedError:
-    """What is raised for inputs that are neither arrays nor texts."""
-    return FeedError(
-        f"got {type(inputs).__name__}, expected arrays by name, a text or a list of texts",
-        hint="Pass a mapping of input names to arrays, a text, or a list of texts.",
-    )

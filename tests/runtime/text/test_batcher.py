@@ -8,15 +8,13 @@ from concurrent.futures import CancelledError, wait
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.bundles import write_bundle
 from support.texts import MEAN, tokenizer_json, write_classifier, write_text_bundle
 
 import tfx
 from tfx.errors import BackendError, FeedError, QueueFullError
-from tfx.runtime.text.batcher import LOOK_AHEAD, Batching, Item, Request, pick
-from tfx.runtime.text.batching import RUN_TOKENS
+from tfx.runtime.text import batcher
+from tfx.runtime.text.batcher import Batching
 from tfx.runtime.text.tokenizer import TextError
 
 LIMIT_S = 60  # for what must happen; nothing here takes a second
@@ -56,9 +54,9 @@ def embedder(tmp_path):
 
 def settled(session):
     """Wait until everything that was asked so far is tokenized."""
-    batcher = session._batcher
-    with batcher._changed:
-        assert batcher._changed.wait_for(lambda: not batcher._reading, LIMIT_S)
+    own = session._batcher
+    with own._changed:
+        assert own._changed.wait_for(lambda: not own._reading, LIMIT_S)
 
 
 def answer(future):
@@ -195,43 +193,38 @@ def test_a_request_waits_for_others_no_longer_than_it_was_told(tmp_path, monkeyp
         assert answer(session.predict_async("bad")).shape == (8,)
 
 
-def items(widths, keys=None):
-    keys = keys or [None] * len(widths)
-    return [
-        Item(Request(1), 0, None, 1, width, key) for width, key in zip(widths, keys, strict=True)
-    ]
+def test_those_answered_are_waited_for_a_moment(embedder, monkeypatch):
+    """They ask again at once, and run with one that waits already."""
+    monkeypatch.setattr(batcher, "RETURN_SHARE", 1e6)
+    valve = Valve(embedder, monkeypatch, shut=True)
+    asking = embedder.predict_async("good")
+    again = []
+    asking.add_done_callback(
+        lambda future: threading.Timer(
+            0.05, lambda: again.append(embedder.predict_async("film"))
+        ).start()
+    )
+    valve.wait_for_a_run()
+    waiting = embedder.predict_async("bad")
+    settled(embedder)
+    valve.open()
+    assert answer(waiting).shape == (8,)
+    assert valve.rows == [1, 2]
+    assert answer(again[0]).shape == (8,)
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 20))
-def test_the_oldest_is_always_picked(widths, rows):
-    waiting = items(widths)
-    picked = pick(waiting, max_rows=rows, max_tokens=500)
-    assert picked[0] is waiting[0]
-    assert len({id(one) for one in picked}) == len(picked) <= rows
-    assert len(picked) == 1 or len(picked) * max(one.width for one in picked) <= 500
-
-
-def test_those_of_similar_length_join():
-    waiting = items([100, 10, 98, 101, 100, 9])
-    picked = pick(waiting, max_rows=3, max_tokens=10_000)
-    assert [one.width for one in picked] == [100, 100, 101]
-    everything = pick(waiting, max_rows=30, max_tokens=10_000)
-    assert [one.width for one in everything] == [100, 100, 101, 98]
-
-
-def test_padding_is_worth_no_more_than_a_run():
-    assert len(pick(items([50, 50 - RUN_TOKENS]), max_rows=9, max_tokens=999)) == 2
-    assert len(pick(items([50, 49 - RUN_TOKENS]), max_rows=9, max_tokens=999)) == 1
-
-
-def test_only_what_is_alike_is_merged():
-    waiting = items([5, 5, 5, 5], [None, "feed", None, object()])
-    assert pick(waiting, max_rows=9, max_tokens=99) == [waiting[0], waiting[2]]
-
-
-def test_a_long_queue_is_looked_at_from_its_begin():
-    waiting = items([5] * (LOOK_AHEAD + 10))
-    assert len(pick(waiting, max_rows=10_000, max_tokens=10**6)) == LOOK_AHEAD
+def test_those_answered_are_waited_for_no_longer_than_a_share_of_the_run(embedder, monkeypatch):
+    monkeypatch.setattr(batcher, "RETURN_SHARE", 0.1)
+    for _ in range(5):
+        assert answer(embedder.predict_async("good")).shape == (8,)
+    valve = Valve(embedder, monkeypatch, shut=True)
+    embedder.predict_async("good")
+    valve.wait_for_a_run()
+    waiting = embedder.predict_async("bad")
+    settled(embedder)
+    valve.open()
+    assert answer(waiting).shape == (8,)  # nobody comes back
+    assert valve.rows == [1, 1]
 
 
 def test_a_long_text_does_not_starve(embedder, monkeypatch):
