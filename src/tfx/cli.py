@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import sys
 from typing import Any
 
@@ -12,7 +11,8 @@ import click
 
 from . import __version__
 from .endings import Terminated, raised_signals
-from .errors import TfxError
+from .errors import DataError, TfxError
+from .streams import drop_stdout, open_closed_streams, writing_problem
 
 # name -> "module:attribute"; loaded on use, so `tfx --help` needs neither torch nor onnx.
 COMMANDS = {
@@ -80,6 +80,19 @@ class Root(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, SUMMARIES[name]) for name in COMMANDS])
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run as a program, whatever the streams are that it was given."""
+        try:
+            open_closed_streams()
+            return super().main(*args, **extra)
+        except OSError as error:
+            if (problem := writing_problem(error)) is None:
+                raise
+            _tell(problem)
+        except DataError as error:
+            _tell(error)
+        sys.exit(1)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; our own errors become one message, a hint and exit code 1."""
         try:
@@ -91,15 +104,17 @@ class Root(click.Group):
         except TfxError as error:
             if ctx.params.get("verbose"):
                 logging.getLogger("tfx").exception("where it was raised:")
-            click.echo(f"error: {error}", err=True)
-            if error.hint:
-                click.echo(f"hint: {error.hint}", err=True)
+            _tell(error)
             ctx.exit(1)
         except BrokenPipeError:
-            # The reader of our output went away (`| head`). Python would complain once more
-            # when it flushes stdout at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_stdout()  # its reader went away (`| head`)
             ctx.exit(1)
+
+
+def _tell(error: TfxError) -> None:
+    click.echo(f"error: {error}", err=True)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)
 
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
