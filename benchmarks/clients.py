@@ -4,7 +4,7 @@ Each client asks, waits for its answer and asks again. The same texts go through
 round, in an order drawn anew: one caller of ``predict``; as many threads as clients that call
 ``predict``; as many that call ``predict_async``, which merges what they ask at the same time; and
 ``map``, which has them all beforehand: no merging can be faster. Every answer is compared with that
-of the first way.
+of the first way. ``--sweep`` asks of ``predict_async`` alone, with few clients and with many.
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ from .measuring.machine import Machine, this_machine
 from .pages.stored import now, save_option, save_result
 
 ONE_BY_ONE, THREADS, MERGED, ALL = "one by one", "predict", "predict_async", "map"
+
+# Clients of a sweep.
+SWEEP = (1, 2, 4, 8, 16, 32, 64)
+
+# A way to ask, by its name and its threads.
+Ways = Mapping[tuple[str, int], Callable[[], "Served"]]
 
 # What the batcher is for: so many times the throughput of one by one, on short sentences.
 TARGET = 3.0
@@ -177,45 +183,53 @@ def is_same(first: Any, second: Any) -> bool:
     return same
 
 
-def measure_clients(
-    latency: Session,
-    throughput: Session,
-    texts: Sequence[str],
-    *,
-    clients: int,
-    rounds: int,
-    seed: int = 0,
-) -> list[Row]:
-    """Ask in each way, in rounds.
+def ways_to_ask(
+    latency: Session, throughput: Session, texts: Sequence[str], clients: Sequence[int]
+) -> Ways:
+    """One by one; for one number of clients every other way, for several ``predict_async`` alone.
 
     Args:
         latency: A session for one run at a time: one by one, and ``predict`` of all threads.
         throughput: What ``predict_async`` and ``map`` are asked of; may be the same.
         texts: Asked in each round of each way.
         clients: Threads that ask at once.
-        rounds: How many; one more comes first, to warm up.
-        seed: Of the order, and of the bootstrap.
     """
-    rng = np.random.default_rng(seed)
 
     def merged(text: str) -> Any:
         return throughput.predict_async(text).result()
 
-    ways: dict[str, tuple[Callable[[], Served], int]] = {
-        ONE_BY_ONE: (lambda: serve(latency.predict, texts, 1), 1),
-        THREADS: (lambda: serve(latency.predict, texts, clients), clients),
-        MERGED: (lambda: serve(merged, texts, clients), clients),
-        ALL: (lambda: serve_all(throughput, texts), 1),
+    ways: dict[tuple[str, int], Callable[[], Served]] = {
+        (ONE_BY_ONE, 1): lambda: serve(latency.predict, texts, 1)
     }
-    found: dict[str, list[Served]] = {way: [] for way in ways}
+    if len(clients) == 1:
+        ways[THREADS, clients[0]] = lambda: serve(latency.predict, texts, clients[0])
+    for count in clients:
+        ways[MERGED, count] = lambda count=count: serve(merged, texts, count)  # type: ignore[misc]
+    if len(clients) == 1:
+        ways[ALL, 1] = lambda: serve_all(throughput, texts)
+    return ways
+
+
+def measure_clients(ways: Ways, texts: int, *, rounds: int, seed: int = 0) -> list[Row]:
+    """Ask in each way, in rounds.
+
+    Args:
+        ways: The first is one by one.
+        texts: How many each of them asks in a round.
+        rounds: How many; one more comes first, to warm up.
+        seed: Of the order, and of the bootstrap.
+    """
+    rng = np.random.default_rng(seed)
+    names = list(ways)
+    found: dict[tuple[str, int], list[Served]] = {name: [] for name in names}
     for number in range(rounds + 1):
-        for way in rng.permutation(list(ways)):
-            served = ways[str(way)][0]()
+        for index in rng.permutation(len(names)):
+            served = ways[names[index]]()
             if number:
-                found[str(way)].append(served)
+                found[names[index]].append(served)
     return [
-        _row(way, threads, len(texts), found[way], found[ONE_BY_ONE], rng)
-        for way, (_, threads) in ways.items()
+        _row(way, threads, texts, found[way, threads], found[names[0]], rng)
+        for way, threads in names
     ]
 
 
@@ -270,7 +284,7 @@ def bundle_clients(
     threads: int | None,
     streams: int,
     batching: Batching,
-    clients: int,
+    clients: Sequence[int],
     rounds: int,
     seed: int,
 ) -> tuple[list[Row], str]:
@@ -298,9 +312,8 @@ def bundle_clients(
         latency = opened(1)
         throughput = opened(streams) if streams > 1 else latency
         latency.predict(list(texts[:1]))  # before the threads: what is wrong is said once
-        rows = measure_clients(
-            latency, throughput, texts, clients=clients, rounds=rounds, seed=seed
-        )
+        ways = ways_to_ask(latency, throughput, texts, clients)
+        rows = measure_clients(ways, len(texts), rounds=rounds, seed=seed)
         facts = throughput.report.facts
     return rows, f"{facts}, {facts.streams} streams of {facts.threads} threads"
 
@@ -321,6 +334,7 @@ def read_lines(path: Path, count: int) -> list[str]:
 @click.command
 @click.argument("bundle", required=False, type=FOLDER)
 @click.option("--clients", default=64, show_default=True, type=click.IntRange(1))
+@click.option("--sweep", is_flag=True, help=f"Ask with {', '.join(map(str, SWEEP))} clients.")
 @click.option("--texts", "count", default=640, show_default=True, type=click.IntRange(1))
 @click.option("--data", type=FILE, help="Texts, one a line; default: made-up sentences.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
@@ -336,6 +350,7 @@ def read_lines(path: Path, count: int) -> list[str]:
 def clients(
     bundle: Path | None,
     clients: int,
+    sweep: bool,
     count: int,
     data: Path | None,
     rounds: int,
@@ -363,7 +378,7 @@ def clients(
             batching=Batching(
                 max_wait_ms=max_wait_ms, max_rows=max_rows, max_queue=max(1024, clients)
             ),
-            clients=clients,
+            clients=SWEEP if sweep else (clients,),
             rounds=rounds,
             seed=seed,
         )
@@ -407,17 +422,17 @@ def show_clients(rows: Sequence[Row], ran: str, machine: Machine) -> None:
     out = console()
     out.print(table)
     out.print(f"{ran}; load average {machine.load_average:.1f} when it began", markup=False)
-    merged = next(row for row in rows if row.way == MERGED)
+    out.print("CPU: processor time of an answer one by one, over this way's", markup=False)
+    merged = max((row for row in rows if row.way == MERGED), key=lambda row: row.clients)
     verdict = "yes" if merged.low >= TARGET else "no" if merged.high < TARGET else "cannot say"
     out.print(f"{TARGET:g} times one by one: {verdict}", markup=False)
-    best = next(row for row in rows if row.way == ALL)
-    share = merged.speedup / best.speedup
-    out.print(
-        f"map has all texts beforehand: {best.speedup:.2f} times is what merging can reach here, "
-        f"predict_async reaches {share:.0%} of it",
-        markup=False,
-    )
-    out.print("CPU: processor time of an answer one by one, over this way's", markup=False)
+    for best in (row for row in rows if row.way == ALL):
+        share = merged.speedup / best.speedup
+        out.print(
+            f"map has all texts beforehand: {best.speedup:.2f} times is what merging can reach "
+            f"here, predict_async reaches {share:.0%} of it",
+            markup=False,
+        )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from tfx.bench.clients import (
     ALL,
     MERGED,
     ONE_BY_ONE,
+    SWEEP,
     THREADS,
     clients,
     is_same,
@@ -19,6 +20,7 @@ from tfx.bench.clients import (
     measure_clients,
     read_lines,
     serve,
+    ways_to_ask,
 )
 from tfx.bench.pages.sheets import section_of
 from tfx.bench.pages.stored import read_stored
@@ -75,9 +77,8 @@ class Stub:
 
 
 def test_lost_and_wrong_answers_are_counted():
-    rows = measure_clients(
-        Stub(), Stub(), ["a", "lost", "b", "wrong", "c"], clients=2, rounds=3, seed=0
-    )
+    texts = ["a", "lost", "b", "wrong", "c"]
+    rows = measure_clients(ways_to_ask(Stub(), Stub(), texts, [2]), len(texts), rounds=3, seed=0)
     by_way = {row.way: row for row in rows}
     assert list(by_way) == [ONE_BY_ONE, THREADS, MERGED, ALL]
     assert [(row.asked, row.lost, row.wrong) for row in rows] == [
@@ -137,6 +138,21 @@ def test_the_command_measures_a_bundle(tmp_path, streams):
     assert f"{streams} streams of {2 // int(streams)} threads; load average" in found.stdout
     assert re.search(r"3 times one by one: (yes|no|cannot say)", found.stdout)
     assert re.search(r"beforehand: [\d.]+ times is what merging can reach", found.stdout)
+
+
+def test_a_sweep_asks_with_few_clients_and_with_many(tmp_path):
+    path = str(write_text_bundle(tmp_path / "tiny", embedding=MEAN).path)
+    arguments = [path, "--sweep", "--texts", "64", "--rounds", "1"]
+    document = json.loads(CliRunner().invoke(clients, [*arguments, "--json"]).stdout)
+    assert [(row["way"], row["clients"]) for row in document["rows"]] == [
+        (ONE_BY_ONE, 1),
+        *((MERGED, count) for count in SWEEP),
+    ]
+    assert [row["lost"] + row["wrong"] for row in document["rows"]] == [0] * 8
+    found = CliRunner().invoke(clients, arguments)
+    assert found.exit_code == 0, found.output
+    assert "beforehand" not in found.stdout
+    assert re.search(r"3 times one by one: (yes|no|cannot say)", found.stdout)
 
 
 def test_the_command_as_json(tmp_path):
