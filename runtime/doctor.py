@@ -230,6 +230,9 @@ def show_diagnosis(out: Console, found: Diagnosis) -> None:
     for name, version in found.versions.items():
         versions.add_row(name, version)
     for table in (backends, devices, extras, versions):
+        table.columns[0].no_wrap = True
+        for column in table.columns:
+            column.overflow = "fold"  # a name that is cut cannot be looked up
         out.print(table)
 
 

@@ -86,7 +86,7 @@ def show_parity(out: Console, parity: ParityReport) -> None:
     out.print(f"    {parity.backend} against {parity.reference}", markup=False)
     errors = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("output", "max abs", "max rel", "min cosine"):
-        errors.add_column(title, justify="left" if title == "output" else "right")
+        errors.add_column(title, justify="left" if title == "output" else "right", overflow="fold")
     for output in parity.outputs:
         errors.add_row(
             escape(output.name),
@@ -96,7 +96,9 @@ def show_parity(out: Console, parity: ParityReport) -> None:
         )
     claims = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("claim", "feeds", "scaled error", "allowed", ""):
-        claims.add_column(title, justify="left" if title in ("claim", "") else "right")
+        claims.add_column(
+            title, justify="left" if title in ("claim", "") else "right", overflow="fold"
+        )
     for check in parity.checks:
         claims.add_row(
             check.name,

@@ -197,7 +197,8 @@ def write_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
     finally:
         if staged is not None:
-            staged.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a read-only disk, though nothing is there
+                staged.unlink()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 import tfx
 from tfx.cli import main
@@ -88,6 +89,14 @@ def test_the_cache_and_what_it_holds(tmp_path, monkeypatch):
     (tmp_path / "tfx" / "compiled").mkdir(parents=True)
     (tmp_path / "tfx" / "compiled" / "x").write_bytes(bytes(2_000_000))
     assert doctor.cache_state() == f"{tmp_path / 'tfx'}, 2 of 10 MB"
+
+
+def test_names_are_whole_on_a_narrow_terminal(capsys):
+    found = doctor.diagnose()
+    doctor.show_diagnosis(Console(width=40), found)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert all(backend.name in shown for backend in found.backends)
 
 
 def test_works_needs_a_backend_and_no_problem(monkeypatch):

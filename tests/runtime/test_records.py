@@ -278,6 +278,16 @@ def test_a_place_that_cannot_be_written(tmp_path, name, problem):
         write_file(tmp_path / name).__enter__()
 
 
+def test_a_read_only_disk(tmp_path, monkeypatch):
+    def refuse(self, *arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(type(tmp_path), "open", refuse)
+    monkeypatch.setattr(type(tmp_path), "unlink", refuse)
+    with pytest.raises(DataError, match=r"^cannot write .*x\.txt: Read-only file system$"):
+        failing_write(tmp_path / "x.txt")
+
+
 def test_a_full_disk_behind_stdout():
     with (
         pytest.raises(DataError, match="cannot write to stdout: No space left on device"),
