@@ -19,12 +19,13 @@ from tfx.chatter import quiet
 from tfx.console import FOLDER
 from tfx.dtypes import DType
 from tfx.errors import TfxError
-from tfx.export.engines.worker import build_apart
+from tfx.export.checkpoint.loader import parts_of
+from tfx.export.engines.engine import Profile, build_engine, usual_profiles
 from tfx.export.families import FAMILIES, Family, build
 from tfx.export.pipeline import export_bundles
 from tfx.extras import version_of
 from tfx.quantization import PRECISIONS, QuantizeRecipe
-from tfx.recipe import EngineRecipe, ExportRecipe
+from tfx.recipe import GENERATING_PARTS, GENERATOR, EngineRecipe
 from tfx.signature import UNBOUNDED, ShapeRange
 
 from .lowering import proof_data
@@ -54,7 +55,8 @@ class Attempt:
 
     Attributes:
         family: The family.
-        part: "encoder", "decoder" or "".
+        part: As in a bundle's source: "" for a graph of one pass, "generator" for one with a
+            cache, "encoder", "decoder", "generator-encoder", "generator-decoder".
         precision: A name in ``COLUMNS``.
         problem: Why there is no engine, one line; "" if there is one.
         step: What failed: "export", "quantize" or "build".
@@ -81,6 +83,10 @@ def survey(
     on_attempt: Callable[[Attempt], None] = lambda _: None,
 ) -> list[Attempt]:
     """Export each family, lower its precision, and build engines of the results.
+
+    A family that writes text is exported twice: for one pass, and with its cache, whose engines
+    have a profile for prompts and one for steps. All is built in this process, which halves the
+    time; the library may end it, and what ``on_attempt`` was told is then all that is known.
 
     Args:
         families: Which.
@@ -171,7 +177,8 @@ def _attempts(
                 continue
             started = time.perf_counter()
             try:
-                engine = build_apart(lowered, _bounded(recipe, lowered), work / "plan")
+                with quiet():
+                    made = build_engine(lowered, bounded(recipe, lowered)).build
             except TfxError as error:
                 yield Attempt(family, part, precision, _line(error, work, lowered), "build")
                 continue
@@ -179,21 +186,25 @@ def _attempts(
                 family,
                 part,
                 precision,
-                attention=engine.attention,
-                fused_kernels=engine.fused_kernels,
+                attention=made.attention,
+                fused_kernels=made.fused_kernels,
                 seconds=time.perf_counter() - started,
             )
 
 
-def _bounded(recipe: EngineRecipe, bundle: Bundle) -> EngineRecipe:
+def bounded(recipe: EngineRecipe, bundle: Bundle) -> EngineRecipe:
     """A largest size for each axis that has none: positions that are relative, for one."""
     signature = bundle.manifest.signature
-    sizes = {}
+    sizes: Profile = {}
     for axis in {axis for spec in signature.inputs for axis in spec.shape if isinstance(axis, str)}:
         known = signature.ranges.get(axis, ShapeRange(1, 1, UNBOUNDED))
         if known.max == UNBOUNDED:
-            sizes[axis] = ShapeRange(known.min, max(known.min, TUNED), max(known.min, LARGEST))
-    return dataclasses.replace(recipe, profiles=(sizes,)) if sizes else recipe
+            limits = ShapeRange(known.min, max(known.min, TUNED), max(known.min, LARGEST))
+            sizes = {**sizes, axis: limits}
+    if not sizes:
+        return recipe
+    profiles = tuple({**sizes, **usual} for usual in usual_profiles(signature))
+    return dataclasses.replace(recipe, profiles=profiles)
 
 
 def _exported(family: Family, work: Path) -> list[tuple[str, Bundle]]:
@@ -204,15 +215,19 @@ def _exported(family: Family, work: Path) -> list[tuple[str, Bundle]]:
         with quiet():
             build(family).save_pretrained(aside)
         aside.rename(source)
-    there = [path for path in sorted(folder.glob("bundle*")) if is_bundle(path)]
-    there = [path for path in there if not path.name.endswith(tuple(PRECISIONS.values()))]
-    if there:
-        bundles = [open_bundle(path, verify=False) for path in there]
-    else:
-        made = ExportRecipe(max_sequence=family.max_sequence)
-        bundles = export_bundles(str(source), folder / "bundle", made)
-    parts = [(bundle.manifest.source.part, bundle) for bundle in bundles]
-    return sorted(parts, key=lambda pair: pair[0], reverse=True)  # the encoder first
+    bundles = _bundles(source, folder / "bundle", family, cache=False)
+    if {GENERATOR, *GENERATING_PARTS} & set(parts_of(str(source), family.recipe, cache=None)):
+        bundles += _bundles(source, folder / "generator", family, cache=True)
+    return [(bundle.manifest.source.part, bundle) for bundle in bundles]
+
+
+def _bundles(source: Path, path: Path, family: Family, *, cache: bool) -> list[Bundle]:
+    """Those that are there already, or new ones; of two the encoder first."""
+    there = [one for one in path.parent.glob(f"{path.name}*") if is_bundle(one)]
+    there = [one for one in there if not one.name.endswith(tuple(PRECISIONS.values()))]
+    if not there:
+        return export_bundles(str(source), path, family.recipe, cache=cache)
+    return [open_bundle(one, verify=False) for one in sorted(there, reverse=True)]
 
 
 def _lowered(bundle: Bundle, precision: str) -> Bundle:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,19 @@ from .cache import cache_folder, limit_mb
 
 # Both flavours have one API; the module is all that differs by name.
 MODULES = {Target.TENSORRT: "tensorrt", Target.TENSORRT_RTX: "tensorrt_rtx_bindings"}
+
+# Where in the library an error arose: of no use to who reads it.
+SOURCE_PLACES = tuple(
+    map(
+        re.compile,
+        (
+            r"\s*In \w+ at /\S+",
+            r"^(?:\[\w+\.\w+::\w+::\d+\]|\w+::\w+:) Error Code \d+: [\w ]+ \((?:\w+Exception: )?",
+            r"\[\w+\.\w+:\d+: \w+\] (?:\w+Exception: )?",
+            r"^\w+\.cpp:\d+: ",
+        ),
+    )
+)
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +80,17 @@ def errors_of(trt: ModuleType) -> Iterator[list[str]]:
         yield heard
     finally:
         del listeners[id(heard)]
+
+
+def first_error(errors: Sequence[str]) -> str:
+    """The first error that is not the echo of a missing driver, without source places."""
+    telling = [text for text in errors if not text.startswith("[checkMacros.cpp")] or errors
+    if not telling:
+        return "it does not say why"
+    text = telling[0].strip()
+    for place in SOURCE_PLACES:
+        text = place.sub("", text)
+    return text.strip(" (.)")
 
 
 def remember_engine(bundle: Bundle) -> None:

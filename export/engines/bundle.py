@@ -121,7 +121,7 @@ def _manifest(bundle: Bundle, build: EngineBuild, folder: Path) -> Manifest:
         },
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         files=(),
-        notes=(*parent.notes, *_notes(build, parent.quantization)),
+        notes=(*parent.notes, *_notes(build, parent.precision, parent.quantization)),
         parent=bundle.as_parent(),
         variants={},
         engine=build,
@@ -140,7 +140,9 @@ def _hull(build: EngineBuild) -> dict[str, ShapeRange]:
     }
 
 
-def _notes(build: EngineBuild, made: Quantization | None = None) -> tuple[str, ...]:
+def _notes(
+    build: EngineBuild, precision: DType, made: Quantization | None = None
+) -> tuple[str, ...]:
     notes = []
     if build.spelled_out:
         notes.append(
@@ -154,6 +156,11 @@ def _notes(build: EngineBuild, made: Quantization | None = None) -> tuple[str, .
         notes.append(
             "attention is in float32, for which TensorRT has no fused kernel: quantize again with "
             "--rest fp16, or bf16"
+        )
+    elif build.attention and precision is DType.FLOAT32:
+        notes.append(
+            "attention is in float32, for which TensorRT has no fused kernel: quantize with --fp16 "
+            "or --bf16, and build from that"
         )
     elif build.attention:
         notes.append("TensorRT has no fused kernel for attention of this type and head size")

@@ -10,26 +10,16 @@ from tfx.bundle import Bundle
 from tfx.errors import BackendError, ExportError, listing
 from tfx.extras import need
 from tfx.recipe import Target
+from tfx.runtime.engines import first_error
 
-# Where in the library an error arose: of no use to who reads it.
-SOURCE_PLACES = tuple(
-    map(
-        re.compile,
-        (
-            r"\s*In \w+ at /\S+",
-            r"^\w+::\w+: Error Code \d+: [\w ]+ \((?:\w+Exception: )?",
-            r"\[\w+\.\w+:\d+: \w+\] (?:\w+Exception: )?",
-            r"^\w+\.cpp:\d+: ",
-        ),
-    )
-)
-
+MORE_SCRATCH = "Allow more scratch memory with --workspace."
 
 # A word of the library's errors, and what to do then; the first that is found counts.
 BUILD_HINTS = {
     "graph_jit.cpp": "Build it on a machine with a GPU, or leave --refit and --strip out.",
     "Turing": "Build a float16 bundle for sm75: it has no float32 matrix product there.",
-    "workspace": "Allow more scratch memory with --workspace.",
+    "workspace": MORE_SCRATCH,
+    "OutOfMemory": MORE_SCRATCH,
     "CUDA driver version": "Name the GPUs to build for, e.g. --gpu sm89: no GPU is needed then.",
 }
 LOG_HINT = "Run it with -vv to see the library's log."
@@ -96,18 +86,8 @@ def build_error(bundle: Bundle, target: Target, errors: list[str]) -> BackendErr
     said, raw = first_error(errors), " ".join(errors)
     if "graph_jit.cpp" in raw:
         said = "engines to refit or strip are compiled on a GPU, and there is none here"
+    said = said.replace("Requested size was", "there is too little scratch memory: it asks for")
     return BackendError(
         f"{target} cannot build {bundle.name}: {_with_scopes(said, bundle)}",
         hint=next((hint for word, hint in BUILD_HINTS.items() if word in raw), LOG_HINT),
     )
-
-
-def first_error(errors: list[str]) -> str:
-    """The first error that is not the echo of a missing driver, without source places."""
-    telling = [text for text in errors if not text.startswith("[checkMacros.cpp")] or errors
-    if not telling:
-        return "it does not say why"
-    text = telling[0].strip()
-    for place in SOURCE_PLACES:
-        text = place.sub("", text)
-    return text.strip(" (.)")

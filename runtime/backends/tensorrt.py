@@ -29,7 +29,7 @@ from ..backend import (
 )
 from ..cuda import Device, cuda_runtime, describe_device, missing_gpu
 from ..device_arrays import DeviceArray
-from ..engines import errors_of, is_known_engine, library_log, load_library
+from ..engines import errors_of, first_error, is_known_engine, library_log, load_library
 from .tensorrt_lane import Lane, Loaded
 
 # Runs at the same time: one computes while another's data is on its way.
@@ -96,6 +96,8 @@ class TensorRt:
         plan = read_engine(bundle)
         with errors_of(trt) as errors:
             runtime = trt.Runtime(library_log(trt))
+            # Such a plan brings a runtime of its own version, which is code of the host.
+            runtime.engine_host_code_allowed = build.recipe.version_compatible
             engine = _deserialize(bundle, trt, runtime, plan, errors)
             _require_signature(bundle, trt, engine)
             if build.recipe.strip:
@@ -119,7 +121,7 @@ class TensorRt:
             device=f"cuda:{device.index}",
             precision=bundle.manifest.precision,
             threads=0,
-            notes=_notes(build, device),
+            notes=_notes(build, bundle.manifest.precision, device),
         )
         return TensorRtExecutable(loaded, facts)
 
@@ -240,9 +242,8 @@ def _deserialize(
     bundle: Bundle, trt: ModuleType, runtime: Any, plan: bytes, errors: list[str]
 ) -> Any:
     if (engine := runtime.deserialize_cuda_engine(plan)) is None:
-        said = errors[0] if errors else "it does not say why"
         raise BackendError(
-            f"{trt.__name__} cannot load {bundle.model}: {said}",
+            f"{trt.__name__} cannot load {bundle.model}: {first_error(errors)}",
             hint="Build the engine again from its parent.",
         )
     return engine
@@ -293,12 +294,16 @@ def _put_weights_in(bundle: Bundle, trt: ModuleType, engine: Any, errors: list[s
     refitter = trt.Refitter(engine, library_log(trt))
     parser = trt.OnnxParserRefitter(refitter, library_log(trt))
     if not (parser.refit_from_file(str(found[0].model)) and refitter.refit_cuda_engine()):
-        said = errors[0] if errors else "it does not say why"
-        raise BackendError(f"{trt.__name__} cannot take the weights of {found[0].path}: {said}")
+        raise BackendError(
+            f"{trt.__name__} cannot take the weights of {found[0].path}: {first_error(errors)}",
+            hint="Build the engine again without --strip.",
+        )
 
 
-def _notes(build: EngineBuild, device: Device) -> tuple[str, ...]:
+def _notes(build: EngineBuild, precision: DType, device: Device) -> tuple[str, ...]:
     notes = []
+    if precision not in (DType.FLOAT16, DType.BFLOAT16):
+        notes.append("TF32 is off")
     if build.device and build.device != device.name:
         notes.append(f"built on {build.device}, runs on {device.name}: kernels are not its best")
     if build.attention and not build.fused_kernels:

@@ -16,7 +16,7 @@ from tfx.signature import ShapeRange, Signature, TensorSpec
 
 from ..cuda import Buffer, Memory, call
 from ..device_arrays import DeviceArray
-from ..engines import errors_of
+from ..engines import errors_of, first_error
 
 log = logging.getLogger(__name__)
 
@@ -329,4 +329,4 @@ def _size_bytes(spec: TensorSpec, shape: tuple[int, ...]) -> int:
 
 
 def _failed(what: str, errors: list[str]) -> BackendError:
-    return BackendError(f"tensorrt {what}: {errors[0] if errors else 'it does not say why'}")
+    return BackendError(f"tensorrt {what}: {first_error(errors)}")

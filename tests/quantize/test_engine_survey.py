@@ -6,15 +6,18 @@ import pytest
 from click.testing import CliRunner
 from support.bundles import TEXT_SIGNATURE, write_bundle
 
+from tfx.dtypes import DType
 from tfx.errors import BackendError, ExportError, QuantizeError
+from tfx.export.engines.engine import Engine
 from tfx.export.families import FAMILIES
 from tfx.quantize import engine_survey as module
-from tfx.quantize.engine_survey import Attempt, main, survey, table
-from tfx.recipe import EngineBuild, EngineRecipe
+from tfx.quantize.engine_survey import Attempt, bounded, main, survey, table
+from tfx.recipe import EngineBuild, EngineRecipe, Source, SourceKind
 from tfx.runtime.engines import MODULES
-from tfx.signature import UNBOUNDED, ShapeRange
+from tfx.signature import UNBOUNDED, ShapeRange, Signature, TensorSpec
 
 BERT = next(family for family in FAMILIES if family.class_name == "BertModel")
+GPT2 = next(family for family in FAMILIES if family.name == "GPT-2")
 T5 = next(family for family in FAMILIES if family.name == "T5")
 SM89 = EngineRecipe(gpus=("sm89",))
 
@@ -24,19 +27,21 @@ def steps(monkeypatch, tmp_path):
     """Export, quantize and build that do nothing; their calls are listed."""
     calls = []
 
-    def export_bundles(source, path, recipe):
+    def export_bundles(source, path, recipe, *, cache):
         calls.append(("export", path.parent.name))
-        return [write_bundle(path)]
+        source = Source(SourceKind.CHECKPOINT, "from", part="generator" if cache else "")
+        return [write_bundle(path, source=source)]
 
     def quantize_bundle(parent, path, *, recipe, data):
         calls.append(("quantize", path.name))
         return write_bundle(path)
 
-    def build_apart(bundle, recipe, plan):
+    def build_engine(bundle, recipe):
         calls.append(("build", bundle.name))
-        return EngineBuild(recipe, "1", recipe.gpus, (), attention=2, fused_kernels=1)
+        made = EngineBuild(recipe, "1", recipe.gpus, (), attention=2, fused_kernels=1)
+        return Engine(b"plan", made)
 
-    for function in (export_bundles, quantize_bundle, build_apart):
+    for function in (export_bundles, quantize_bundle, build_engine):
         monkeypatch.setattr(module, function.__name__, function)
     monkeypatch.setattr(module, "proof_data", lambda bundle: None)
     return calls
@@ -62,6 +67,18 @@ def test_each_precision_is_built_and_bundles_are_kept(steps, tmp_path):
     assert steps == [("build", "bundle-int8")]
 
 
+def test_what_writes_text_is_built_with_its_cache_too(steps, tmp_path):
+    found = survey([GPT2], SM89, tmp_path, ("fp32",))
+    assert [one.part for one in found] == ["", "generator"]
+    assert [step for step in steps if step[0] == "build"] == [
+        ("build", "bundle"),
+        ("build", "generator"),
+    ]
+    steps.clear()
+    assert survey([GPT2], SM89, tmp_path, ("fp32",))[1].part == "generator"
+    assert [step for step, _ in steps] == ["build", "build"]
+
+
 def test_what_fails_is_said_with_its_step(steps, tmp_path, monkeypatch):
     def refuse(error):
         def step(*arguments, **named):
@@ -69,7 +86,7 @@ def test_what_fails_is_said_with_its_step(steps, tmp_path, monkeypatch):
 
         return step
 
-    monkeypatch.setattr(module, "build_apart", refuse(BackendError("x cannot build bundle: odd")))
+    monkeypatch.setattr(module, "build_engine", refuse(BackendError("x cannot build bundle: odd")))
     monkeypatch.setattr(module, "quantize_bundle", refuse(QuantizeError("too\n  far\n  off")))
     seen = []
     found = survey([BERT], SM89, tmp_path, ("fp32", "fp16"), seen.append)
@@ -84,7 +101,7 @@ def test_what_fails_is_said_with_its_step(steps, tmp_path, monkeypatch):
 
 
 def test_no_row_names_the_folder_of_the_bundles(steps, tmp_path, monkeypatch):
-    def export_bundles(source, path, recipe):
+    def export_bundles(source, path, recipe, *, cache):
         raise ExportError(f"{source} is odd, and so is {path.resolve()}")
 
     monkeypatch.setattr(module, "export_bundles", export_bundles)
@@ -130,15 +147,15 @@ def test_the_command_writes_a_page(steps, tmp_path):
 def test_rows_are_gone_on_from(steps, tmp_path, monkeypatch):
     store, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
     arguments = ["--rows", str(store), "-o", str(page), "--precision", "fp32"]
-    good = module.build_apart
+    good = module.build_engine
 
-    def fail(bundle, recipe, plan):
+    def fail(bundle, recipe):
         raise BackendError("odd")
 
-    monkeypatch.setattr(module, "build_apart", fail)
+    monkeypatch.setattr(module, "build_engine", fail)
     CliRunner().invoke(main, ["mpnet", *arguments])
     assert "| MPNet | `MPNetModel` | whole | no [1] |" in page.read_text()
-    monkeypatch.setattr(module, "build_apart", good)
+    monkeypatch.setattr(module, "build_engine", good)
     CliRunner().invoke(main, ["mpnet", *arguments])  # what failed is tried again
     CliRunner().invoke(main, ["swin v2", *arguments])
     text = page.read_text()
@@ -171,7 +188,19 @@ def test_a_family_builds_in_float16(tmp_path):
 def test_axes_without_limits_get_some(tmp_path):
     free = dataclasses.replace(TEXT_SIGNATURE, ranges={"batch": ShapeRange(2, 2, UNBOUNDED)})
     bundle = write_bundle(tmp_path / "a", signature=free)
-    assert module._bounded(SM89, bundle).profiles == (
+    assert bounded(SM89, bundle).profiles == (
         {"batch": ShapeRange(2, 16, 64), "sequence": ShapeRange(1, 16, 64)},
     )
-    assert module._bounded(SM89, write_bundle(tmp_path / "b")) is SM89
+    assert bounded(SM89, write_bundle(tmp_path / "b")) is SM89
+
+
+def test_steps_keep_their_profile_where_prompts_get_a_limit(tmp_path):
+    cache = TensorSpec("past_key_0", DType.FLOAT32, ("batch", 2, "capacity", 4))
+    ids = TensorSpec("input_ids", DType.INT64, ("batch", "sequence"))
+    kept = TensorSpec("logits_to_keep", DType.INT64, ("kept",))
+    present = dataclasses.replace(cache, name="present_key_0")
+    free = Signature((ids, kept, cache), (present,), {"batch": ShapeRange(1, 2, 4)})
+    prompts, steps = bounded(SM89, write_bundle(tmp_path / "a", signature=free)).profiles
+    one, some = ShapeRange(1, 1, 1), ShapeRange(1, 16, 64)
+    assert prompts == {"sequence": some, "kept": some, "capacity": some}
+    assert steps == {"sequence": one, "kept": one, "capacity": some}

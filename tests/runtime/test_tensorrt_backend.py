@@ -31,6 +31,7 @@ from tfx.signature import ShapeRange, Signature, TensorSpec
 
 TRT = EngineRecipe(Target.TENSORRT)
 GPU = RunOptions(device="cuda:0", trust=True)
+HALF = dataclasses.replace(GPU, precision="fp16")
 CASES = text_cases(np.random.default_rng(0), ((2, 5), (3, 9), (1, 1)))
 
 
@@ -71,9 +72,11 @@ def test_what_really_runs(library, tmp_path):
     facts = load(write_engine_bundle(tmp_path / "e", attention=2)).facts
     assert (facts.backend, facts.version, facts.device) == ("tensorrt", "1.7.1.116", "cuda:0")
     assert (facts.engine, facts.precision, facts.threads) == ("tensorrt-rtx sm89", "float32", 0)
-    assert facts.notes == ("attention runs as several kernels",)
+    assert facts.notes == ("TF32 is off", "attention runs as several kernels")
     moved = load(write_engine_bundle(tmp_path / "f", recipe=TRT, device="NVIDIA L4")).facts
-    assert moved.notes == ("built on NVIDIA L4, runs on Fake GPU: kernels are not its best",)
+    assert moved.notes[1:] == ("built on NVIDIA L4, runs on Fake GPU: kernels are not its best",)
+    short = load(write_engine_bundle(tmp_path / "g", precision=DType.FLOAT16), HALF).facts
+    assert short.notes == ()
 
 
 def test_outputs_are_the_callers_own(library, tmp_path):
@@ -277,6 +280,7 @@ def test_engines_made_to_run_elsewhere(library, gpu, tmp_path):
     recipe = dataclasses.replace(TRT, hardware_compatible=True, version_compatible=True)
     gpu.capability = (12, 0)
     same(load(write_engine_bundle(tmp_path / "e", recipe=recipe, version="1.6.9")))
+    assert library.host_code  # of the runtime that such a plan brings
     gpu.capability = (7, 5)
     with pytest.raises(BackendError, match="it is for Ampere or later, here is sm75"):
         load(write_engine_bundle(tmp_path / "f", recipe=recipe))
@@ -380,6 +384,7 @@ def test_a_stripped_engine_takes_its_parents_weights(library, tmp_path):
     parent = write_bundle(tmp_path / "tiny")
     child = write_engine_bundle(tmp_path / "f", recipe=recipe, parent=parent.as_parent())
     same(load(child))
+    assert not library.host_code
     assert library.refitted == str(parent.model)
     other = write_engine_bundle(tmp_path / "g", recipe=recipe, parent=Parent("tiny", "1" * 64))
     with pytest.raises(BackendError, match="not beside it") as caught:
@@ -392,8 +397,8 @@ def test_streamed_weights(library, tmp_path):
         write_engine_bundle(tmp_path / "e", recipe=dataclasses.replace(TRT, weight_streaming=True))
     )
     assert library.budget == 4096
-    assert executable.facts.notes == (
-        "weights come from the host's memory as far as they do not fit",
+    assert executable.facts.notes[-1] == (
+        "weights come from the host's memory as far as they do not fit"
     )
 
 

@@ -17,7 +17,7 @@ PLAN = b"a plan with _gemm_mha_v2_0x12ab and _gemm_mha_v2_0x12ab in it"
 Severity = enum.IntEnum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE", start=0)
 LayerType = enum.IntEnum("LayerType", "ATTENTION_INPUT MATRIX_MULTIPLY", start=0)
 BuilderFlag = enum.IntEnum(
-    "BuilderFlag", "VERSION_COMPATIBLE REFIT STRIP_PLAN WEIGHT_STREAMING", start=0
+    "BuilderFlag", "VERSION_COMPATIBLE REFIT STRIP_PLAN WEIGHT_STREAMING TF32", start=0
 )
 ComputeCapability = enum.IntEnum("ComputeCapability", "CURRENT SM80 SM89", start=0)
 HardwareCompatibilityLevel = enum.IntEnum("HardwareCompatibilityLevel", "NONE AMPERE_PLUS", start=0)
@@ -34,7 +34,7 @@ class Config:
     """What a build was asked for, to be read by tests."""
 
     def __init__(self):
-        self.flags, self.pools, self.profiles = set(), {}, []
+        self.flags, self.pools, self.profiles = {BuilderFlag.TF32}, {}, []
         self.num_compute_capabilities = 0
         self.capabilities = {}
         self.hardware_compatibility_level = HardwareCompatibilityLevel.NONE
@@ -43,6 +43,9 @@ class Config:
 
     def set_flag(self, flag):
         self.flags.add(flag)
+
+    def clear_flag(self, flag):
+        self.flags.remove(flag)
 
     def set_memory_pool_limit(self, pool, size):
         self.pools[pool] = size
@@ -167,6 +170,7 @@ class FakeRuntime:
         strategies: CUDA graph strategy of each context, where one was given.
         fails: What the next run says instead of running.
         later: Outputs whose shape is known only after a run.
+        host_code: Whether the last plan could bring code of the host.
     """
 
     def __init__(self, cuda, signature, function, *, plan=PLAN, version="1.7.1.116"):
@@ -176,6 +180,7 @@ class FakeRuntime:
         self.fails, self.later, self.on_host = "", set(), set()
         self.log = None
         self.budget = None
+        self.host_code = False
 
     def module(self) -> ModuleType:
         """The library."""
@@ -188,8 +193,10 @@ class FakeRuntime:
         class Runtime:
             def __init__(self, log):
                 outer.log = log
+                self.engine_host_code_allowed = False
 
             def deserialize_cuda_engine(self, plan):
+                outer.host_code = self.engine_host_code_allowed
                 if plan != outer.plan:
                     outer.log.log(module.ILogger.ERROR, "bad magic")
                     return None

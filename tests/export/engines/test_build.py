@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from click.testing import CliRunner
 from support.bundles import TEXT_SIGNATURE, write_bundle
@@ -113,7 +114,11 @@ def test_default_names(parent):
 @pytest.mark.parametrize(
     ("counts", "note"),
     [
-        ((2, 0, 0), "TensorRT has no fused kernel for attention of this type and head size"),
+        (
+            (2, 0, 0),
+            "attention is in float32, for which TensorRT has no fused kernel: quantize with --fp16 "
+            "or --bf16, and build from that",
+        ),
         ((6, 1, 0), "fused attention kernels in the engine: 1, for 6 attentions"),
         (
             (0, 0, 2),
@@ -146,9 +151,10 @@ def test_what_became_of_attention_is_noted(parent, tmp_path, monkeypatch, counts
 )
 def test_floats_around_int8_may_be_shorter(recipe, note):
     build = EngineBuild(SM89, "1", ("sm89",), (), "", "", 2, 0, 0)
-    assert engine_bundle._notes(build, Quantization(recipe))[0].endswith(note)
+    assert engine_bundle._notes(build, recipe.precision, Quantization(recipe))[0].endswith(note)
     fused = EngineBuild(SM89, "1", ("sm89",), (), "", "", 2, 1, 0)
-    assert "for 2 attentions" in engine_bundle._notes(fused, Quantization(recipe))[0]
+    (note, _) = engine_bundle._notes(fused, recipe.precision, Quantization(recipe))
+    assert "for 2 attentions" in note
 
 
 def test_an_engine_is_not_built_from_an_engine(built):
@@ -199,7 +205,8 @@ def test_a_library_that_ends_its_process(parent, tmp_path, monkeypatch):
 GPUS = "sm80,sm86,sm89,sm120"
 
 
-def test_ctrl_c_leaves_nothing(parent, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_a_build_that_is_ended_leaves_nothing(parent, tmp_path, number, code):
     process = subprocess.Popen(
         # Several GPUs, or it may be done before it hears of it.
         [sys.executable, "-m", "tfx", "build", parent.path, "--gpu", GPUS, "-o", "b"],
@@ -215,9 +222,14 @@ def test_ctrl_c_leaves_nothing(parent, tmp_path):
             break
     assert [path.name[:5] for path in tmp_path.iterdir()] == [".tfx-"]
     time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the child, too
+    (child,) = psutil.Process(process.pid).children()
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: to the child, too
+    else:
+        process.send_signal(number)
     rest = process.communicate()[1]
-    assert process.returncode == 1
+    assert process.returncode == code
+    assert not child.is_running()
     assert "Traceback" not in rest
     assert list(tmp_path.iterdir()) == []
 

@@ -14,10 +14,11 @@ from support.graphs import graph_of
 from tfx.dtypes import DType
 from tfx.errors import BackendError, ExportError, RecipeError
 from tfx.export.engines.engine import build_engine, resolve_profiles
+from tfx.export.engines.messages import build_error
 from tfx.export.passes.cleanup import SCOPE
 from tfx.export.pipeline import export_bundle, export_bundles
 from tfx.recipe import EngineRecipe, Target
-from tfx.runtime.engines import MODULES, load_library
+from tfx.runtime.engines import MODULES, errors_of, first_error, library_log, load_library
 from tfx.signature import ShapeRange, Signature, TensorSpec
 
 SM89 = EngineRecipe(gpus=("sm89",))
@@ -196,6 +197,37 @@ def test_the_gpu_of_a_machine_without_one(tmp_path):
 def test_a_gpu_it_does_not_build_for(tmp_path):
     with pytest.raises(BackendError, match=r"builds for .*sm89.*, not for sm90"):
         build_engine(write_bundle(tmp_path / "a"), EngineRecipe(gpus=("sm90",)))
+
+
+def test_too_little_scratch_memory(encoder):
+    with pytest.raises(BackendError, match="within workspace limit") as caught:
+        build_engine(encoder, dataclasses.replace(SM89, workspace_bytes=1024))
+    assert caught.value.hint == "Allow more scratch memory with --workspace."
+    said = "[checks.cpp::f::132] Error Code 2: OutOfMemory (Requested size was 9 bytes.)"
+    error = build_error(encoder, SM89.target, [said])
+    assert str(error) == (
+        "tensorrt-rtx cannot build encoder: there is too little scratch memory: it asks for 9 bytes"
+    )
+    assert error.hint == caught.value.hint
+
+
+def test_an_engine_is_read_as_far_as_there_is_no_gpu(tmp_path):
+    """The library looks at an engine's header and size before it asks for a GPU."""
+    import shutil
+
+    if shutil.which("nvidia-smi"):
+        pytest.skip("there is a GPU here")
+    plan = build_engine(write_bundle(tmp_path / "a"), SM89).plan
+    trt = load_library(Target.TENSORRT_RTX)
+    runtime = trt.Runtime(library_log(trt))
+    for data, said in (
+        (plan, "cudaError 35: CUDA driver version is insufficient for CUDA runtime version"),
+        (plan[:-1], "Serialization assertion plan.header.size == blobSize failed"),
+        (plan[::-1], "Serialization assertion header.magicTag == kEXPECTED_MAGIC_TAG failed"),
+    ):
+        with errors_of(trt) as errors:
+            assert runtime.deserialize_cuda_engine(data) is None
+        assert first_error(errors).startswith(said)
 
 
 def test_profiles_keep_to_the_signature():

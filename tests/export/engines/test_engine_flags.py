@@ -98,6 +98,11 @@ def test_flags(library, bundle, field, flag):
     assert [config.flags for config in library.configs] == [set(), {fake.BuilderFlag[flag]}]
 
 
+def test_float32_is_multiplied_as_such(library, bundle):
+    build_engine(bundle, RTX)
+    assert fake.BuilderFlag.TF32 not in config_of(library).flags  # the library sets it
+
+
 def test_workspace_and_hardware_compatibility(library, bundle):
     build_engine(bundle, FULL)
     build_engine(
