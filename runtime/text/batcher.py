@@ -194,8 +194,14 @@ class Batcher:
                 self._read += len(taken)
                 self._waiting += items
                 self._changed.notify_all()
-                if self._waiting and self._running < self._streams:
+                runs = self._waiting and self._running < self._streams
+                if runs and not self._arrived:  # no other thread need wake up for it
+                    self._reading = False
+                    self._running += 1
+                    break
+                if runs:
                     self._running += self._start(self._run_all)
+        self._run_all()
 
     def _items_of(self, requests: Sequence[Request]) -> list[Item]:
         """In the order of the requests; one that cannot be read ends here, alone."""
