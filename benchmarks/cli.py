@@ -20,6 +20,8 @@ from .measuring.workload import (
     DEFAULT_PROMPTS,
     DEFAULT_ROUNDS,
     DEFAULT_SECONDS,
+    GATE_PROCESSES,
+    GATE_TIMES,
     Plan,
     Way,
 )
@@ -59,6 +61,12 @@ PRECISION = click.Choice(list(PRECISIONS))
     default=DEFAULT_LIMIT_S,
     help="Seconds a row may take to load, or for one block.",
     show_default=True,
+)
+@click.option(
+    "--processes",
+    type=int,
+    help="Of each row: rounds are divided among them; default: 1, with --fail-on slower "
+    f"{GATE_PROCESSES}, and up to {GATE_TIMES} times as many while it is unsure.",
 )
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @click.option("--trust", is_flag=True, help="Let the factory's Python file run.")
@@ -108,6 +116,7 @@ def bench(
     rounds: int,
     seconds: float,
     limit_s: float,
+    processes: int | None,
     threads: int | None,
     trust: bool,
     seed: int,
@@ -143,10 +152,12 @@ def bench(
         Limits,
         Outcome,
         RegressionError,
+        check_machine,
         compare_runs,
         limits_of,
-        merged_runs,
+        same_runs,
         show_changes,
+        unsure_rows,
         versions_that_differ,
     )
     from .measuring.family import usual_backends, usual_scenario
@@ -166,7 +177,9 @@ def bench(
     if fail_on is not None and not baselines:
         raise click.UsageError("--fail-on needs --baseline, the run to compare with")
     limits = Limits() if fail_on is None else limits_of(fail_on)
-    before = merged_runs([read_report(path) for path in baselines]) if baselines else None
+    before = same_runs([read_report(path) for path in baselines]) if baselines else None
+    if processes is None:
+        processes = 1 if limits.slower is None else GATE_PROCESSES
     chosen = [chosen_bundle(path) for path in dict.fromkeys(bundles)] or family_of(
         chosen_bundle(None)
     )
@@ -196,6 +209,7 @@ def bench(
         metric=metric,
         samples=samples,
         load=Load(scenario, lengths_of, with_preprocessing, qps, new_tokens),
+        processes=processes,
     )
     ways = [
         Way(backend, precision)
@@ -203,6 +217,8 @@ def bench(
         for precision in dict.fromkeys(precisions or ("",))
     ]
     machine = this_machine()
+    if before is not None:
+        check_machine(before, machine)
     earlier = None if resume is None else continued(resume, plan, machine)
     target = output or resume
     kept: list[BenchReport] = []
@@ -212,11 +228,14 @@ def bench(
         if target is not None:
             write_json(target, found)
 
+    def more(found: BenchReport) -> list[str]:
+        return [] if before is None else unsure_rows(before, found, limits, GATE_TIMES * processes)
+
     interrupted = False
     with progress() as shown:
         try:
             report = measure(
-                chosen, plan, ways, machine, progress=shown, earlier=earlier, keep=keep
+                chosen, plan, ways, machine, progress=shown, earlier=earlier, keep=keep, more=more
             )
             if profile:
                 report = with_profiles(report, chosen, progress=shown, keep=keep)

@@ -1,9 +1,9 @@
 """``python -m tfx.bench.planted``: whether ``--fail-on`` finds a slowdown, and only a slowdown.
 
 Some runs are the baseline. Then runs of the same bundle alternate with runs in which one row's
-calls really take longer, each judged as ``tfx bench --baseline ... --fail-on slower:10%`` judges
-it. All of the slowed ones must fail, and none of the others: on the machine it runs on, with its
-drift.
+calls really take longer, each measured and judged as by ``tfx bench --baseline ... --fail-on
+slower:10%``: in several processes, and in more while it is unsure. All of the slowed ones must
+fail, and none of the others: on the machine it runs on, with its drift.
 """
 
 from __future__ import annotations
@@ -21,27 +21,35 @@ from tfx.console import FOLDER, Progress, chosen_bundle, console, emit_json, jso
 from tfx.errors import BackendError, RecipeError, TfxError
 from tfx.runtime.backend import BACKENDS
 
-from .measuring.baseline import PROBE, Limits, Outcome, RowChange, compare_runs, merged_runs
+from .measuring.baseline import (
+    PROBE,
+    Limits,
+    Outcome,
+    RowChange,
+    compare_runs,
+    same_runs,
+    unsure_rows,
+)
 from .measuring.family import REFERENCE
 from .measuring.machine import Machine, this_machine
 from .measuring.report import BenchReport
-from .measuring.runner import measure
+from .measuring.runner import More, measure
 from .measuring.slowed import SlowedWorker
 from .measuring.worker import ProcessWorker, Start, Worker
-from .measuring.workload import Plan, Shape, Way
+from .measuring.workload import GATE_PROCESSES, GATE_TIMES, Plan, Shape, Way
 from .pages.stored import now, save_option, save_result
 from .pages.table import ms_text
 
 TRIES = 10
-BASELINES = 3
+BASELINES = 4
 # What is planted, and what ``--fail-on`` allows.
 SHARE, LIMIT = 0.15, 0.10
-# Of each run: the command stays under six minutes with MiniLM on two CPUs.
-SECONDS = 8.0
+# Of a run's first processes: the command stays under 15 minutes with MiniLM on two CPUs.
+SECONDS = 9.0
 LENGTH = 128
 
-# Measures once; tests give another.
-Measuring = Callable[[Start], BenchReport]
+# Measures once, in more processes while it is asked to; tests give another.
+Measuring = Callable[[Start, More | None], BenchReport]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,7 @@ class Try:
         low: Lower end of the 95 % interval of ``ratio``.
         high: Upper end.
         outcome: What ``--fail-on`` makes of it.
+        processes: That the row had in this run.
         reason: Why there is no ratio; "".
     """
 
@@ -64,6 +73,7 @@ class Try:
     low: float | None
     high: float | None
     outcome: Outcome
+    processes: int = 1
     reason: str = ""
 
     @property
@@ -77,8 +87,9 @@ def try_of(planted: float, change: RowChange) -> Try:
     time = change.time
     if time is None or change.anchor == PROBE:
         reason = change.reason or f"{REFERENCE} was not measured beside it"
-        return Try(planted, change.now_ms, None, None, None, Outcome.UNSURE, reason)
-    return Try(planted, change.now_ms, time.value, time.low, time.high, change.outcome)
+        return Try(planted, change.now_ms, None, None, None, Outcome.UNSURE, reason=reason)
+    _, processes = change.processes
+    return Try(planted, change.now_ms, time.value, time.low, time.high, change.outcome, processes)
 
 
 def plant(
@@ -89,6 +100,7 @@ def plant(
     tries: int = TRIES,
     share: float = SHARE,
     limit: float = LIMIT,
+    most: int = GATE_PROCESSES * GATE_TIMES,
     shown: Progress | None = None,
 ) -> list[Try]:
     """Measure the baselines, then unchanged and slowed runs by turns.
@@ -100,6 +112,7 @@ def plant(
         tries: Of either kind.
         share: Of each call's time that is added.
         limit: As ``Limits.slower``.
+        most: Processes of a row in a run.
         shown: Told of each run.
 
     Raises:
@@ -115,34 +128,43 @@ def plant(
     runs = []
     for number in range(1, baselines + 1):
         shown.say(f"baseline {number} of {baselines}")
-        runs.append(measured(ProcessWorker))
+        runs.append(measured(ProcessWorker, None))
         for row in runs[-1].rows:
             if row.measurement is None:
                 raise BackendError(
                     f"{row.name} cannot be measured: {row.reason}",
                     hint="See what is missing with: tfx doctor",
                 )
-    baseline = merged_runs(runs)
+    baseline, limits = same_runs(runs), Limits(slower=limit)
+
+    def more(report: BenchReport) -> list[str]:
+        return unsure_rows(baseline, report, limits, most)
+
     found = []
     for number in range(1, tries + 1):
         for planted in (0.0, share):
             what = f"{planted:.0%} slower" if planted else "unchanged"
             shown.say(f"try {number} of {tries}, {what}")
-            report = measured(slow_start if planted else ProcessWorker)
-            changes = compare_runs(baseline, report, Limits(slower=limit), seed=number)
+            report = measured(slow_start if planted else ProcessWorker, more)
+            changes = compare_runs(baseline, report, limits, seed=number)
             (change,) = (one for one in changes if one.name.endswith(f" on {way}"))
             found.append(try_of(planted, change))
     return found
 
 
 def _measured_once(
-    bundle: Bundle, plan: Plan, ways: Sequence[Way], machine: Machine, start: Start
+    bundle: Bundle,
+    plan: Plan,
+    ways: Sequence[Way],
+    machine: Machine,
+    start: Start,
+    more: More | None,
 ) -> BenchReport:
-    return measure([bundle], plan, ways, machine, progress=_Silent(), start=start)
+    return measure([bundle], plan, ways, machine, progress=_Silent(), start=start, more=more)
 
 
 class _Silent(Progress):
-    """Of twenty runs each step would be a line."""
+    """Of so many runs each step would be a line."""
 
     def step(self, description: str, total: int | None = None) -> None:
         """Say nothing."""
@@ -161,7 +183,11 @@ class _Silent(Progress):
 @click.option("--batch", default=1, show_default=True)
 @click.option("--length", default=LENGTH, show_default=True)
 @click.option("--rounds", default=40, show_default=True, help="Most rounds of a run.")
-@click.option("--seconds", default=SECONDS, show_default=True, help="Of a run's rounds.")
+@click.option("--seconds", default=SECONDS, show_default=True, help="Of a run's first processes.")
+@click.option(
+    "--processes", default=GATE_PROCESSES, show_default=True, type=click.IntRange(2),
+    help="Of each row in a run, at first.",
+)  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Default: all this process may use.")
 @save_option
 @json_option
@@ -176,6 +202,7 @@ def planted(
     length: int,
     rounds: int,
     seconds: float,
+    processes: int,
     threads: int | None,
     save: Path | None,
     as_json: bool,
@@ -196,6 +223,7 @@ def planted(
             rounds=rounds,
             seconds=seconds,
             threads=threads,
+            processes=processes,
         )
         once = functools.partial(_measured_once, opened, plan, (REFERENCE, way), machine)
         with progress() as shown:
@@ -206,6 +234,7 @@ def planted(
                 tries=tries,
                 share=share,
                 limit=limit,
+                most=GATE_TIMES * processes,
                 shown=shown,
             )
         document = {
@@ -233,12 +262,13 @@ def show_tries(found: Sequence[Try]) -> None:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1), pad_edge=False)
-    for name in ("planted", "p50 ms", "ratio", "95 %", "--fail-on", ""):
+    for name in ("planted", "p50 ms", "processes", "ratio", "95 %", "--fail-on", ""):
         table.add_column(name, justify="left" if name in ("--fail-on", "") else "right")
     for one in found:
         table.add_row(
             f"{one.planted:.0%}" if one.planted else "-",
             ms_text(one.now_ms),
+            str(one.processes),
             "-" if one.ratio is None else f"{one.ratio:.3f}x",
             "-" if one.low is None else f"{one.low:.3f}..{one.high:.3f}",
             str(one.outcome),

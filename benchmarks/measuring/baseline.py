@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tfx.errors import DataError, RecipeError, TfxError
-from tfx.runtime.bootstrap import draw, percentile_interval
 from tfx.runtime.stats import LEAST_ROUNDS
 
 from ..pages.table import ms_text
 from .accuracy import drop_between
 from .family import is_reference
-from .report import BenchReport, Row, Status
+from .machine import Machine
+from .processes import Side, joined, ratio_of, side_of
+from .report import BenchReport, Measurement, Row, Status
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,6 +93,7 @@ class RowChange:
         drop: Of accuracy; None where not measured in both.
         reason: Why the row failed as a whole, or a figure is missing; "".
         lost: Whether it was measured before and is not any more.
+        processes: That the row had in the earlier run, and in the later one.
     """
 
     name: str
@@ -103,6 +105,7 @@ class RowChange:
     drop: Shift | None
     reason: str = ""
     lost: bool = False
+    processes: tuple[int, int] = (0, 0)
 
     @property
     def outcome(self) -> Outcome:
@@ -134,12 +137,12 @@ def limits_of(text: str) -> Limits:
 
 
 def compare_runs(
-    earlier: BenchReport, later: BenchReport, limits: Limits, *, seed: int = 0
+    earlier: Sequence[BenchReport], later: BenchReport, limits: Limits, *, seed: int = 0
 ) -> list[RowChange]:
-    """Compare each row that both runs have.
+    """Compare each row that both have.
 
     Args:
-        earlier: The baseline.
+        earlier: The baseline: runs of one plan, as ``same_runs`` gives them.
         later: The run that is judged.
         limits: What a row may lose.
         seed: Of the bootstrap.
@@ -147,18 +150,12 @@ def compare_runs(
     Raises:
         DataError: If they were measured on different machines, or no row is in both.
     """
-    there, here = earlier.machine, later.machine
-    if (there.cpu, there.usable_cpus) != (here.cpu, here.usable_cpus):
-        raise DataError(
-            f"the baseline was measured on {there.usable_cpus} CPUs of {there.cpu!r}, this on "
-            f"{here.usable_cpus} of {here.cpu!r}",
-            hint="Measure a baseline on this machine.",
-        )
+    check_machine(earlier, later.machine)
     known = {(row.name, row.title): row for row in later.rows}
     rng = np.random.default_rng(seed)
     found = [
         _change(earlier, later, row, known[row.name, row.title], limits, rng)
-        for row in earlier.rows
+        for row in earlier[0].rows
         if row.status is Status.MEASURED and (row.name, row.title) in known
     ]
     if not found:
@@ -169,17 +166,61 @@ def compare_runs(
     return found
 
 
-def merged_runs(reports: Sequence[BenchReport]) -> BenchReport:
-    """Several runs of one plan as one: each row has the rounds of all.
-
-    How fast a model is also depends on where its weights and threads happened to lie when it was
-    loaded, which no number of rounds of one run tells: as a baseline, three are surer than one.
-
-    Args:
-        reports: At least one; of one machine, with the same rows measured.
+def check_machine(earlier: Sequence[BenchReport], here: Machine) -> None:
+    """See that the baseline is of this machine.
 
     Raises:
-        DataError: If they are not.
+        DataError: If it is not.
+    """
+    there = earlier[0].machine
+    if (there.cpu, there.usable_cpus) != (here.cpu, here.usable_cpus):
+        raise DataError(
+            f"the baseline was measured on {there.usable_cpus} CPUs of {there.cpu!r}, this on "
+            f"{here.usable_cpus} of {here.cpu!r}",
+            hint="Measure a baseline on this machine.",
+        )
+
+
+def unsure_rows(
+    earlier: Sequence[BenchReport], later: BenchReport, limits: Limits, most: int
+) -> list[str]:
+    """Rows of which more processes may tell whether they are slower than is allowed.
+
+    Args:
+        earlier: The baseline.
+        later: Rows of one shape so far.
+        limits: What a row may lose.
+        most: Processes that a row takes.
+    """
+    titles = {(row.name, row.title) for row in earlier[0].rows if row.measurement is not None}
+    if limits.slower is None or not any((row.name, row.title) in titles for row in later.rows):
+        return []
+    limit = 1 + limits.slower
+    return [
+        one.name
+        for one in compare_runs(earlier, later, limits)
+        if one.time is not None
+        and one.time.low <= limit < one.time.high
+        and one.processes[1] < most
+        and not _only_the_probe(one, limit)
+    ]
+
+
+def _only_the_probe(change: RowChange, limit: float) -> bool:
+    """Whether nothing but the probe says that a row is slower: another kind of work."""
+    if change.anchor != PROBE or change.before_ms is None or change.now_ms is None:
+        return False
+    return change.now_ms / change.before_ms <= limit
+
+
+def same_runs(reports: Sequence[BenchReport]) -> Sequence[BenchReport]:
+    """Runs that may be one baseline together: each row has the processes of all.
+
+    Args:
+        reports: At least one.
+
+    Raises:
+        DataError: If they are not of one machine, with the same rows measured.
     """
     first, *others = reports
     for other in others:
@@ -188,14 +229,7 @@ def merged_runs(reports: Sequence[BenchReport]) -> BenchReport:
                 "the baselines are not runs of one plan on one machine with the same rows",
                 hint="Measure them again with the same command.",
             )
-    if not others:
-        return first
-    rows = [_merged_row(same) for same in zip(*(one.rows for one in reports), strict=True)]
-    probes = {
-        title: tuple(ms for report in reports for ms in report.probes.get(title, ()))
-        for title in first.probes
-    }
-    return replace(first, rows=tuple(rows), probes=probes)
+    return reports
 
 
 def _conditions(report: BenchReport) -> tuple[object, ...]:
@@ -203,23 +237,9 @@ def _conditions(report: BenchReport) -> tuple[object, ...]:
     return report.machine.cpu, report.machine.usable_cpus, rows
 
 
-def _merged_row(rows: Sequence[Row]) -> Row:
-    found = [row.measurement for row in rows if row.measurement is not None]
-    if not found:
-        return rows[0]
-    median_ms = float(np.median([one.latency.median_ms for one in found]))
-    whole = replace(
-        found[0],
-        rounds=sum(one.rounds for one in found),
-        latency=replace(found[0].latency, median_ms=median_ms),
-        round_ms=tuple(ms for one in found for ms in one.round_ms),
-    )
-    return replace(rows[0], measurement=whole)
-
-
-def versions_that_differ(earlier: BenchReport, later: BenchReport) -> list[str]:
+def versions_that_differ(earlier: Sequence[BenchReport], later: BenchReport) -> list[str]:
     """Libraries of another version in the later run, one phrase each."""
-    before, now = earlier.machine.versions, later.machine.versions
+    before, now = earlier[0].machine.versions, later.machine.versions
     return [
         f"{name} {before.get(name, 'absent')} then, {now.get(name, 'absent')} now"
         for name in sorted({*before, *now})
@@ -235,7 +255,7 @@ def show_changes(out: Console, changes: Sequence[RowChange], limits: Limits) -> 
     table.title_justify = "left"
     for name in ("row", "sizes"):
         table.add_column(name, overflow="fold")
-    for name in ("then", "now", "time, 95 %", "drop, 95 %"):
+    for name in ("then", "now", "processes", "time, 95 %", "drop, 95 %"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for one in changes:
@@ -244,6 +264,7 @@ def show_changes(out: Console, changes: Sequence[RowChange], limits: Limits) -> 
             one.title,
             ms_text(one.before_ms),
             ms_text(one.now_ms),
+            "{} | {}".format(*one.processes) if one.time else "-",
             "-" if one.time is None else f"{one.time.value:.3f}x {_span(one.time, 3)}",
             "-" if one.drop is None else f"{one.drop.value:+.4f} {_span(one.drop, 4)}",
             str(one.outcome),
@@ -258,6 +279,12 @@ def show_changes(out: Console, changes: Sequence[RowChange], limits: Limits) -> 
     )
     if limits.slower is not None:
         out.print(f"note: surely slower, and by more than {limits.slower:.1%}, fails", markup=False)
+        single = [one for one in changes if one.time is not None and min(one.processes) == 1]
+        if single:
+            out.print(
+                "note: a row was one process: another is as fast only to some percent, and the "
+                "interval does not know it; measure with --processes 4, the baseline too"
+            )
     if limits.accuracy is not None:
         points = 100 * limits.accuracy
         out.print(f"note: a sure drop, of more than {points:g} points, fails", markup=False)
@@ -271,89 +298,89 @@ def _span(one: Shift, digits: int) -> str:
 
 
 def _change(
-    earlier: BenchReport,
+    earlier: Sequence[BenchReport],
     later: BenchReport,
     before: Row,
     now: Row,
     limits: Limits,
     rng: np.random.Generator,
 ) -> RowChange:
-    assert before.measurement is not None
-    before_ms = before.measurement.latency.median_ms
+    name, title = before.name, before.title
+    before_ms = float(np.median([_found(one, name, title).latency.median_ms for one in earlier]))
     if now.measurement is None:
         reason = f"measured then, {now.status} now: {now.reason}"
-        return RowChange(
-            before.name, before.title, before_ms, None, "", None, None, reason, lost=True
-        )
+        return RowChange(name, title, before_ms, None, "", None, None, reason, lost=True)
     reasons = []
-    anchor, theirs, ours = _anchors(earlier, later, before)
+    anchor = _anchor(earlier, later, before)
+    then, ours = _sides(earlier, later, name, title, anchor)
     time = None
-    shared = (
-        min(len(before.measurement.round_ms), len(theirs)),
-        min(len(now.measurement.round_ms), len(ours)),
-    )
-    if min(shared) < LEAST_ROUNDS:
+    if min(ours.rounds, then.rounds) < LEAST_ROUNDS:
         reasons.append(f"fewer than {LEAST_ROUNDS} rounds: its time is not compared")
     else:
-        time = _time_shift(
-            _ratio_draws(before.measurement.round_ms, theirs, rng),
-            _ratio_draws(now.measurement.round_ms, ours, rng),
-            limits.slower,
+        time = _judged(
+            *ratio_of(ours, then, rng),
+            limit=None if limits.slower is None else 1 + limits.slower,
+            unchanged=1.0,
         )
-        plain = now.measurement.latency.median_ms / before_ms
-        if anchor == PROBE and limits.slower is not None and plain <= 1 + limits.slower:
-            # Another kind of work than a model's: what it alone says must not fail a row.
-            time = replace(time, outcome=min(time.outcome, Outcome.UNSURE, key=SEVERITY.index))
     drop = None
     if before.accuracy is not None and now.accuracy is not None:
         try:
             drop = _judged(*drop_between(before.accuracy, now.accuracy, rng), limits.accuracy)
         except DataError as error:
             reasons.append(" ".join(str(error).split()))
-    return RowChange(
-        before.name,
-        before.title,
+    change = RowChange(
+        name,
+        title,
         before_ms,
         now.measurement.latency.median_ms,
         anchor,
         time,
         drop,
         "; ".join(reasons),
+        processes=(len(then.processes), len(ours.processes)),
     )
+    if (
+        time is not None
+        and limits.slower is not None
+        and _only_the_probe(change, 1 + limits.slower)
+    ):
+        outcome = min(time.outcome, Outcome.UNSURE, key=SEVERITY.index)
+        return replace(change, time=replace(time, outcome=outcome))
+    return change
 
 
-def _anchors(
-    earlier: BenchReport, later: BenchReport, row: Row
-) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
-    """What a row is compared with: its name, and its medians of rounds in both runs."""
+def _found(report: BenchReport, name: str, title: str) -> Measurement:
+    row = next(row for row in report.by_shape()[title] if row.name == name)
+    assert row.measurement is not None  # compare_runs, same_runs and _anchor see to it
+    return row.measurement
+
+
+def _anchor(earlier: Sequence[BenchReport], later: BenchReport, row: Row) -> str:
+    """Name of what a row's time is taken relative to."""
     against = row.comparison.against if row.comparison else ""
-    for old in earlier.by_shape()[row.title]:
-        if old.name != against or not is_reference(old.way) or old.measurement is None:
-            continue
-        for new in later.by_shape()[row.title]:
-            if new.name == old.name and new.measurement is not None:
-                return old.name, old.measurement.round_ms, new.measurement.round_ms
-    return PROBE, earlier.probes.get(row.title, ()), later.probes.get(row.title, ())
+    for report in (*earlier, later):
+        if not any(
+            one.name == against and is_reference(one.way) and one.measurement is not None
+            for one in report.by_shape()[row.title]
+        ):
+            return PROBE
+    return against
 
 
-def _ratio_draws(
-    rounds: Sequence[float], anchor: Sequence[float], rng: np.random.Generator
-) -> np.ndarray:
-    """Median, over rounds, of the row's time over the anchor's: of all, then of each resample.
-
-    By round, not of two medians: what the machine does in a round cancels within it.
-    """
-    count = min(len(rounds), len(anchor))
-    ratios = np.asarray(rounds[:count]) / np.asarray(anchor[:count])
-    drawn = np.concatenate([np.arange(len(ratios))[None], draw(len(ratios), rng)])
-    found: np.ndarray = np.median(ratios[drawn], axis=1)
-    return found
-
-
-def _time_shift(before: np.ndarray, now: np.ndarray, limit: float | None) -> Shift:
-    ratios = now / before
-    low, high = percentile_interval(ratios[1:])
-    return _judged(float(ratios[0]), low, high, None if limit is None else 1 + limit, 1.0)
+def _sides(
+    earlier: Sequence[BenchReport], later: BenchReport, name: str, title: str, anchor: str
+) -> tuple[Side, Side]:
+    """Each process' times of a row and its anchor, of the baseline and of the later run."""
+    names = [name] if anchor == PROBE else [name, anchor]
+    found = [[_found(report, one, title) for one in names] for report in (*earlier, later)]
+    # Versions before there were minima kept medians only.
+    minima = all(one.round_min_ms for both in found for one in both)
+    sides = []
+    for report, both in zip((*earlier, later), found, strict=True):
+        times = [one.round_min_ms if minima else one.round_ms for one in both]
+        row, other = (*times, report.probes.get(title, ()))[:2]
+        sides.append(side_of(row, other, both[0].processes))
+    return joined(sides[:-1]), sides[-1]
 
 
 def _judged(

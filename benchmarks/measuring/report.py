@@ -8,7 +8,8 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
     created   when it began, ISO 8601 in UTC
     plan      batches, lengths (in the generation scenario, of the prompts), rounds, seconds,
               limit_s, threads, trust, seed, data, metric, samples, load (scenario, lengths,
-              preprocessing, qps, new_tokens; what is usual is left out): what was asked for
+              preprocessing, qps, new_tokens; what is usual is left out), processes: what was
+              asked for
     notes     sentences a reader must know, e.g. of sizes that were clipped
     unfinished  what an interruption left undone; [] of a run that came to its end
     probes    by shape, as "batch 8, sequence 128": ms of a fixed product of matrices before each
@@ -31,7 +32,12 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
         rounds            blocks of calls the samples come from
         latency           samples, median_ms, p95_ms, p99_ms (null: too few samples), min_ms, max_ms
         throughput_per_s  samples of a batch per second: batch / median latency
-        round_ms          median of each round, in order; rows of a shape share their rounds
+        round_ms          median of each round, in order; rows of a shape share their rounds, but
+                          one that took fewer processes has only the first of them
+        round_min_ms      fastest call of each round, by which two runs are compared; left out by
+                          older versions
+        process_rounds    how many of the rounds are of each process; left out by older versions,
+                          which had one
         percentiles_ms    101 of them: 0 is the fastest call, 100 the slowest
         joules_per_call   of the CPU packages, all that ran on them included; left out where the
                           machine does not tell it
@@ -45,7 +51,8 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
                     judged by: see TOLERANCES in tfx.runtime.compare
       no_reference  why there is no agreement; ""
       comparison    null for the baseline and for wrong rows, or against, speedup (baseline median
-                    / median), low, high (95 % bootstrap interval) and verdict
+                    / median), low, high (95 % bootstrap interval: of the processes, or where there
+                    is one, of its rounds) and verdict
       accuracy      null where not asked for, or not measured: metric, unit, better ("higher" or
                     "lower"), value, low, high (95 % bootstrap interval), samples, data,
                     data_digest, warnings, packed (what each sample adds: see accuracy.py), and
@@ -108,6 +115,13 @@ class Measurement:
     percentiles_ms: tuple[float, ...]
     joules_per_call: float | None = None
     writing: Writing | None = None
+    process_rounds: tuple[int, ...] = ()
+    round_min_ms: tuple[float, ...] = ()
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """Rounds of each process."""
+        return self.process_rounds or (len(self.round_ms),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,10 @@ DEFAULT_LIMIT_S = 300.0
 # Of the generation scenario: tokens of a prompt, and those written.
 DEFAULT_PROMPTS = (128,)
 DEFAULT_NEW_TOKENS = 64
+# Processes of a row where runs are compared: at first, and how many times as many while the
+# comparison is unsure.
+GATE_PROCESSES = 3
+GATE_TIMES = 5
 
 # Sizes of a text that is generated: tokens of its prompt, and new ones.
 PROMPT, NEW = "prompt", "new"
@@ -48,6 +52,7 @@ class Plan:
         metric: What is measured on it; "auto" for the task's own.
         samples: At most so many of it, drawn with ``seed``; None for all.
         load: What rows are asked, and when.
+        processes: Of each row, one after the other; rounds and seconds are divided among them.
     """
 
     batches: tuple[int, ...] = DEFAULT_BATCHES
@@ -62,6 +67,12 @@ class Plan:
     metric: str = "auto"
     samples: int | None = None
     load: Load = field(default_factory=Load)
+    processes: int = 1
+
+    @property
+    def process_seconds(self) -> float:
+        """What one process of each row may take of ``seconds``."""
+        return self.seconds / self.processes
 
     def __post_init__(self) -> None:
         problems = [
@@ -70,6 +81,7 @@ class Plan:
                 ("batch", self.batches),
                 ("length", self.lengths),
                 ("rounds", (self.rounds,)),
+                ("processes", (self.processes,)),
                 ("threads", () if self.threads is None else (self.threads,)),
                 ("samples", () if self.samples is None else (self.samples,)),
             )

@@ -71,7 +71,7 @@ def test_nothing_measured_is_an_error_after_the_report(tmp_path):
 def test_wrong_outputs_are_an_error_after_the_report(tmp_path, monkeypatch):
     bundle = write_bundle(tmp_path / "tiny")
     monkeypatch.setattr(
-        "tfx.bench.measuring.runner._reference_of",
+        "tfx.bench.measuring.rounds._reference_of",
         lambda *_: {"last_hidden_state": -session_outputs(bundle)},
     )
     found = tfx("bench", bundle.path, *QUICK, "--backend", "onnxruntime")

@@ -28,7 +28,7 @@ def runs(*, found=1.15, failed=()):
     seeds = itertools.count(1)
     started = []
 
-    def measured(start):
+    def measured(start, more):
         seed = next(seeds)
         worker = start("path", WAY, SHAPE, Plan())
         started.append(type(worker))
@@ -40,7 +40,7 @@ def runs(*, found=1.15, failed=()):
         speeds = {("tiny", "torch"): 20.0, ("tiny", "onnxruntime"): 10.0 * factor}
         return made_up(
             speeds, shapes=(SHAPE.sizes,), with_accuracy=False, seed=seed, slow=1 + seed % 3 / 5,
-            load_noise=0.005, failed=failed,
+            load_noise=0.005, failed=failed, processes=4,
         )  # fmt: skip
 
     return measured, started
@@ -128,8 +128,8 @@ def test_the_table_counts_both_kinds(capsys):
         ]
     )
     text = " ".join(capsys.readouterr().out.split())
-    assert "15% 11.5 1.150x 1.130..1.170 failed" in text
-    assert "15% 10.2 1.020x 0.990..1.050 fine WRONG" in text
+    assert "15% 11.5 1 1.150x 1.130..1.170 failed" in text
+    assert "15% 10.2 1 1.020x 0.990..1.050 fine WRONG" in text
     assert "unchanged: 0 of 1 flagged 15% slower: 1 of 2 flagged" in text
 
 
@@ -137,7 +137,7 @@ def test_the_table_counts_both_kinds(capsys):
 def test_the_command(tmp_path, monkeypatch, found, code):
     bundle = write_bundle(tmp_path / "tiny")
     measured, _ = runs(found=found)
-    monkeypatch.setattr(module, "_measured_once", lambda *given: measured(given[-1]))
+    monkeypatch.setattr(module, "_measured_once", lambda *given: measured(*given[-2:]))
     arguments = [str(bundle.path), "--tries", "2", "--baselines", "1", "--json"]
     done = CliRunner().invoke(planted, [*arguments, "--save", str(tmp_path / "kept")])
     assert done.exit_code == code, done.output

@@ -90,6 +90,7 @@ def made_up(
     failed=(),
     noise=0.03,
     load_noise=0.0,
+    processes=1,
 ):
     """A report of two shapes.
 
@@ -104,7 +105,8 @@ def made_up(
         plan: By default one with its default values.
         failed: Pairs of bundle and backend that did not run.
         noise: Of each call, as standard deviation of its logarithm.
-        load_noise: The same of each row as a whole: where its memory happens to lie.
+        load_noise: The same of each process of a row: where its memory happens to lie.
+        processes: Of each row; its 40 rounds are divided among them.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -116,8 +118,8 @@ def made_up(
         title = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
         probes[title] = tuple((5 * drift * np.exp(rng.normal(0, noise, 40))).tolist())
         for (bundle, backend), speed in speeds_ms.items():
-            loaded = float(np.exp(rng.normal(0, load_noise)))
-            times = times_ns(speed * factor * loaded, rng, drift=drift, noise=noise)
+            loaded = np.exp(rng.normal(0, load_noise, processes)).repeat(40 // processes)
+            times = times_ns(speed * factor, rng, drift=drift * loaded, noise=noise)
             reference = reference or times
             rows.append(
                 row_of(
@@ -131,6 +133,7 @@ def made_up(
                     accuracy(right.get(bundle, 0.9117), change=times is not reference)
                     if with_accuracy
                     else None,
+                    processes,
                 )
             )
         rows += [not_run(*pair, sizes) for pair in failed]
@@ -144,7 +147,13 @@ def compared(times, reference, against):
 
 
 def row_of(
-    bundle, backend, sizes, times, comparison: Comparison | None, about: Accuracy | None
+    bundle,
+    backend,
+    sizes,
+    times,
+    comparison: Comparison | None,
+    about: Accuracy | None,
+    processes=1,
 ) -> Row:
     """A measured row."""
     latency = latency_of(times)
@@ -168,6 +177,8 @@ def row_of(
             throughput_per_s=sizes.get("batch", 1) * 1000 / latency.median_ms,
             round_ms=tuple(float(np.median(one)) / 1e6 for one in times),
             percentiles_ms=percentiles_of(times),
+            process_rounds=(len(times) // processes,) * processes,
+            round_min_ms=tuple(min(one) / 1e6 for one in times),
         ),
         agreement=(Agreement("logits", 3e-6, 1e-6, 1.0, 2e-6, 1e-4),),
         no_reference="",

@@ -16,8 +16,9 @@ from tfx.bench.measuring.baseline import (
     Outcome,
     compare_runs,
     limits_of,
-    merged_runs,
+    same_runs,
     show_changes,
+    unsure_rows,
     versions_that_differ,
 )
 from tfx.bench.measuring.report import Status
@@ -37,6 +38,7 @@ def run(seed, *, slow=1.0, planted=1.0, speeds=SPEEDS_MS, **changes):
 
 
 def outcomes(earlier, later, limits=TEN_PERCENT):
+    earlier = earlier if isinstance(earlier, list) else [earlier]
     return {one.name: one.outcome for one in compare_runs(earlier, later, limits)}
 
 
@@ -58,7 +60,7 @@ def test_a_planted_slowdown_of_15_percent_is_caught_and_no_other_row(seed, slow)
 def test_without_pytorch_the_fixed_product_is_the_anchor():
     speeds = {pair: ms for pair, ms in SPEEDS_MS.items() if pair[1] == "onnxruntime"}
     earlier = run(0, speeds=speeds)
-    same = compare_runs(earlier, run(1, speeds=speeds, slow=1.4), TEN_PERCENT)
+    same = compare_runs([earlier], run(1, speeds=speeds, slow=1.4), TEN_PERCENT)
     assert {one.anchor for one in same} == {PROBE}
     assert {one.outcome for one in same} == {Outcome.FINE}
     slower = outcomes(earlier, run(2, speeds=speeds, slow=1.4, planted=1.15))
@@ -67,7 +69,7 @@ def test_without_pytorch_the_fixed_product_is_the_anchor():
 
 
 def test_pytorch_itself_is_compared_with_the_fixed_product():
-    changes = {one.name: one for one in compare_runs(run(0), run(1), TEN_PERCENT)}
+    changes = {one.name: one for one in compare_runs([run(0)], run(1), TEN_PERCENT)}
     assert changes["minilm-sst2 on torch"].anchor == PROBE
     assert changes["minilm-sst2 on openvino"].anchor == "minilm-sst2 on torch"
 
@@ -89,25 +91,25 @@ def test_few_rounds_allow_no_verdict_and_say_so():
     earlier = run(0)
     rows = tuple(
         dataclasses.replace(
-            row, measurement=dataclasses.replace(row.measurement, round_ms=(1.0,) * 5)
+            row, measurement=dataclasses.replace(row.measurement, round_min_ms=(1.0,) * 5)
         )
         for row in earlier.rows
     )
-    (*_, change) = compare_runs(earlier, dataclasses.replace(run(1), rows=rows), Limits(0.1))
+    (*_, change) = compare_runs([earlier], dataclasses.replace(run(1), rows=rows), Limits(0.1))
     assert change.outcome is Outcome.UNSURE
     assert change.reason == "fewer than 8 rounds: its time is not compared"
 
 
 def test_several_baselines_are_surer_than_one_that_was_unlucky():
-    unlucky = run(0, planted=1.09)
-    later = run(100, planted=1.15)
+    unlucky = run(0, planted=1.09, processes=4)
+    later = run(100, planted=1.15, processes=4)
     assert outcomes(unlucky, later)["minilm-sst2 on onnxruntime"] is not Outcome.FAILED
-    merged = merged_runs([unlucky, run(1, slow=1.3), run(2, slow=0.8)])
-    assert outcomes(merged, later)["minilm-sst2 on onnxruntime"] is Outcome.FAILED
-    assert Outcome.FAILED not in outcomes(merged, run(101)).values()
-    found = merged.rows[0].measurement
-    assert found.rounds == len(found.round_ms) == len(next(iter(merged.probes.values()))) == 120
-    assert merged_runs([unlucky]) is unlucky
+    several = [unlucky, run(1, slow=1.3, processes=4), run(2, slow=0.8, processes=4)]
+    assert same_runs(several) is several
+    assert outcomes(several, later)["minilm-sst2 on onnxruntime"] is Outcome.FAILED
+    assert Outcome.FAILED not in outcomes(several, run(101, processes=4)).values()
+    changes = compare_runs(several, later, TEN_PERCENT)
+    assert {one.processes for one in changes} == {(12, 4)}
 
 
 def test_baselines_of_other_rows_or_machines_are_refused():
@@ -115,13 +117,15 @@ def test_baselines_of_other_rows_or_machines_are_refused():
     elsewhere = dataclasses.replace(run(0), machine=dataclasses.replace(MACHINE, usable_cpus=4))
     for other in (run(1, speeds=fewer), elsewhere):
         with pytest.raises(DataError, match="the baselines are not runs of one plan") as caught:
-            merged_runs([run(0), other])
+            same_runs([run(0), other])
         assert caught.value.hint == "Measure them again with the same command."
 
 
 def test_a_drop_of_accuracy_is_found_in_pairs():
     same = run(0, right={}, with_accuracy=True)
-    less = compare_runs(same, run(1, right={"minilm-sst2": 0.89}, with_accuracy=True), TEN_PERCENT)
+    less = compare_runs(
+        [same], run(1, right={"minilm-sst2": 0.89}, with_accuracy=True), TEN_PERCENT
+    )
     found = {one.name: one for one in less}
     assert found["minilm-sst2 on onnxruntime"].outcome is Outcome.FAILED
     assert found["minilm-sst2 on onnxruntime"].drop.value == pytest.approx(0.0217, abs=1e-3)
@@ -136,7 +140,7 @@ def test_a_row_that_does_not_run_any_more_fails_and_says_why():
         later.rows[2], status=Status.NOT_RUN, measurement=None, reason="crashed"
     )
     later = dataclasses.replace(later, rows=(*later.rows[:2], broken, *later.rows[3:]))
-    changes = {one.name: one for one in compare_runs(run(0), later, Limits())}
+    changes = {one.name: one for one in compare_runs([run(0)], later, Limits())}
     lost = changes["minilm-sst2 on onnxruntime"]
     assert lost.outcome is Outcome.FAILED
     assert lost.reason == "measured then, not run now: crashed"
@@ -149,7 +153,7 @@ def test_other_data_are_not_compared():
         for row in later.rows
     ]
     changes = compare_runs(
-        run(0, with_accuracy=True), dataclasses.replace(later, rows=tuple(rows)), TEN_PERCENT
+        [run(0, with_accuracy=True)], dataclasses.replace(later, rows=tuple(rows)), TEN_PERCENT
     )
     assert changes[0].drop is None
     assert "evaluations cannot be compared: data 'dev.tsv dddd" in changes[0].reason
@@ -160,17 +164,17 @@ def test_another_machine_is_refused():
     with pytest.raises(
         DataError, match="baseline was measured on 2 CPUs of 'Made-up CPU', this on 8"
     ):
-        compare_runs(run(0), other, Limits())
+        compare_runs([run(0)], other, Limits())
 
 
 def test_nothing_in_common_is_refused():
     with pytest.raises(DataError, match="no row of the baseline was measured again"):
-        compare_runs(run(0), made_up(shapes=({"batch": 2, "sequence": 8},)), Limits())
+        compare_runs([run(0)], made_up(shapes=({"batch": 2, "sequence": 8},)), Limits())
 
 
 def test_other_versions_are_said():
     machine = dataclasses.replace(MACHINE, versions={"onnxruntime": "1.32.0", "openvino": "1"})
-    assert versions_that_differ(run(0), dataclasses.replace(run(1), machine=machine)) == [
+    assert versions_that_differ([run(0)], dataclasses.replace(run(1), machine=machine)) == [
         "onnxruntime 1.31.1 then, 1.32.0 now",
         "openvino absent then, 1 now",
         "tfx-toolkit 0.1.0 then, absent now",
@@ -197,7 +201,7 @@ def test_other_limits_are_refused(text):
 
 def test_the_table_says_what_failed_and_by_what():
     out = io.StringIO()
-    changes = compare_runs(run(0), run(1, planted=1.15), TEN_PERCENT)
+    changes = compare_runs([run(0)], run(1, planted=1.15), TEN_PERCENT)
     show_changes(Console(file=out, width=120), changes, TEN_PERCENT)
     (line,) = [one for one in out.getvalue().splitlines() if one.endswith("failed")]
     assert line.startswith("minilm-sst2 on onnxruntime ")
@@ -210,7 +214,7 @@ def test_the_table_says_what_failed_and_by_what():
 def test_the_command_fails_for_what_became_worse_and_for_nothing_else(tmp_path):
     bundle = write_bundle(tmp_path / "tiny")
     asked = ("bench", bundle.path, "--backend", "onnxruntime", "--rounds", 8, "--seconds", 0.1)
-    asked += ("--batch", 2, "--length", 8, "--threads", 1)
+    asked += ("--batch", 2, "--length", 8, "--threads", 1, "--processes", 1)
 
     def tfx(*arguments):
         return CliRunner().invoke(main, list(map(str, (*asked, *arguments))))
@@ -225,7 +229,8 @@ def test_the_command_fails_for_what_became_worse_and_for_nothing_else(tmp_path):
     fine = tfx(*gate)
     assert fine.exit_code == 0, fine.output
     assert json.loads(fine.stdout)["baseline"][0]["outcome"] == "fine"
-    row["measurement"]["round_ms"] = [ms / 1000 for ms in row["measurement"]["round_ms"]]
+    for times in ("round_ms", "round_min_ms"):
+        row["measurement"][times] = [ms / 1000 for ms in row["measurement"][times]]
     row["measurement"]["latency"]["median_ms"] /= 1000
     old.write_text(json.dumps(document))
     worse = tfx(*gate)
@@ -235,6 +240,45 @@ def test_the_command_fails_for_what_became_worse_and_for_nothing_else(tmp_path):
         "sequence 8\nhint: Measure again"
     ) in worse.stderr
     assert tfx(*again).exit_code == 0
+
+
+def test_runs_of_older_versions_are_compared_by_medians():
+    def old(report):
+        rows = tuple(
+            dataclasses.replace(
+                row,
+                measurement=dataclasses.replace(
+                    row.measurement, round_min_ms=(), process_rounds=()
+                ),
+            )
+            for row in report.rows
+        )
+        return dataclasses.replace(report, rows=rows)
+
+    later = run(1, planted=1.15)
+    assert outcomes(old(run(0)), later)["minilm-sst2 on onnxruntime"] is Outcome.FAILED
+    changes = compare_runs([old(run(0))], later, TEN_PERCENT)
+    assert {one.processes for one in changes} == {(1, 1)}
+
+
+def test_only_rows_that_more_processes_may_tell_of_are_measured_again():
+    earlier = [run(0, processes=4)]
+    later = run(1, planted=1.1, processes=4)
+    assert unsure_rows(earlier, later, TEN_PERCENT, 8) == ["minilm-sst2 on onnxruntime"]
+    assert unsure_rows(earlier, later, TEN_PERCENT, 4) == []
+    assert unsure_rows(earlier, later, Limits(accuracy=0.1), 8) == []
+    assert unsure_rows(earlier, run(1, planted=1.3, processes=4), TEN_PERCENT, 8) == []
+    elsewhere = made_up(shapes=({"batch": 2, "sequence": 8},))
+    assert unsure_rows(earlier, elsewhere, TEN_PERCENT, 8) == []
+
+
+def test_one_process_is_said_to_tell_too_little():
+    for processes, said in ((1, True), (4, False)):
+        out = io.StringIO()
+        changes = compare_runs([run(0, processes=4)], run(1, processes=processes), TEN_PERCENT)
+        show_changes(Console(file=out, width=150), changes, TEN_PERCENT)
+        assert ("note: a row was one process: another" in out.getvalue()) is said
+        assert f" 4 | {processes} " in out.getvalue()
 
 
 def test_a_limit_needs_a_baseline(tmp_path):

@@ -64,7 +64,7 @@ def test_a_planted_failure_leaves_the_other_rows_whole(tmp_path, sent, reason):
 def test_nothing_is_timed_on_wrong_outputs(tmp_path, monkeypatch):
     bundle = write_bundle(tmp_path / "tiny")
     wrong = {"last_hidden_state": np.zeros((2, 8, 8), np.float32) + 5}
-    monkeypatch.setattr("tfx.bench.measuring.runner._reference_of", lambda *_: wrong)
+    monkeypatch.setattr("tfx.bench.measuring.rounds._reference_of", lambda *_: wrong)
     monkeypatch.setattr(ProcessWorker, "warm_up", lambda *_: pytest.fail("timed"))
     report = measure(
         [bundle],
