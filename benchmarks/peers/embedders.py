@@ -1,8 +1,8 @@
 """What users would take instead of tfx, each in a process of its own; tfx itself is one of them.
 
-This file is run by its path, by the Python of whatever environment has the library. So it imports
-nothing but the standard library and NumPy until it is told which one to load, and nothing of tfx
-but for its own rows.
+This file is run through ``serving.py``, by the Python of whatever environment has the library. So
+it imports nothing but the standard library and NumPy until it is told which one to load, and
+nothing of tfx but for its own rows.
 
 The parent writes one JSON object a line and reads one back, ``{"ok": ...}`` or
 ``{"error": ..., "hint": ""}``::
@@ -15,14 +15,10 @@ The parent writes one JSON object a line and reads one back, ``{"ok": ...}`` or
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
-import importlib.metadata
 import json
-import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .serving import Peer, said_versions, set_environment
 
 # Texts and batch size -> their embeddings, ``float32[texts, dim]``. Of tfx not the size of a batch
 # but how many run at once.
@@ -332,15 +330,6 @@ def restored(rows: np.ndarray, order: Sequence[int]) -> np.ndarray:
     return found
 
 
-def said_versions(*distributions: str) -> str:
-    """Names and versions of distributions that are installed."""
-    said = []
-    for name in distributions:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            said.append(f"{name} {importlib.metadata.version(name)}")
-    return ", ".join(said)
-
-
 def cpu_flags() -> frozenset[str]:
     """Features of the CPU in Linux's names; empty where the system does not say."""
     try:
@@ -351,20 +340,7 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(next(found, "").split())
 
 
-@dataclass(frozen=True)
-class Peer:
-    """A row of the comparison.
-
-    Attributes:
-        environment: Which environment has the library; "" is this one.
-        load: Makes it ready.
-    """
-
-    environment: str
-    load: Callable[[Job], Ready]
-
-
-PEERS: Mapping[str, Peer] = {
+PEERS: Mapping[str, Peer[Job, Ready]] = {
     "sentence-transformers": Peer("", load_st_torch),
     "sentence-transformers bf16": Peer("", lambda job: load_st_torch(job, half=True)),
     "sentence-transformers onnx": Peer("optimum", load_st_onnx),
@@ -391,12 +367,7 @@ class Server:
         match question["do"]:
             case "load":
                 job = Job(**question["job"])
-                # Read when a library is imported: everybody has the same threads, and no hub.
-                os.environ.update(
-                    OMP_NUM_THREADS=str(job.threads),
-                    RAYON_NUM_THREADS=str(job.threads),
-                    HF_HUB_OFFLINE="1",
-                )
+                set_environment(job.threads)
                 load = load_tfx if question["peer"] == "tfx" else PEERS[question["peer"]].load
                 ready = self._ready = load(job)
                 return {
@@ -417,23 +388,3 @@ class Server:
                 return len(self._kept)
             case other:
                 raise ValueError(f"no such question: {other}")
-
-
-def main() -> None:
-    """Answer questions from stdin until it ends."""
-    # Answers have a descriptor of their own: what libraries print must not mix with them.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    server = Server()
-    for line in sys.stdin:
-        try:
-            answer = {"ok": server.answer(json.loads(line))}
-        # What a library raises must reach the table, whatever it is.
-        except Exception as error:  # noqa: BLE001
-            answer = {"error": f"{type(error).__name__}: {error}", "hint": ""}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
 """What writes text token by token, each in a process of its own; tfx itself is one of them.
 
-This file is run by its path, by the Python of whatever environment has the library. So it imports
-nothing but the standard library and NumPy until it is told which one to load, and nothing of tfx
-but for its own rows.
+This file is run through ``serving.py``, by the Python of whatever environment has the library. So
+it imports nothing but the standard library and NumPy until it is told which one to load, and
+nothing of tfx but for its own rows.
 
 The parent writes one JSON object a line and reads one back, ``{"ok": ...}`` or
 ``{"error": ..., "hint": ""}``::
@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -30,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .serving import Peer, said_versions, set_environment
 
 # Prompts ``int64[batch, sequence]`` and how many tokens to write -> the text.
 Write = Callable[[np.ndarray, int], "Text"]
@@ -397,29 +397,7 @@ def _genai(folder: Path, job: Job, note: str) -> Ready:
     return Ready(said_versions("onnxruntime-genai", "onnxruntime"), "float32", write, note)
 
 
-def said_versions(*distributions: str) -> str:
-    """Names and versions of distributions that are installed."""
-    said = []
-    for name in distributions:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            said.append(f"{name} {importlib.metadata.version(name)}")
-    return ", ".join(said)
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A row of the comparison.
-
-    Attributes:
-        environment: Which environment has the library; "" is this one.
-        load: Makes it ready.
-    """
-
-    environment: str
-    load: Callable[[Job], Ready]
-
-
-PEERS: Mapping[str, Peer] = {
+PEERS: Mapping[str, Peer[Job, Ready]] = {
     "transformers": Peer("", load_transformers),
     "onnxruntime-genai": Peer("genai", load_genai),
     "onnxruntime-genai, our graph": Peer("genai", load_genai_graph),
@@ -441,8 +419,7 @@ class Server:
         match question["do"]:
             case "load":
                 job = Job(**question["job"])
-                # Read when a library is imported: everybody has the same threads, and no hub.
-                os.environ.update(OMP_NUM_THREADS=str(job.threads), HF_HUB_OFFLINE="1")
+                set_environment(job.threads)
                 load = load_tfx if question["peer"] == "tfx" else PEERS[question["peer"]].load
                 ready = self._ready = load(job)
                 forget_peak()  # of loading, which is no part of writing
@@ -474,23 +451,3 @@ def forget_peak(path: Path = Path("/proc/self/clear_refs")) -> None:
     """Let Linux count the peak of this process from here."""
     with contextlib.suppress(OSError):
         path.write_text("5")
-
-
-def main() -> None:
-    """Answer questions from stdin until it ends."""
-    # Answers have a descriptor of their own: what libraries print must not mix with them.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    server = Server()
-    for line in sys.stdin:
-        try:
-            answer = {"ok": server.answer(json.loads(line))}
-        # What a library raises must reach the table, whatever it is.
-        except Exception as error:  # noqa: BLE001
-            answer = {"error": f"{type(error).__name__}: {error}", "hint": ""}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-
-if __name__ == "__main__":
-    main()

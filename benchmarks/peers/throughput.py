@@ -28,7 +28,7 @@ from tfx.runtime.stats import LEAST_ROUNDS, Comparison, compare_speed
 
 from ..measuring.flops import flops_of
 from ..peaks import Peaks
-from . import embedders
+from . import embedders, serving
 
 # Texts of a round: several of what ``Session.map`` sorts together.
 CHUNK = 1000
@@ -160,11 +160,11 @@ class Limits:
 
 
 class PeerProcess(Child):
-    """The parent's side of a process that runs ``embedders.py`` in an environment of its own."""
+    """The parent's side of a process that serves a script in an environment of its own."""
 
     def __init__(self, python: str, script: Path, limit_s: float) -> None:
         super().__init__("", limit_s)
-        self.command = (python, "-P", str(script))
+        self.command = (python, "-P", str(serving.SCRIPT), str(script))
 
     def start(self) -> None:
         """Start the process.

@@ -1,13 +1,10 @@
 import dataclasses
-import json
-import subprocess
-import sys
 import types
 
 import numpy as np
 import pytest
 
-from tfx.bench.peers import embedders
+from tfx.bench.peers import embedders, serving
 from tfx.bench.peers.embedders import (
     Job,
     Ready,
@@ -18,7 +15,6 @@ from tfx.bench.peers.embedders import (
     of_encoder,
     of_model,
     restored,
-    said_versions,
 )
 
 JOB = Job("checkpoint", "model.onnx", "folder", 1, 6, 2)
@@ -73,10 +69,6 @@ def test_a_model_of_sentence_transformers_is_asked_for_unit_vectors():
     assert found.tolist() == [[7, 7], [7, 7]]
 
 
-def test_versions_are_of_what_is_installed():
-    assert said_versions("numpy", "no-such-thing") == f"numpy {np.__version__}"
-
-
 def test_flags_are_the_systems(monkeypatch):
     monkeypatch.setattr(embedders.Path, "read_text", lambda self: "model : x\nflags : avx2 fma\n")
     assert cpu_flags() == {"avx2", "fma"}
@@ -99,9 +91,9 @@ def test_a_server_keeps_what_is_embedded_and_not_what_is_tried(tmp_path, monkeyp
     def embed(texts, batch):
         return np.array([[len(text), batch] for text in texts])
 
-    loaded = embedders.Peer("", lambda job: Ready("library 1", "float32", embed, job.checkpoint))
+    loaded = serving.Peer("", lambda job: Ready("library 1", "float32", embed, job.checkpoint))
     monkeypatch.setattr(embedders, "PEERS", {"one": loaded})
-    monkeypatch.setattr(embedders.os, "environ", {})
+    monkeypatch.setattr(serving.os, "environ", {})
     server = Server()
     job = dataclasses.asdict(JOB)
     assert server.answer({"do": "load", "peer": "one", "job": job}) == {
@@ -119,32 +111,3 @@ def test_a_server_keeps_what_is_embedded_and_not_what_is_tried(tmp_path, monkeyp
 def test_what_goes_wrong_is_told():
     with pytest.raises(ValueError, match="no such question: dance"):
         Server().answer({"do": "dance"})
-
-
-def test_the_script_runs_by_its_path_without_tfx():
-    """In an environment that has neither tfx nor this folder on its path."""
-    question = {"do": "load", "peer": "fastembed", "job": {}}
-    code = (
-        "import runpy, sys; sys.modules['tfx'] = None\n"
-        f"runpy.run_path({embedders.__file__!r}, run_name='__main__')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code],
-        input=json.dumps(question),
-        capture_output=True,
-        text=True,
-    )
-    assert json.loads(done.stdout)["error"].startswith("TypeError: Job.__init__() missing")
-
-
-def test_a_question_that_fails_ends_nothing():
-    question = {"do": "try", "texts": [], "batch": 1}
-    done = subprocess.run(
-        [sys.executable, "-P", embedders.__file__],
-        input=f"{json.dumps(question)}\n" * 2,
-        capture_output=True,
-        text=True,
-    )
-    assert [json.loads(line) for line in done.stdout.splitlines()] == [
-        {"error": "AssertionError: ", "hint": ""}
-    ] * 2
