@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tfx.codec import encode
-from tfx.console import FILE, FOLDER, chosen_bundle, console, emit_json, json_option, progress
+from tfx.console import DATA, FILE, FOLDER, chosen_bundle, console, emit_json, json_option, progress
 from tfx.errors import BackendError, ParityError
 from tfx.runtime.backend import BACKENDS, PRECISIONS
 
@@ -86,7 +86,7 @@ PRECISION = click.Choice(list(PRECISIONS))
     help="fixed (--length), zipf up to it, or a file of texts.",
 )
 @click.option("--with-preprocessing", is_flag=True, help="Send texts: tokenization counts.")
-@click.option("--eval", "data", type=FILE, help="Samples that accuracy is measured on.")
+@click.option("--eval", "data", type=DATA, help="Samples that accuracy is measured on.")
 @click.option("--metric", default="auto", help="Of --eval; default: the task's own.")
 @click.option("--samples", type=int, help="At most so many of --eval, drawn; default: all.")
 @click.option("--profile", is_flag=True, help="Also say what each row's time goes to.")
@@ -166,7 +166,7 @@ def bench(
     from .measuring.report import BenchReport, Status
     from .measuring.resume import continued
     from .measuring.runner import measure
-    from .pages.output import read_report, write_csv, write_html, write_json
+    from .pages.output import read_report, sole_writer, write_csv, write_html, write_json
     from .pages.stored import save_result
     from .pages.table import show_report
     from .results import read_results, reports_of, show_history
@@ -216,11 +216,13 @@ def bench(
         for backend in dict.fromkeys(backends or usual_backends(chosen, writes=writes))
         for precision in dict.fromkeys(precisions or ("",))
     ]
+    target = output or resume
+    written = [path for path in (target, csv_file, html_file) if path is not None]
+    click.get_current_context().with_resource(sole_writer(written))
     machine = this_machine()
     if before is not None:
         check_machine(before, machine)
     earlier = None if resume is None else continued(resume, plan, machine)
-    target = output or resume
     kept: list[BenchReport] = []
 
     def keep(found: BenchReport) -> None:
@@ -262,9 +264,8 @@ def bench(
                 click.echo(f"note: {line}")
     if interrupted:
         where = f"--resume {target}" if target else "--output FILE, then --resume FILE"
-        raise BackendError(
-            f"interrupted, without: {'; '.join(report.unfinished)}", hint=f"Go on with {where}."
-        )
+        left = "; ".join(report.unfinished) or "where the time of every row goes"
+        raise BackendError(f"interrupted, without: {left}", hint=f"Go on with {where}.")
     if all(row.status is Status.NOT_RUN for row in report.rows):
         raise BackendError("nothing could be measured", hint="See what is missing with: tfx doctor")
     if wrong := sorted({row.name for row in report.rows if row.status is Status.WRONG}):

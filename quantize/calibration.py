@@ -149,7 +149,7 @@ def calibration_images(bundle: Bundle, images: np.ndarray, *, name: str) -> Cali
 
     Args:
         bundle: Says how images become its input.
-        images: ``uint8[samples, height, width, 3]``.
+        images: As ``image_feed`` takes them.
         name: Of where they come from, for the manifest.
 
     Raises:
@@ -159,8 +159,12 @@ def calibration_images(bundle: Bundle, images: np.ndarray, *, name: str) -> Cali
     rows = rows_at_once(bundle)
     parts = [images[start : start + rows] for start in range(0, len(images), rows)]
     bundle.manifest.signature.bind(image_feed(bundle, parts[0]))
-    digest = hashlib.sha256(str(images.shape).encode() + images.tobytes())
-    warnings = _warnings(len(images), distinct=_distinct_rows([{"images": images}]))
+    digest = hashlib.sha256(str(images.shape).encode())
+    for image in images:
+        # Bytes alone do not tell images of several sizes apart.
+        digest.update((str(image.shape).encode() if images.ndim == 1 else b"") + image.tobytes())
+    distinct = {(image.shape, hashlib.sha256(image.tobytes()).digest()) for image in images}
+    warnings = _warnings(len(images), distinct=len(distinct))
     facts = CalibrationFacts(name, digest.hexdigest(), len(images), 0, warnings)
     # Made when they are needed: prepared images are many times as large.
     return CalibrationData(

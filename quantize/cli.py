@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tfx.bundle import Bundle
-from tfx.console import FILE, FOLDER, chosen_bundle, console, emit_json, json_option, progress
+from tfx.console import DATA, FOLDER, chosen_bundle, console, emit_json, json_option, progress
 from tfx.quantization import (
     PERCENTILE,
     PRECISIONS,
@@ -38,9 +38,9 @@ from tfx.quantization import (
     "--calibrate",
     "calibration",
     metavar="FILE",
-    help="Real inputs: TSV, CSV, JSONL, text or npz; or the word random, for latency work.",
+    help="Real inputs: TSV, CSV, JSONL, text, npz, images; or the word random, for latency work.",
 )
-@click.option("--eval", "evaluation", type=FILE, help="Data to measure accuracy on.")
+@click.option("--eval", "evaluation", type=DATA, help="Data to measure accuracy on.")
 @click.option("--max-drop", type=float, help="Largest loss of the metric to allow, e.g. 0.01.")
 @click.option("--metric", default="auto", show_default=True, help="Of the accuracy.")
 @click.option("--samples", default=512, show_default=True, help="Most calibration samples.")

@@ -161,10 +161,9 @@ def _calibration(
     path = Path(source)
     if is_bundle(path):
         return None, _prepared_from(parent, open_bundle(path)), None
-    if not path.is_file():
-        what = "this folder holds no bundle" if path.is_dir() else "no such calibration file"
+    if not path.exists():
         raise DataError(
-            f"{what}: {source}",
+            f"no such calibration file: {source}",
             hint="Name a file of real inputs, a bundle quantized before, or the word random.",
         )
     dataset = read_dataset(path)

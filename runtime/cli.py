@@ -15,6 +15,7 @@ import click
 from tfx.bundle import Bundle
 from tfx.codec import encode
 from tfx.console import (
+    DATA,
     FILE,
     FOLDER,
     Progress,
@@ -261,7 +262,7 @@ def tune(
 
 @click.command
 @click.argument("bundle", required=False, type=FOLDER)
-@click.option("--eval", "data", type=FILE, required=True, help="Samples, with labels or without.")
+@click.option("--eval", "data", type=DATA, required=True, help="Samples, with labels or without.")
 @click.option("--metric", default="auto", show_default=True, help="What to measure.")
 @click.option("--reference", type=FOLDER, help="A bundle to compare with, e.g. the parent.")
 @click.option("--samples", type=click.IntRange(1), help="Most samples, drawn by --seed.")
@@ -291,9 +292,10 @@ def evaluate(
     """Measure a bundle's accuracy on labelled data, or beside another.
 
     Reads TSV or CSV with a header (sentence, or sentence1 and sentence2; label or score), JSONL
-    with such fields, text, CoNLL (.conll), SQuAD 1.1 (.json), or npz with arrays named as the
-    model's inputs, and labels. With --reference the difference is measured on the same samples;
-    without labels, how far the outputs agree. Without BUNDLE: the newest of the current folder.
+    with such fields, text, CoNLL (.conll), SQuAD 1.1 (.json), npz with arrays named as the
+    model's inputs, and labels, or a folder of images: one for each class. With --reference the
+    difference is measured on the same samples; without labels, how far the outputs agree. Without
+    BUNDLE: the newest of the current folder.
     """
     import numpy as np
 

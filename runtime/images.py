@@ -18,7 +18,8 @@ def image_feed(bundle: Bundle, images: np.ndarray) -> Feed:
 
     Args:
         bundle: Says how they become its input.
-        images: ``uint8[batch, height, width, 3]``.
+        images: ``uint8[batch, height, width, 3]``; where they differ in size an object array
+            ``[batch]`` of ``uint8[height, width, 3]``.
 
     Raises:
         DataError: If the bundle does not say it, or the images do not fit.
@@ -27,7 +28,16 @@ def image_feed(bundle: Bundle, images: np.ndarray) -> Feed:
         raise DataError(problem, hint="Give an npz of arrays named as the model's inputs.")
     said = bundle.manifest.processing.images
     assert said is not None  # image_problem looked
-    return {said.input: prepared_images(images, said)}
+    if images.dtype != object:
+        return {said.input: prepared_images(images, said)}
+    prepared = [prepared_images(one[None], said) for one in images]
+    if len(sizes := {one.shape[2:] for one in prepared}) > 1:
+        shown = " and ".join(f"{height} x {width}" for height, width in sorted(sizes)[:2])
+        raise DataError(
+            f"images of several sizes stay so for {bundle.name}: got {shown}",
+            hint="Give images of one size.",
+        )
+    return {said.input: np.concatenate(prepared)}
 
 
 def image_problem(bundle: Bundle) -> str:

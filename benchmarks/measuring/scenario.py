@@ -39,6 +39,9 @@ LEAST_ARRIVALS, MOST_ARRIVALS = 20, 1000
 # With fewer there is no time between two tokens.
 LEAST_NEW = 2
 SERVER_S = 2.0
+# A block ends after so many times the time its queries take to arrive, though some are unanswered:
+# whoever is that late never catches up.
+PATIENCE = 2.0
 
 
 class Scenario(StrEnum):
@@ -186,7 +189,7 @@ class Served:
     """One block of the server scenario.
 
     Attributes:
-        samples_ns: Of each query, from its arrival to its answer.
+        samples_ns: Of each query that was answered, from its arrival to its answer.
         elapsed_ns: From the beginning to the last answer.
     """
 
@@ -203,6 +206,9 @@ def serve(
 ) -> Served:
     """Answer queries that arrive at given moments, first come first served.
 
+    Ends at ``PATIENCE`` times the last moment at the latest, or times ``SERVER_S`` where that is
+    later; after at least one answer.
+
     Args:
         calls: Each answers one query; taken in turn.
         arrivals_s: When each arrives, in seconds from now.
@@ -210,9 +216,12 @@ def serve(
         sleep: Waits, in seconds.
     """
     started = clock()
-    samples = []
+    end = started + int(max(arrivals_s[-1], SERVER_S) * PATIENCE * 1e9)
+    samples: list[int] = []
     for index, moment in enumerate(arrivals_s):
         due = started + int(moment * 1e9)
+        if samples and clock() > end:
+            break
         while (early := due - clock()) > 0:
             sleep(early / 1e9)
         calls[index % len(calls)]()

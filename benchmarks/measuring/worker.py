@@ -33,7 +33,7 @@ from tfx.runtime.clock import WarmUp, time_calls, warm_up
 from tfx.runtime.session import Session, open_session
 
 from .generation import LOGITS, SHORT, TOKENS, Writer, Written, open_writer
-from .scenario import Load, Scenario, Served, poisson_arrivals, queries_of
+from .scenario import PATIENCE, SERVER_S, Load, Scenario, Served, poisson_arrivals, queries_of
 from .scenario import serve as serve_queries
 from .workload import NEW, Plan, Shape, Way
 
@@ -178,7 +178,9 @@ class ProcessWorker:
 
     def serve(self, arrivals: int, qps: float, seed: int) -> Served:
         """Answer queries that arrive at random; they come as slowly as they come."""
-        found = self.child.ask(arrivals / qps, do="serve", arrivals=arrivals, qps=qps, seed=seed)
+        # Twice: random moments may be far later than they are on average.
+        most_s = 2 * PATIENCE * max(arrivals / qps, SERVER_S)
+        found = self.child.ask(most_s, do="serve", arrivals=arrivals, qps=qps, seed=seed)
         return Served(found["samples_ns"], found["elapsed_ns"])
 
     def peak_memory_mb(self) -> float | None:

@@ -6,8 +6,10 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tfx.errors import DataError
@@ -15,9 +17,11 @@ from tfx.errors import DataError
 from ..measuring.report import BenchReport, Row, report_from
 from .html import page_of
 
+log = logging.getLogger(__name__)
+
 # Columns of the CSV file, in its order; empty where a row has no such number.
 COLUMNS = (
-    "bundle", "backend", "precision", "sizes", "status", "reason",
+    "bundle", "backend", "precision", "sizes", "preprocessing", "status", "reason",
     "median_ms", "p95_ms", "p99_ms", "min_ms", "max_ms", "samples", "rounds", "throughput_per_s",
     "first_ms", "first_p95_ms", "row_tokens_per_s", "same_tokens",
     "load_s", "first_call_ms", "peak_memory_mb", "model_bytes",
@@ -50,6 +54,48 @@ def write_text(path: Path, text: str) -> None:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+@contextlib.contextmanager
+def sole_writer(paths: Iterable[Path]) -> Iterator[None]:
+    """Keep other benchmarks from writing the same files meanwhile: the last would win.
+
+    A hidden file beside each is locked, and removed in the end. The lock goes with the process,
+    also where it is killed.
+
+    Raises:
+        DataError: If another one writes one of them.
+    """
+    with contextlib.ExitStack() as held:
+        for path in {path.absolute() for path in paths}:
+            held.enter_context(_locked(path))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        import fcntl
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = lock.open("w")
+    except (ImportError, OSError) as error:  # another system; or writing fails, and says so then
+        log.info("does not look for others that write %s: %s", path, error)
+        yield
+        return
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(
+                f"another tfx bench writes {path}",
+                hint="Name another file, or wait until it is done.",
+            ) from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 def write_json(path: Path, report: BenchReport) -> None:
     """Write a report as ``tfx bench --json`` prints it.
 
@@ -71,7 +117,8 @@ def write_csv(path: Path, report: BenchReport) -> None:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_cells(row) for row in report.rows)
+    preprocessing = "included" if report.plan.load.preprocessing else "not included"
+    writer.writerows(_cells(row) | {"preprocessing": preprocessing} for row in report.rows)
     write_text(path, stream.getvalue())
 
 

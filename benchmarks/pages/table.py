@@ -216,7 +216,7 @@ def notes_of(report: BenchReport) -> list[str]:
         if row.load and found.throughput_per_s < KEEPS_UP * wanted:
             notes[
                 f"{where} does not keep up: {significant(found.throughput_per_s)} samples per s of "
-                f"{significant(wanted)} that arrive, so its latency grows with time"
+                f"{significant(wanted)} that arrive, so its latency only grows with time"
             ] = None
         for note in found.facts.notes:
             notes[f"{row.name}: {note}"] = None
@@ -236,14 +236,21 @@ def notes_of(report: BenchReport) -> list[str]:
     if any(found.joules_per_call is not None for found in measured):
         one = "token of all rows" if report.plan.load.writes else "call"
         notes[f"J is the energy of all CPU packages per {one}, other processes included"] = None
+    elif measured:
+        notes["no energy: the machine does not tell it (RAPL)"] = None
     if measured:
+        if not report.plan.load.mixed:  # the titles of others say it
+            what = "prompts are token ids" if report.plan.load.writes else "queries are arrays"
+            notes[f"{what}, made before: preprocessing is not in the times"] = None
         notes |= dict.fromkeys((WRITING_UNITS if report.plan.load.writes else UNITS[0], UNITS[1]))
         counts = [found.latency.samples for found in measured]
         rounds = [found.rounds for found in measured]
         threads = sorted({found.facts.threads for found in measured})
+        processes = [len(found.processes) for found in measured]
+        fresh = f" of {_span(processes)} processes" if max(processes) > 1 else ""
         what = "tokens" if report.plan.load.writes else "calls"
         notes[
-            f"{_span(counts)} {what} a row in {_span(rounds)} interleaved rounds, "
+            f"{_span(counts)} {what} a row in {_span(rounds)} interleaved rounds{fresh}, "
             f"threads {', '.join(map(str, threads))}, seed {report.plan.seed}"
         ] = None
     return list(notes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -19,6 +18,7 @@ from tfx.errors import DataError
 
 from ..records import bad_line, numbered_lines, read_arrays, read_json_lines, read_texts
 from ..text.tokenizer import Text, text_problem
+from .tables import CSV, TSV, read_table
 
 # A class or a score, or the accepted answers of a question, or the tags of a text's words.
 Label = int | float | str | tuple[str, ...]
@@ -61,7 +61,8 @@ class Dataset:
         name: Of the file, without its folder.
         kind: What a sample is.
         inputs: Texts, pairs of texts, or arrays by name, whose first axis is the samples;
-            images are one array ``images``, ``uint8[samples, height, width, 3]``.
+            images are one array ``images``, ``uint8[samples, height, width, 3]``, or where they
+            differ in size an object array ``[samples]`` of ``uint8[height, width, 3]``.
         labels: One for each sample; None without labels.
         columns: What of the file was used: columns, fields or arrays.
         classes: Name of each class that an integer label stands for, where the file says it.
@@ -187,7 +188,8 @@ class Dataset:
         for row in range(len(self)):
             named = sorted(self.inputs.items())
             parts = (
-                f"{name} {a.dtype} {a.shape[1:]}".encode() + a[row].tobytes() for name, a in named
+                f"{name} {a[row].dtype} {a[row].shape}".encode() + a[row].tobytes()
+                for name, a in named
             )
             yield hashlib.sha256(b"".join(parts)).digest()
 
@@ -211,9 +213,10 @@ def read_dataset(path: Path, *, limit: int | None = None, seed: int = 0) -> Data
     - ``.json``: SQuAD version 1.1.
     - ``.npz``: arrays named as the model's inputs; or ``images``, uint8 of
       ``[samples, height, width, 3]``. ``labels`` and the names of the ``classes`` are optional.
+    - a folder: images, as ``read_image_folder`` says.
 
     Args:
-        path: The file.
+        path: The file or folder.
         limit: Most samples; drawn with ``seed`` where the file has more. None for all.
         seed: Of that draw.
 
@@ -221,6 +224,10 @@ def read_dataset(path: Path, *, limit: int | None = None, seed: int = 0) -> Data
         DataError: If it cannot be read, is damaged or empty, or lacks what is needed; names
             the line where there is one.
     """
+    if path.is_dir():
+        from .image_folders import read_image_folder
+
+        return read_image_folder(path, limit=limit, seed=seed)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(
@@ -237,36 +244,17 @@ def read_dataset(path: Path, *, limit: int | None = None, seed: int = 0) -> Data
 
 
 def _read_tsv(stream: BinaryIO, where: str) -> Dataset:
-    return _read_table(stream, where, csv.excel_tab, quoting=csv.QUOTE_NONE)
+    return _read_table(stream, where, TSV)
 
 
 def _read_csv(stream: BinaryIO, where: str) -> Dataset:
-    return _read_table(stream, where, csv.excel, quoting=csv.QUOTE_MINIMAL)
+    return _read_table(stream, where, CSV)
 
 
-def _read_table(
-    stream: BinaryIO, where: str, dialect: type[csv.Dialect], *, quoting: Any
-) -> Dataset:
-    lines = (line + "\n" for _, line in numbered_lines(stream, where))
-    rows = csv.reader(lines, dialect, quoting=quoting, strict=True)
-    try:
-        header = [name.strip() for name in next(rows, [])]
-        chosen = _columns(header, where, "a header with")
-        found = []
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise bad_line(
-                    where,
-                    rows.line_num,
-                    f"got {len(row)} columns, expected {len(header)} as in the header",
-                    hint="Check that the file is whole, and that its suffix says what parts it.",
-                )
-            found.append((rows.line_num, dict(zip(header, row, strict=True))))
-    except csv.Error as error:
-        raise bad_line(where, rows.line_num, f"damaged: {error}") from error
-    return _from_fields(found, chosen, where)
+def _read_table(stream: BinaryIO, where: str, suffix: str) -> Dataset:
+    header, rows = read_table(stream, where, suffix)
+    chosen = _columns(header, where, "a header with")
+    return _from_fields(list(rows), chosen, where)
 
 
 def _read_jsonl(stream: BinaryIO, where: str) -> Dataset:
@@ -332,11 +320,15 @@ def _from_fields(
             labels.append(value)
     kind = DatasetKind.PAIRS if len(columns) == 2 else DatasetKind.TEXTS
     used = (*columns, label) if label else columns
-    return Dataset(where, kind, tuple(texts), _typed(labels) if label else None, used)
+    return Dataset(where, kind, tuple(texts), typed_labels(labels) if label else None, used)
 
 
-def _typed(labels: Sequence[Any]) -> tuple[Label, ...]:
-    """All integers or all finite numbers where they are such, else names."""
+def typed_labels(labels: Sequence[Any]) -> tuple[Label, ...]:
+    """Labels as they are meant: all integers or all finite numbers where they are such, else names.
+
+    Args:
+        labels: As a file has them.
+    """
     written = [str(label).strip() for label in labels]
     # Not whatever int() and float() take: "1_000", "nan" and digits of other scripts are names.
     if all(INTEGER.fullmatch(label) for label in written):
@@ -452,7 +444,7 @@ def _read_npz(stream: BinaryIO, where: str) -> Dataset:
         where,
         kind,
         arrays,
-        None if labels is None else _typed(labels.tolist()),
+        None if labels is None else typed_labels(labels.tolist()),
         columns,
         () if classes is None else tuple(str(name) for name in classes.tolist()),
     )

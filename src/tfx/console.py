@@ -20,6 +20,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+# Samples: a file, or a folder of images.
+DATA = click.Path(path_type=Path, exists=True)
 
 
 def json_option(function: F) -> F:

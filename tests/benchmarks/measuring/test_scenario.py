@@ -88,6 +88,18 @@ def test_a_query_that_waits_for_another_counts_its_waiting():
     assert round(served.elapsed_ns / 1e6) == 210
 
 
+def test_a_server_that_cannot_keep_up_gives_up():
+    clock = Clock()
+    served = serve(
+        [lambda: clock.sleep(1)], np.linspace(0.1, 2.0, 1000), clock=clock, sleep=clock.sleep
+    )
+    # Twice the two seconds in which they arrive, not a thousand.
+    assert len(served.samples_ns) == 4
+    assert round(served.elapsed_ns / 1e9, 3) == 4.1
+    once = serve([lambda: clock.sleep(9)], np.array([0.1, 0.2]), clock=clock, sleep=clock.sleep)
+    assert len(once.samples_ns) == 1
+
+
 def test_zipf_queries_differ_in_length_and_are_the_same_for_a_seed(session):
     asked = Load(lengths="zipf")
     queries, _ = queries_of(session, asked, SIZES, seed=3)

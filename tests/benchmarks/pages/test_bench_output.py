@@ -3,6 +3,9 @@
 import csv
 import dataclasses
 import json
+import multiprocessing
+import os
+import signal
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +17,7 @@ from tfx.bench.measuring.workload import Plan
 from tfx.bench.pages.output import (
     COLUMNS,
     read_report,
+    sole_writer,
     write_csv,
     write_html,
     write_json,
@@ -44,6 +48,7 @@ def test_csv_has_a_line_a_row(tmp_path):
     assert len(rows) == len(report.rows)
     assert tuple(rows[0]) == COLUMNS
     assert rows[0]["sizes"] == "batch 1, sequence 128"
+    assert {row["preprocessing"] for row in rows} == {"not included"}
     assert float(rows[1]["speedup"]) == report.rows[1].comparison.speedup
     assert float(rows[1]["change"]) == report.rows[1].accuracy.change.value
     assert float(rows[0]["scaled_error"]) == 2e-6
@@ -149,3 +154,48 @@ def test_an_interruption_keeps_what_was_measured_and_says_how_to_go_on(tmp_path,
     kept = json.loads((tmp_path / "r.json").read_text())
     assert kept["unfinished"] == ["batch 2, sequence 8"]
     assert kept["rows"][0]["status"] == "measured"
+
+
+def hold(path, ready):
+    with sole_writer([path]):
+        ready.set()
+        signal.pause()
+
+
+@pytest.mark.parametrize("option", ["--output", "--csv", "--html"])
+def test_two_at_once_do_not_write_one_file(tmp_path, option):
+    bundle = write_bundle(tmp_path / "tiny")
+    target = tmp_path / "new" / "r"
+    with sole_writer([target]):
+        found = tfx("bench", bundle.path, *QUICK, "--backend", "onnxruntime", option, target)
+    assert found.exit_code == 1
+    assert f"error: another tfx bench writes {target}\nhint: Name another file" in found.stderr
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_killed_process_holds_nothing(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Event()
+    process = spawn.Process(target=hold, args=(tmp_path / "r.json", ready))
+    process.start()
+    assert ready.wait(60)
+    with (
+        pytest.raises(DataError, match="another tfx bench writes"),
+        sole_writer([tmp_path / "r.json"]),
+    ):
+        pytest.fail("two at once")
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with sole_writer([tmp_path / "r.json"]):
+        assert (tmp_path / ".r.json.lock").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_said_by_writing(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "r.json"
+    with (
+        sole_writer([path]),
+        pytest.raises(DataError, match="cannot write"),
+    ):
+        write_text(path, "new")

@@ -255,11 +255,9 @@ def test_a_file_of_another_kind(tmp_path):
     assert caught.value.hint == "Rename it after what it holds."
 
 
-@pytest.mark.parametrize(("name", "why"), [("no.tsv", "No such file"), ("a.tsv", "Is a directory")])
-def test_a_file_that_is_not_there(tmp_path, name, why):
-    (tmp_path / "a.tsv").mkdir()
-    with pytest.raises(DataError, match=f"cannot read .*: {why}"):
-        read_dataset(tmp_path / name)
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"cannot read .*: No such file"):
+        read_dataset(tmp_path / "no.tsv")
 
 
 def test_one_sample_is_a_dataset(tmp_path):
