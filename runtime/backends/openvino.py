@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from tfx.bundle import Bundle
 from tfx.dtypes import DType
-from tfx.errors import BackendError, listing
+from tfx.errors import BackendError
 from tfx.extras import need, version_of
 from tfx.feeds import trial_feed
 from tfx.signature import Feed, Signature
@@ -29,7 +29,7 @@ from ..backend import (
 from ..cache import entry_for, found, keep
 from ..generation.kv_cache import cache_specs
 from .openvino_attention import drop_number_checks, join_projections
-from .openvino_graph import choose_masks, repeat_heads, said
+from .openvino_graph import choose_masks, output_ports, repeat_heads, said
 from .openvino_state import StatefulExecutable, keep_state
 
 log = logging.getLogger(__name__)
@@ -253,7 +253,7 @@ class OpenVinoExecutable:
         self.facts = facts
         self.signature = signature
         self.compiled = compiled
-        self._outputs = _ports(compiled.outputs, signature)
+        self._outputs = output_ports(compiled.outputs, signature.outputs)
         # A request runs one feed at a time. There are as many as there were runs at once; the
         # one used last has the warmest memory.
         self._idle: deque[Any] = deque()
@@ -288,27 +288,6 @@ class OpenVinoExecutable:
     def close(self) -> None:
         """Let go of the model; requests that run end as they would have."""
         self.compiled, self._idle = None, deque()
-
-
-def _ports(outputs: Sequence[Any], signature: Signature) -> dict[str, int]:
-    """Index of each output of the signature among the compiled model's; one may have two names.
-
-    Raises:
-        BackendError: If one is not there, or has another type.
-    """
-    indices, problems = {}, []
-    for spec in signature.outputs:
-        ports = [index for index, port in enumerate(outputs) if spec.name in port.get_names()]
-        if not ports:
-            problems.append(f"{spec.name}: not there")
-        elif outputs[ports[0]].get_element_type().to_dtype() != spec.dtype.numpy:
-            kind = outputs[ports[0]].get_element_type().get_type_name()
-            problems.append(f"{spec.name}: it is {kind}, expected {spec.dtype}")
-        else:
-            indices[spec.name] = ports[0]
-    if problems:
-        raise BackendError(listing("openvino gives other outputs than the signature's:", problems))
-    return indices
 
 
 def _notes(products: Mapping[DType, int]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from tfx.signature import Feed, Signature
 
 from ..backend import RunFacts, session_closed
 from ..generation.kv_cache import MASK, POSITION, cache_specs, present_of
-from .openvino_graph import ATTENTION, KEY, QUERY, VALUE, said
+from .openvino_graph import ATTENTION, KEY, QUERY, VALUE, output_ports, said
 
 # Which row of the state each row of a run goes on with.
 ROWS = "tfx_rows"
@@ -149,12 +149,9 @@ class StatefulExecutable:
         self.signature = signature
         self.compiled = compiled
         self._pasts = [spec.name for spec in cache_specs(signature)]
-        outputs = {name: i for i, port in enumerate(compiled.outputs) for name in port.get_names()}
         gone = {present_of(name) for name in self._pasts}
-        kept = [spec.name for spec in signature.outputs if spec.name not in gone]
-        if missing := [name for name in kept if name not in outputs]:
-            raise BackendError(f"openvino gives no {' and no '.join(missing)}")
-        self._outputs = {name: outputs[name] for name in kept}
+        kept = [spec for spec in signature.outputs if spec.name not in gone]
+        self._outputs = output_ports(compiled.outputs, kept)
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Run the graph once, on the cache in ``feed``; outputs by name, in memory of their own.

@@ -1,5 +1,7 @@
 """A cache as OpenVINO's state: what attention of it is fused, the same numbers, rows of beams."""
 
+import dataclasses
+
 import numpy as np
 import onnx.parser
 import pytest
@@ -40,6 +42,17 @@ def test_the_plugin_keeps_the_cache_and_fuses_attention(executable):
     assert kinds.count("ScaledDotProductAttention") == 2
     assert "Softmax" not in kinds
     assert executable.compiled.get_property("KV_CACHE_PRECISION") == openvino.Type.f32
+
+
+def test_an_output_of_another_type_is_refused(executable):
+    outputs = [
+        dataclasses.replace(spec, dtype=DType.FLOAT16) if spec.name == "logits" else spec
+        for spec in executable.signature.outputs
+    ]
+    other = dataclasses.replace(executable.signature, outputs=tuple(outputs))
+    with pytest.raises(BackendError, match=r"logits: it is f32, expected float16") as caught:
+        StatefulExecutable(executable.compiled, other, executable.facts)
+    assert str(caught.value).startswith("openvino gives other outputs than the signature's:")
 
 
 @pytest.mark.parametrize("first", [0, 5])
