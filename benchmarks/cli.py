@@ -99,7 +99,7 @@ PRECISION = click.Choice(list(PRECISIONS))
     "baselines",
     multiple=True,
     type=FILE,
-    help="Compare with an earlier --output; several runs are surer.",
+    help="Compare with an earlier --output, best of --processes 9; several are surer.",
 )
 @click.option("--fail-on", help="Exit code 1 for rows beyond it, e.g. slower:10%,accuracy:0.5.")
 @click.option("--history", type=FOLDER, help="Show how figures of stored --output files moved.")

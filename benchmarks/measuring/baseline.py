@@ -277,14 +277,13 @@ def show_changes(out: Console, changes: Sequence[RowChange], limits: Limits) -> 
     out.print(
         f"note: times are relative to {anchors} in the same rounds, as machines drift", markup=False
     )
+    if any(one.time is not None and min(one.processes) == 1 for one in changes):
+        out.print(
+            "note: some rows were one process: another may be some percent faster or slower, which "
+            "its interval does not know; give --processes 9 for a baseline, 3 for what is compared"
+        )
     if limits.slower is not None:
         out.print(f"note: surely slower, and by more than {limits.slower:.1%}, fails", markup=False)
-        single = [one for one in changes if one.time is not None and min(one.processes) == 1]
-        if single:
-            out.print(
-                "note: a row was one process: another is as fast only to some percent, and the "
-                "interval does not know it; measure with --processes 4, the baseline too"
-            )
     if limits.accuracy is not None:
         points = 100 * limits.accuracy
         out.print(f"note: a sure drop, of more than {points:g} points, fails", markup=False)

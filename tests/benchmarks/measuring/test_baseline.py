@@ -277,7 +277,7 @@ def test_one_process_is_said_to_tell_too_little():
         out = io.StringIO()
         changes = compare_runs([run(0, processes=4)], run(1, processes=processes), TEN_PERCENT)
         show_changes(Console(file=out, width=150), changes, TEN_PERCENT)
-        assert ("note: a row was one process: another" in out.getvalue()) is said
+        assert ("note: some rows were one process: another" in out.getvalue()) is said
         assert f" 4 | {processes} " in out.getvalue()
 
 
