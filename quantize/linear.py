@@ -109,7 +109,8 @@ def is_constant(value: ir.Value) -> bool:
 def split_gemms(model: ir.Model) -> int:
     """Turn each ``Gemm`` with a constant weight into ``MatMul`` and ``Add``.
 
-    A graph then has one kind of product, with weights ``[channels, outputs]``.
+    A graph then has one kind of product, with weights ``[channels, outputs]``. So has a product
+    with a table that is transposed, as the head of a language model whose embeddings are tied.
 
     Returns:
         How many there were.
@@ -117,6 +118,9 @@ def split_gemms(model: ir.Model) -> int:
     count = 0
     matrices: dict[tuple[ir.Value, int], ir.Value] = {}
     for node in list(model.graph):
+        if node.op_type == "MatMul" and not node.domain:
+            count += _straighten(model.graph, node, matrices)
+            continue
         if node.op_type != "Gemm" or node.domain not in ("", "ai.onnx"):
             continue
         data, weight = node.inputs[0], node.inputs[1]
@@ -154,6 +158,29 @@ def split_gemms(model: ir.Model) -> int:
         drop_unused(model.graph, weight)
         count += 1
     return count
+
+
+def _straighten(
+    graph: ir.Graph, node: ir.Node, matrices: dict[tuple[ir.Value, int], ir.Value]
+) -> bool:
+    """Let a product read a constant matrix where it reads a constant that is transposed."""
+    turned = node.inputs[1].producer() if node.inputs[1] is not None else None
+    if turned is None or turned.op_type != "Transpose" or turned.domain:
+        return False
+    table = turned.inputs[0]
+    if table is None or not is_constant(table) or not _is_large_float(table):
+        return False
+    if table.shape is None or len(table.shape) != 2:
+        return False
+    if tuple(turned.attributes.get_ints("perm", (1, 0))) != (1, 0):
+        return False
+    if (table, 1) not in matrices:
+        matrices[table, 1] = add_constant(graph, f"{table.name}_matrix", array_of(table).T)
+    node.replace_input_with(1, matrices[table, 1])
+    if not turned.outputs[0].uses() and not turned.outputs[0].is_graph_output():
+        graph.remove(turned, safe=True)
+        drop_unused(graph, table)
+    return True
 
 
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

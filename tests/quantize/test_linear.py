@@ -135,6 +135,44 @@ def test_a_weight_that_others_read_stays_for_them(rng):
     assert "w" in model.graph.initializers
 
 
+def test_a_head_tied_to_embeddings_is_a_product(rng):
+    """The table stays for the rows that are looked up in it, and can be lowered apart."""
+    model = fill_constants(
+        graph_of(
+            "g (int64[n] i, float[64, 32] t) => (float[n, 64] y, float[n, 64] z) { "
+            "x = Gather(t, i)\n m = Transpose <perm = [1, 0]> (t)\n y = MatMul(x, m)\n"
+            "a = Relu(x)\n z = MatMul(a, m) }"
+        ),
+        rng,
+        inputs=("i",),
+    )
+    feed = {"i": np.array([3, 5])}
+    expected = run_ort(model, feed)
+    assert split_gemms(model) == 2
+    assert operators(model) == ["Gather", "MatMul", "Relu", "MatMul"]
+    first, second = find_products(model)
+    assert first.weight is second.weight
+    assert [one.table.name for one in find_lookups(model)] == ["t"]
+    for found, value in zip(run_ort(model, feed), expected, strict=True):
+        np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "m = Transpose <perm = [0, 1]> (t)\n y = MatMul(x, m)",  # nothing is turned
+        "m = Transpose(x)\n y = MatMul(t, m)",  # an activation
+    ],
+)
+def test_what_else_is_transposed_stays(text, rng):
+    model = fill_constants(
+        graph_of(f"g (float[32, 32] x, float[32, 32] t) => (float[32, 32] y) {{ {text} }}"), rng
+    )
+    before = operators(model)
+    assert split_gemms(model) == 0
+    assert operators(model) == before
+
+
 def test_products_in_the_order_of_the_graph(rng):
     model = of_three(rng)
     assert [product.weight.name for product in find_products(model)] == ["wq", "wk", "wv", "wo"]
