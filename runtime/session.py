@@ -36,6 +36,7 @@ from .forks import inherited_session, unpicklable_session, watch
 from .generation.encoders import encoder_of
 from .generation.kv_cache import text_view, whole_feed
 from .generation.writing import Writing
+from .opening import open_session as open_session
 from .session_report import SessionReport
 from .speech.sounds import answer_sounds
 from .text.answers import Answer
@@ -400,53 +401,27 @@ class Session(Writing):
         self.close(drop=error is not None)
 
 
-def open_session(
+def load_session(
     bundle: str | os.PathLike[str] | Bundle,
     *,
-    backend: str = "",
-    device: str = "",
-    threads: int | None = None,
-    precision: str = "",
-    verify: bool = True,
-    trust: bool = False,
-    tune: bool | None = None,
-    streams: int | None = 1,
-    batching: Batching | None = None,
-    encoder: str | os.PathLike[str] = "",
+    backend: str,
+    device: str,
+    threads: int | None,
+    precision: str,
+    verify: bool,
+    trust: bool,
+    tune: bool | None,
+    streams: int | None,
+    batching: Batching | None,
+    encoder: str | os.PathLike[str],
+    verification: Verification | None,
+    started: float,
 ) -> Session:
-    """Load a bundle on a backend.
+    """What ``open_session`` does once its modules are there, with the same arguments and two more.
 
-    Args:
-        bundle: A bundle's folder, or an opened one.
-        backend: A name in ``BACKENDS``; "" takes "tensorrt" for an engine, else the first of
-            ``GRAPH_BACKENDS`` that this machine has. "auto" takes what ``tfx tune`` found to be
-            fastest here: a backend, threads, a precision, and maybe a bundle made from this one.
-        device: "cpu" or "cuda:0"; "" for the one that the backend is for: the first GPU for
-            those that run there alone, else the CPU.
-        threads: CPU threads of one run; None for all this process may use.
-        precision: Type of float matrix products: "fp32", "bf16" or "fp16"; "" for what the
-            bundle's manifest says.
-        verify: Compare the sha256 of every file with the manifest first.
-        trust: Let code that the bundle brings run: a factory's file, as torch reference, or an
-            engine that was not built here.
-        tune: Whether "auto" may measure for about half a minute where nothing is stored, or not
-            for this machine as it is now; None for what ``$TFX_TUNE`` (0 or 1) says.
-        streams: Runs of the model at once that share the CPU threads: for throughput, as ``map``
-            takes them all. One run alone then has ``threads // streams`` of them. None for as many
-            as there are threads, at most ``MOST_STREAMS``, where the backend has streams.
-        batching: How ``predict_async`` merges requests; None for the defaults.
-        encoder: Of a decoder that generates: the encoder's folder, which may hold what was made
-            from its encoder; "" for the one beside it. It runs on the same backend.
-
-    Returns:
-        A session, ready to predict.
-
-    Raises:
-        BundleError: If the bundle is missing or damaged.
-        BackendError: If the backend cannot run here or refuses the model; never another
-            backend than asked for.
+    ``verification`` is of the bundle's files, where it has begun; ``started`` when ``open_session``
+    was called, by ``time.perf_counter``.
     """
-    started = time.perf_counter()
     if threads is not None and threads < 1:
         raise BackendError(f"threads is {threads}, expected 1 or more")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False)
@@ -465,15 +440,15 @@ def open_session(
         )
         name, precision = trial.candidate.backend, trial.candidate.precision
         threads = trial.candidate.threads
-    # An opened bundle was verified, or not, by whoever opened it.
-    verification = Verification(opened) if verify and opened is not bundle else None
+    if verification is None and verify and opened is not bundle:
+        verification = Verification(opened.path)
     try:
         if name in ("", AUTO):  # an engine leaves no choice
             name = "tensorrt" if is_engine else first_available()
         found = get_backend(name)
     finally:
         if verification is not None:  # what is damaged is said first, and nothing of it loaded
-            verification.finish()
+            verification.finish(opened)
     where = device or ("cuda:0" if name in GPU_BACKENDS else "cpu")
     threads = threads or usable_cpus()
     streams = best_streams(name, where, threads) if streams is None else streams

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tfx.export.pipeline import export_bundle as export_bundle
     from tfx.quantize.pipeline import quantize_bundle as quantize_bundle
+    from tfx.runtime.opening import open_session as open_session
     from tfx.runtime.session import Session as Session
-    from tfx.runtime.session import open_session as open_session
     from tfx.runtime.text.batcher import Batching as Batching
 
     from .bundle import Bundle as Bundle
@@ -36,7 +36,7 @@ _PUBLIC = {
     "TfxError": "tfx.errors",
     "export_bundle": "tfx.export.pipeline",
     "open_bundle": "tfx.bundle",
-    "open_session": "tfx.runtime.session",
+    "open_session": "tfx.runtime.opening",
     "quantize_bundle": "tfx.quantize.pipeline",
 }
 

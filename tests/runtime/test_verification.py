@@ -1,3 +1,8 @@
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 from support.bundles import write_bundle
 
@@ -13,15 +18,16 @@ def damage(bundle):
 
 
 def test_a_whole_bundle_passes(tmp_path):
-    Verification(write_bundle(tmp_path / "b")).finish()
+    bundle = write_bundle(tmp_path / "b")
+    Verification(bundle.path).finish(bundle)
 
 
 def test_what_is_damaged_is_said_where_it_is_waited_for(tmp_path):
     bundle = write_bundle(tmp_path / "b")
     damage(bundle)
-    verification = Verification(bundle)
+    verification = Verification(bundle.path)
     with pytest.raises(BundleError, match=r"model\.onnx: sha256 is not the one in tfx\.json"):
-        verification.finish()
+        verification.finish(bundle)
 
 
 def test_nothing_is_loaded_before_it_is_verified(tmp_path, monkeypatch):
@@ -48,6 +54,60 @@ def test_damage_is_said_before_a_backend_that_is_missing(tmp_path):
 
 def test_an_opened_bundle_is_not_verified_again(tmp_path, monkeypatch):
     bundle = write_bundle(tmp_path / "b")
-    monkeypatch.setattr("tfx.bundle.sha256_of", lambda path: pytest.fail(f"read {path}"))
+    for name in ("tfx.bundle.sha256_of", "tfx.runtime.verification.sha256_of"):
+        monkeypatch.setattr(name, lambda path: pytest.fail(f"read {path}"))
     tfx.open_session(bundle, backend="onnxruntime").close()
     tfx.open_session(bundle.path, backend="onnxruntime", verify=False).close()
+
+
+def test_files_are_read_once(tmp_path, monkeypatch):
+    bundle = write_bundle(tmp_path / "b", files={"more.bin": b"more"})
+    verification = Verification(bundle.path)
+    verification.join()
+    monkeypatch.setattr("tfx.bundle.sha256_of", lambda path: pytest.fail(f"read {path} again"))
+    verification.finish(bundle)
+
+
+def test_they_are_read_before_numpy_is_there(tmp_path):
+    bundle = write_bundle(tmp_path / "b")
+    code = """
+import sys, tfx
+from tfx.runtime import opening
+def begun(folder):
+    print("numpy" in sys.modules)
+    raise SystemExit
+opening.Verification = begun
+tfx.open_session(sys.argv[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(bundle.path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    "document", [b"", b"[]", b"{}", b'{"files": 3}', b'{"files": [{}]}', b"\xff", b'{"files": [3]}']
+)
+def test_a_manifest_that_says_nothing_is_for_opening_to_refuse(tmp_path, document, capfd):
+    (tmp_path / "tfx.json").write_bytes(document)
+    Verification(tmp_path).join()
+    Verification(tmp_path / "none").join()
+    assert capfd.readouterr().err == ""  # no thread's traceback
+    with pytest.raises(BundleError):
+        tfx.open_session(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["pipe", "link", "../outside", "short"])
+def test_what_is_no_file_of_the_bundle_is_not_read(tmp_path, monkeypatch, path):
+    folder = tmp_path / "b"
+    folder.mkdir()
+    (tmp_path / "outside").write_bytes(b"123")
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to(tmp_path / "outside")
+    (folder / "short").write_bytes(b"1")
+    entry = {"path": path, "size_bytes": 3}
+    (folder / "tfx.json").write_text(json.dumps({"files": [entry]}))
+    read = []
+    monkeypatch.setattr("tfx.runtime.verification.sha256_of", read.append)
+    Verification(folder).join(60)
+    assert read == []
