@@ -22,6 +22,7 @@ from tfx.bench.measuring.baseline import (
     versions_that_differ,
 )
 from tfx.bench.measuring.report import Status
+from tfx.bench.pages.output import write_json
 from tfx.cli import main
 from tfx.errors import DataError, RecipeError
 
@@ -279,6 +280,45 @@ def test_one_process_is_said_to_tell_too_little():
         show_changes(Console(file=out, width=150), changes, TEN_PERCENT)
         assert ("note: some rows were one process: another" in out.getvalue()) is said
         assert f" 4 | {processes} " in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "again"),
+    [
+        ((), 1, []),
+        (("--fail-on", "accuracy:1"), 1, []),
+        (("--fail-on", "slower:10%"), 3, ["minilm-sst2 on onnxruntime"]),
+        (("--fail-on", "slower:10%", "--processes", "1"), 1, []),
+    ],
+)
+def test_a_run_that_is_judged_by_time_takes_processes(
+    tmp_path, monkeypatch, options, processes, again
+):
+    bundle = write_bundle(tmp_path / "tiny")
+    old = tmp_path / "old.json"
+    write_json(old, run(0, processes=8))
+    later = run(1, planted=1.1, processes=5)
+
+    def measured(bundles, plan, ways, machine, *, more, **others):
+        assert plan.processes == processes
+        assert more(later) == again
+        return later
+
+    monkeypatch.setattr("tfx.bench.measuring.runner.measure", measured)
+    monkeypatch.setattr("tfx.bench.measuring.machine.this_machine", lambda: MACHINE)
+    found = CliRunner().invoke(main, ["bench", str(bundle.path), "--baseline", str(old), *options])
+    assert found.exit_code in (0, 1), found.output
+    assert "against the baseline" in found.stdout
+
+
+def test_a_baseline_of_another_machine_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    bundle = write_bundle(tmp_path / "tiny")
+    write_json(tmp_path / "old.json", run(0))
+    monkeypatch.setattr("tfx.bench.measuring.runner.measure", lambda *_, **__: pytest.fail("runs"))
+    asked = ["bench", str(bundle.path), "--baseline", str(tmp_path / "old.json")]
+    found = CliRunner().invoke(main, asked)
+    assert found.exit_code == 1
+    assert "the baseline was measured on 2 CPUs of 'Made-up CPU'" in found.stderr
 
 
 def test_a_limit_needs_a_baseline(tmp_path):

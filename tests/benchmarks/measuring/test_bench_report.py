@@ -117,6 +117,12 @@ def test_a_table_of_a_shape_with_its_conditions():
     assert str(this_machine()) in text
 
 
+def test_the_table_says_how_many_processes_a_row_took():
+    measurement = dataclasses.replace(TORCH.measurement, process_rounds=(20, 20))
+    text = shown(row(), dataclasses.replace(TORCH, measurement=measurement))
+    assert "200 calls a row in 40 interleaved rounds of 1..2 processes, threads 2" in text
+
+
 def test_the_table_fits_100_columns_and_has_no_escapes():
     long = row(bundle="bert-base-int8", precision="bf16", comparison=UNSURE)
     text = shown(long, TORCH, WRONG, row(bundle="bert-base"))
