@@ -293,9 +293,9 @@ def evaluate(
 
     Reads TSV or CSV with a header (sentence, or sentence1 and sentence2; label or score), JSONL
     with such fields, text, CoNLL (.conll), SQuAD 1.1 (.json), npz with arrays named as the
-    model's inputs, and labels, or a folder of images: one for each class. With --reference the
-    difference is measured on the same samples; without labels, how far the outputs agree. Without
-    BUNDLE: the newest of the current folder.
+    model's inputs, and labels, a list of WAV files (audio; text or label), or a folder of images:
+    one for each class. With --reference the difference is measured on the same samples; without
+    labels, how far the outputs agree. Without BUNDLE: the newest of the current folder.
     """
     import numpy as np
 

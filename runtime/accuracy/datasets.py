@@ -50,6 +50,7 @@ class DatasetKind(StrEnum):
     QUESTIONS = "questions"  # a question and its context; labels are the accepted answers
     TOKENS = "tokens"  # words joined by one space each; labels are a tag for every word
     IMAGES = "images"  # uint8[height, width, 3]; labels are classes
+    SOUNDS = "sounds"  # the path of a WAV file; labels are what is said, or classes or scores
     FEEDS = "feeds"  # a row of each of the model's inputs; labels are classes or scores
 
 
@@ -92,11 +93,22 @@ class Dataset:
         """The texts or pairs.
 
         Raises:
-            DataError: If the samples are arrays.
+            DataError: If the samples are arrays or sounds.
         """
-        if isinstance(self.inputs, tuple):
+        if isinstance(self.inputs, tuple) and self.kind is not DatasetKind.SOUNDS:
             return self.inputs
         raise DataError(f"{self.name} holds {self.kind}, expected texts")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of sounds.
+
+        Raises:
+            DataError: If the samples are something else.
+        """
+        if self.kind is not DatasetKind.SOUNDS:
+            raise DataError(f"{self.name} holds {self.kind}, expected sounds")
+        return tuple(Path(str(one)) for one in self.inputs)
 
     @property
     def arrays(self) -> Mapping[str, np.ndarray]:
@@ -183,7 +195,8 @@ class Dataset:
     def _keys(self) -> Iterator[bytes]:
         """Each sample's input, as bytes that are equal for equal inputs."""
         if isinstance(self.inputs, tuple):
-            yield from (_plain(text) for text in self.inputs)
+            of_sample = _content if self.kind is DatasetKind.SOUNDS else _plain
+            yield from (of_sample(text) for text in self.inputs)
             return
         for row in range(len(self)):
             named = sorted(self.inputs.items())
@@ -213,6 +226,7 @@ def read_dataset(path: Path, *, limit: int | None = None, seed: int = 0) -> Data
     - ``.json``: SQuAD version 1.1.
     - ``.npz``: arrays named as the model's inputs; or ``images``, uint8 of
       ``[samples, height, width, 3]``. ``labels`` and the names of the ``classes`` are optional.
+    - a table or JSONL whose first row names a WAV file: sounds, as ``read_sound_list`` says.
     - a folder: images, as ``read_image_folder`` says.
 
     Args:
@@ -228,6 +242,11 @@ def read_dataset(path: Path, *, limit: int | None = None, seed: int = 0) -> Data
         from .image_folders import read_image_folder
 
         return read_image_folder(path, limit=limit, seed=seed)
+    from .sound_lists import is_sound_list, read_sound_list
+
+    if is_sound_list(path):
+        sounds = read_sound_list(path)
+        return sounds if limit is None else sounds.sample(limit, seed=seed)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(
@@ -452,6 +471,12 @@ def _read_npz(stream: BinaryIO, where: str) -> Dataset:
 
 def _empty(where: str) -> DataError:
     return DataError(f"{where} is empty, expected at least one sample")
+
+
+def _content(path: Any) -> bytes:
+    """Digest of a file: the same sound in another folder is the same sample."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _plain(value: Any) -> bytes:

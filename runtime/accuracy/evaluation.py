@@ -32,6 +32,7 @@ WITH_LABELS: dict[Head, str] = {
     Head.TAGS: "entity-f1",
     Head.EMBEDDING: "spearman",
     Head.ANSWER: "squad-f1",
+    Head.SPEECH: "wer",
     Head.LOGITS: "accuracy",
 }
 WITH_REFERENCE: dict[Head, str] = {
@@ -338,6 +339,8 @@ def _labels_fit(head: Head, dataset: Dataset) -> bool:
     match head:
         case Head.TAGS:
             return dataset.kind is DatasetKind.TOKENS
+        case Head.SPEECH:
+            return dataset.kind is DatasetKind.SOUNDS
         case Head.ANSWER:
             return dataset.kind is DatasetKind.QUESTIONS
         case Head.EMBEDDING:
@@ -346,7 +349,8 @@ def _labels_fit(head: Head, dataset: Dataset) -> bool:
             return dataset.kind in ARRAYS
         case Head.OUTPUTS:
             return False
-    return dataset.kind in (DatasetKind.TEXTS, DatasetKind.PAIRS, *ARRAYS)
+    kinds = (DatasetKind.TEXTS, DatasetKind.PAIRS, DatasetKind.SOUNDS, *ARRAYS)
+    return dataset.kind in kinds
 
 
 def _is_score(bundle: Bundle) -> bool:
@@ -376,6 +380,12 @@ def _check_readable(bundle: Bundle, dataset: Dataset) -> None:
         raise DataError(
             f"{dataset.name} holds images, and {problem}",
             hint="Give an npz of arrays named as the model's inputs, and labels.",
+        )
+    said = bundle.manifest.processing
+    if dataset.kind is DatasetKind.SOUNDS and said.audio is None and said.dictation is None:
+        raise DataError(
+            f"{dataset.name} holds sounds, and {bundle.name} does not say how it hears them",
+            hint="Give data of another kind.",
         )
 
 

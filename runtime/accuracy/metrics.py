@@ -16,6 +16,8 @@ import numpy as np
 from tfx.errors import DataError
 from tfx.extras import need
 
+from .spoken import character_rows, error_rate, word_rows
+
 # Probabilities below this are taken for it: their logarithm would be -inf where they underflow.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
@@ -25,6 +27,7 @@ class Form(StrEnum):
 
     CLASS = "a class"  # its number
     NUMBER = "a number"
+    SPEECH = "what is said"  # text
     ANSWER = "an answer"  # text; expected: all accepted texts
     TAGS = "tags"  # BIO, one for each word
     CHOICES = "choices"  # array of what scored best, at one place or many
@@ -285,6 +288,11 @@ def _mean(rows: np.ndarray) -> np.ndarray:
     return found
 
 
+def _least(rows: np.ndarray) -> np.ndarray:
+    found: np.ndarray = rows[..., 0].min(axis=-1)
+    return found
+
+
 def _entity_f1(rows: np.ndarray) -> np.ndarray:
     hits, predicted, expected = np.moveaxis(rows.sum(axis=-2), -1, 0)
     found: np.ndarray = 2 * hits / np.maximum(predicted + expected, 1)
@@ -313,6 +321,10 @@ METRICS: dict[str, Metric] = {
         Metric("exact-match", Form.ANSWER, Needs.LABELS, HIGHER, 1, "share", _exact_rows, _mean),
         Metric("squad-f1", Form.ANSWER, Needs.LABELS, HIGHER, 1, "share", _answer_rows, _mean),
         Metric("entity-f1", Form.TAGS, Needs.LABELS, HIGHER, 1, "share", _entity_rows, _entity_f1),
+        Metric("wer", Form.SPEECH, Needs.LABELS, LOWER, 0, "per word", word_rows, error_rate),
+        Metric(
+            "cer", Form.SPEECH, Needs.LABELS, LOWER, 0, "per character", character_rows, error_rate
+        ),
         Metric(
             "perplexity",
             Form.NEXT_TOKENS,
@@ -327,6 +339,9 @@ METRICS: dict[str, Metric] = {
             "agreement", Form.CHOICES, Needs.REFERENCE, HIGHER, 1, "share", _agreement_rows, _mean
         ),
         Metric("cosine", Form.VECTORS, Needs.REFERENCE, HIGHER, 1, "cosine", _cosine_rows, _mean),
+        Metric(
+            "least-cosine", Form.VECTORS, Needs.REFERENCE, HIGHER, 1, "cosine", _cosine_rows, _least
+        ),
         Metric("kl", Form.SCORES, Needs.REFERENCE, LOWER, 0, "nats", _divergence_rows, _mean),
     )
 }

@@ -42,6 +42,7 @@ CHUNK_SMALL, CHUNK_LARGE = 256, 16
 
 # An image of the size models take is about a megabyte of numbers.
 CHUNK_IMAGES = 32
+CHUNK_SOUNDS = 8
 
 # What is run as it is, without a tokenizer.
 ARRAYS = (DatasetKind.FEEDS, DatasetKind.IMAGES)
@@ -62,6 +63,7 @@ class Head(StrEnum):
     TAGS = "tags of tokens"
     EMBEDDING = "embeddings"
     ANSWER = "answers to questions"
+    SPEECH = "what is said"
     LOGITS = "logits"
     OUTPUTS = "outputs"
 
@@ -72,6 +74,7 @@ FORMS: dict[Head, tuple[Form, ...]] = {
     Head.SCORE: (Form.NUMBER,),
     Head.TAGS: (Form.TAGS, Form.CHOICES),
     Head.EMBEDDING: (Form.NUMBER, Form.VECTORS),
+    Head.SPEECH: (Form.SPEECH,),
     Head.ANSWER: (Form.ANSWER, Form.CHOICES),
     Head.LOGITS: (
         Form.CLASS,
@@ -88,6 +91,9 @@ FORMS: dict[Head, tuple[Form, ...]] = {
 def head_of(bundle: Bundle, dataset: Dataset) -> Head:
     """What the bundle's answers for a dataset are."""
     processing = bundle.manifest.processing
+    writes = processing.transcription is not None or processing.dictation is not None
+    if dataset.kind is DatasetKind.SOUNDS and writes:
+        return Head.SPEECH
     arrays = dataset.kind in ARRAYS
     if (said := processing.classification) is not None:
         if not said.per_token:
@@ -146,6 +152,8 @@ class Observations:
         self.chunk = CHUNK_LARGE if large else CHUNK_SMALL
         if dataset.kind is DatasetKind.IMAGES:
             self.chunk = min(self.chunk, CHUNK_IMAGES)
+        elif dataset.kind is DatasetKind.SOUNDS:
+            self.chunk = CHUNK_SOUNDS
 
     @property
     def forms(self) -> tuple[Form, ...]:
@@ -165,6 +173,9 @@ class Observations:
             NotFiniteError: If it gives NaN, or infinity for a number.
             BackendError: If it fails.
         """
+        if form is Form.SPEECH:
+            heard = self._session.transcribe(list(self._dataset.files[rows]))
+            return [one.text for one in heard]
         if form is Form.NUMBER and self.head is Head.EMBEDDING:
             return self._finite([mean_cosine(*pair) for pair in self._vectors(rows)], rows)
         if form is Form.VECTORS and self.head is Head.EMBEDDING:
@@ -200,6 +211,11 @@ class Observations:
             return class_numbers(labels, self._dataset.classes, self._class_names(), where)
         if form is Form.TAGS:
             self._check_tags(labels)
+        if form is Form.SPEECH and not all(isinstance(label, str) for label in labels):
+            raise DataError(
+                f"{where} says what class each sound is, and not what is said",
+                hint="Add a column called text.",
+            )
         return list(labels)
 
     def record(
@@ -220,6 +236,8 @@ class Observations:
 
     def _allows(self, form: Form) -> bool:
         kind = self._dataset.kind
+        if kind is DatasetKind.SOUNDS and self.head not in (Head.SPEECH, Head.CLASSES, Head.SCORE):
+            return False
         if kind is DatasetKind.IMAGES and image_problem(self._session.bundle):
             return False
         if form is Form.TAGS:
@@ -239,6 +257,9 @@ class Observations:
     def _answers(self, rows: slice) -> list[Answer]:
         if self._dataset.kind in ARRAYS:
             return self._answers_to_feeds(rows)
+        if self._dataset.kind is DatasetKind.SOUNDS:
+            files = list(self._dataset.files[rows])
+            return list(self._session.predict(files, max_rows=self._max_rows))
         return list(self._ask(list(self._dataset.texts[rows]), rows))
 
     def _vectors(self, rows: slice) -> Sequence[np.ndarray]:

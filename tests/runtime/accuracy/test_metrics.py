@@ -205,7 +205,7 @@ def test_agreement_is_by_place():
 
 def test_only_losses_are_better_low():
     low = {name for name, metric in METRICS.items() if metric.direction is Direction.LOWER}
-    assert low == {"perplexity", "kl"}
+    assert low == {"perplexity", "kl", "wer", "cer"}
     compared = {name for name, metric in METRICS.items() if metric.needs is Needs.REFERENCE}
     assert compared == {"agreement", "cosine", "kl"}
 
