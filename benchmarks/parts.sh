@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Carries files, wheels for a machine without a network say, in parts below a size limit.
 #
-#   benchmarks/parts.sh split FOLDER PARTS [MEGABYTES]   each file of FOLDER into PARTS (60 MB each)
+#   benchmarks/parts.sh split FOLDER PARTS [MEGABYTES]   each file of FOLDER into PARTS (48 MB each)
 #   benchmarks/parts.sh join PARTS FOLDER                and back, compared by sha256
 set -euo pipefail
 
@@ -11,7 +11,7 @@ fail() {
 }
 
 split_files() {
-  local from=$1 to=$2 megabytes=${3:-60}
+  local from=$1 to=$2 megabytes=${3:-48}
   [[ -d $from ]] || fail "no such folder: $from"
   [[ $megabytes =~ ^[1-9][0-9]*$ ]] || fail "size is $megabytes, expected a number of megabytes"
   [[ ! -e $to ]] || fail "$to is there already"

@@ -64,18 +64,24 @@ def test_without_a_gpu_there_is_one_message(tmp_path, monkeypatch):
 
 def test_everything_in_one_call(machine, tmp_path):
     bundle, target = write_bundle(tmp_path / "b"), tmp_path / "out.json"
-    arguments = [str(bundle.path), "--tests", str(tmp_path), "-o", str(target)]
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "test_other.py").touch()
+    (tests / "test_one.py").write_text("@pytest.mark.gpu\n")
+    arguments = [str(bundle.path), "--tests", str(tests), "-o", str(target)]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     found = json.loads(target.read_text())
     assert found == json.loads(result.stdout)
-    assert list(found) == ["schema", "gpu", "tests", "peak", "builds", "bench", "shares", "targets"]
+    assert list(found) == ["schema", "gpu", "tests", "peak", "builds", "bench", "targets", "shares"]
     assert found["gpu"]["capability"] == "sm89"
     assert found["tests"]["code"] == 0
     assert found["peak"]["tflops"] == 100
     (built,) = found["builds"]
     assert (built["code"], built["said"]) == (1, "no GPU of that kind")
-    assert machine[0] == ["pytest", "-q", "-m", "gpu", str(tmp_path)]
+    # Files without such a test are not read; other versions of libraries may warn.
+    options = ["-q", "-m", "gpu", "-W", "default"]
+    assert machine[0] == ["pytest", *options, str(tests / "test_one.py")]
     assert machine[2][:2] == ["tfx", "build"]
     names, ways, start = machine[3]
     assert (names, ways, start) == (("b",), gpu.WAYS, GpuWorker)
@@ -85,6 +91,27 @@ def test_everything_in_one_call(machine, tmp_path):
         "minilm on torch-compiled fp16",
     ]
     assert found["targets"][0]["found"] == pytest.approx(2)
+
+
+def test_what_was_measured_is_kept_when_the_machine_goes_away(machine, tmp_path, monkeypatch):
+    whole = gpu.measure
+
+    def cut_short(*arguments, **named):
+        whole(*arguments, **named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "measure", cut_short)
+    target = tmp_path / "out.json"
+    result = CliRunner().invoke(main, [str(write_bundle(tmp_path / "b").path), "-o", str(target)])
+    assert result.exit_code == 1
+    found = json.loads(target.read_text())
+    assert list(found) == ["schema", "gpu", "peak", "builds", "bench", "targets"]
+    assert found["targets"][0]["found"] == pytest.approx(2)
+
+
+def test_a_folder_without_gpu_tests(tmp_path):
+    step = gpu.run_tests(tmp_path)
+    assert (step.code, step.said) == (None, f"no file in {tmp_path} has a test marked gpu")
 
 
 def test_nothing_is_built_where_it_is_not_wanted(machine, tmp_path):
