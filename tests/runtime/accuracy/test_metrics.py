@@ -207,7 +207,7 @@ def test_only_losses_are_better_low():
     low = {name for name, metric in METRICS.items() if metric.direction is Direction.LOWER}
     assert low == {"perplexity", "kl", "wer", "cer"}
     compared = {name for name, metric in METRICS.items() if metric.needs is Needs.REFERENCE}
-    assert compared == {"agreement", "cosine", "kl"}
+    assert compared == {"agreement", "cosine", "least-cosine", "kl"}
 
 
 def test_the_interval_of_a_share_is_that_of_theory(rng):
