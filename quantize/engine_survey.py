@@ -332,8 +332,10 @@ def main(
         f"# TensorRT engines\n\nThe tiny models of [families.md](families.md), built for "
         f"{' and '.join(gpus)} at once, on a\nmachine without a GPU. None of these engines has "
         "been run. fp32 is the export itself; the others are\nwhat `tfx quantize` makes of it, "
-        "int8 and fp8 with the rest in float32, calibrated with the feeds of its\nproof. An empty "
-        "cell was not tried. int4 needs widths that these models have not: a test builds it.\n\n"
+        "int8 and fp8 with the rest in float32, calibrated with the feeds of its\nproof. int4 "
+        "needs widths that these models have not: a test builds it.\n\n"
+        'A "generator" has a cache, and its engine two profiles: for prompts, and for steps of one '
+        "token. An empty\ncell, or a generator that is not here, was not tried.\n\n"
         '"fused" and "split" say whether attention kernels of one piece were found in the engine. '
         "Heads here are\nof 8, too small for any; `tests/export/engines/test_engine.py` shows the "
         "same node fused at 32. A bare\nyes: no `Attention` in it, or one spelled out for its soft "
