@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html import escape
 
 from tfx.codec import encode
@@ -27,6 +28,9 @@ from .plot import (
 )
 from .style import STYLE
 from .table import error_text, first_text, ms_text, notes_of, same_text, significant
+
+# Rows that a plot has room for numbers of; and lines.
+MOST_NAMED = 12
 
 # A number a row is called by in plots, where its name has no room.
 Numbers = dict[str, int]
@@ -66,7 +70,21 @@ def _head(title: str, report: BenchReport) -> str:
     return (
         f"<h1>{escape(title)}</h1>\n"
         f'<p class="soft">tfx bench, {escape(when)} UTC, on {escape(str(report.machine))}</p>'
+        f"{_missing(report)}"
     )
+
+
+def _missing(report: BenchReport) -> str:
+    """How many rows have no numbers, at the top: tables have no line for them."""
+    wrong = sum(row.status is Status.WRONG for row in report.rows)
+    not_run = sum(row.status is Status.NOT_RUN for row in report.rows)
+    counts = [
+        f"{count} of {len(report.rows)} rows {what}"
+        for count, what in ((wrong, "gave wrong outputs"), (not_run, "did not run"))
+        if count
+    ]
+    link = '<a href="#not-measured">see why</a>'
+    return f'<p class="bad">{" and ".join(counts)}: {link}</p>' if counts else ""
 
 
 def _summary(report: BenchReport) -> str:
@@ -133,7 +151,15 @@ def _pareto_section(shape: str, rows: Sequence[Row], numbers: Numbers) -> str:
             )
         )
     higher = known[0].accuracy.better == "higher"  # type: ignore[union-attr]
-    best = ", ".join(point.text for point in pareto(points)) if higher else ""
+    front = pareto(points) if higher else []
+    best = ", ".join(point.text for point in front)
+    few = ""
+    if len(known) > MOST_NAMED:
+        labels = {point.label for point in front[:MOST_NAMED]}
+        known = [row for row in known if row.comparison is None or str(numbers[row.name]) in labels]
+        labels |= {str(numbers[row.name]) for row in known}
+        points = [point if point.label in labels else replace(point, label="") for point in points]
+        few = "Numbered are those rows and the baseline; the table has all. "
     plot = scatter(
         points,
         x_name="median latency, ms",
@@ -145,8 +171,8 @@ def _pareto_section(shape: str, rows: Sequence[Row], numbers: Numbers) -> str:
     say = "Left is faster, up is better. " if higher else "Left is faster, down is better. "
     dashes = "Dashes join rows no other beats in both. " if higher else ""
     return (
-        f"<figure>{plot}{_legend(known, numbers)}<figcaption>{say}{dashes}Vertical lines are 95 % "
-        f"intervals over {known[0].accuracy.samples:,} samples; "  # type: ignore[union-attr]
+        f"<figure>{plot}{_legend(known, numbers)}<figcaption>{say}{dashes}{few}"
+        f"Vertical lines are 95 % intervals over {known[0].accuracy.samples:,} samples; "  # type: ignore[union-attr]
         "differences in pairs, in the table, are surer.</figcaption></figure>"
     )
 
@@ -286,6 +312,9 @@ def _curves(report: BenchReport, axis: str, numbers: Numbers) -> str:
             lines.append(Curve(sizes, values, str(numbers[name]), text, _series(pairs[0][1])))
         if not lines:
             continue
+        every = len(lines)
+        fastest = sorted(range(every), key=lambda at: numbers[shown[at].name])[:MOST_NAMED]
+        lines, shown = [lines[at] for at in fastest], [shown[at] for at in fastest]
         where = ", ".join(f"{name} {value}" for name, value in others)
         plot = curves(
             lines,
@@ -295,7 +324,9 @@ def _curves(report: BenchReport, axis: str, numbers: Numbers) -> str:
             text="; ".join(line.text for line in lines),
         )
         title = f"<h3>{escape(where)}</h3>" if where else ""
-        parts.append(f"{title}<figure>{plot}{_legend(shown, numbers)}</figure>")
+        few = f"<figcaption>The {len(lines)} fastest of {every} rows.</figcaption>"
+        caption = few if every > len(lines) else ""
+        parts.append(f"{title}<figure>{plot}{_legend(shown, numbers)}{caption}</figure>")
     return f"<h2>Latency by {escape(axis)}</h2>{''.join(parts)}" if parts else ""
 
 
@@ -310,7 +341,7 @@ def _failures(report: BenchReport) -> str:
         for reason, where in reasons.items()
     ]
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f'<h2>Not measured</h2><ul class="notes">{items}</ul>' if items else ""
+    return f'<h2 id="not-measured">Not measured</h2><ul class="notes">{items}</ul>' if items else ""
 
 
 def _notes(report: BenchReport) -> str:

@@ -61,7 +61,7 @@ class Point:
     Attributes:
         x: Value along the first axis.
         y: Value along the second.
-        label: Short text beside it.
+        label: Short text beside it; "" for none.
         text: What it says when pointed at.
         series: Number of its colour and shape.
         low: Lower end of the interval of ``y``; equal to ``high`` for none.
@@ -130,16 +130,18 @@ def scatter(
     for point in points:
         x, y = _x(x_scale.at(point.x)), _y(y_scale.at(point.y))
         # Labels of markers that lie close together go to different sides.
-        near = sum(abs(x - left) < 5 and abs(y - top) < 6 for left, top in placed)
-        placed.append((x, y))
-        side = (9, -7), (9, 15), (-9, -7), (-9, 15)
-        across, down = side[near % 4]
-        anchor = "start" if across > 0 else "end"
+        label = ""
+        if point.label:
+            near = sum(abs(x - left) < 5 and abs(y - top) < 6 for left, top in placed)
+            placed.append((x, y))
+            side = (9, -7), (9, 15), (-9, -7), (-9, 15)
+            across, down = side[near % 4]
+            anchor = "start" if across > 0 else "end"
+            place = f'x="{across}" y="{down}" text-anchor="{anchor}"'
+            label = f"<text {place}>{escape(point.label)}</text>"
         parts.append(
             f'<svg x="{x:.2f}%" y="{y:.2f}%" overflow="visible" class="point s{point.series}">'
-            f"<title>{escape(point.text)}</title>{marker(point.series)}"
-            f'<text x="{across}" y="{down}" text-anchor="{anchor}">{escape(point.label)}</text>'
-            "</svg>"
+            f"<title>{escape(point.text)}</title>{marker(point.series)}{label}</svg>"
         )
     return _drawing(parts, title, text, 340)
 

@@ -24,7 +24,8 @@ body {
   background: var(--page); color: var(--text);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
 }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 4px; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 4px; overflow-wrap: anywhere; }
+a { color: inherit; }
 h2 { font-size: 1.2rem; margin: 40px 0 8px; }
 h3 { font-size: 1rem; margin: 24px 0 4px; }
 p { margin: 4px 0 12px; max-width: 70ch; }
@@ -67,7 +68,8 @@ th, td { padding: 7px 10px; text-align: right; white-space: nowrap;
 tr:last-child > * { border-bottom: 0; }
 thead th { background: var(--card); font-weight: 600; color: var(--soft); }
 th:first-child, td.word { text-align: left; }
-tbody th { font-weight: 600; text-align: left; background: var(--page); position: sticky; left: 0; }
+tbody th { font-weight: 600; text-align: left; background: var(--page); position: sticky; left: 0;
+  white-space: normal; overflow-wrap: anywhere; min-width: 18em; max-width: 24em; }
 .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
 .k0 { --k: var(--s0); } .k1 { --k: var(--s1); } .k2 { --k: var(--s2); }
 .k3 { --k: var(--s3); } .k4 { --k: var(--s4); } .k5 { --k: var(--s5); }
@@ -78,14 +80,14 @@ tbody th { font-weight: 600; text-align: left; background: var(--page); position
   background: var(--k); vertical-align: -1px; }
 details { margin: 6px 0; font-size: .87rem; } summary { cursor: pointer; overflow-wrap: anywhere; }
 details .scroll { margin: 6px 0 12px; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px; margin: 8px 0; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: fit-content(45%) 1fr; gap: 4px 16px; margin: 8px 0; }
+dt { color: var(--soft); overflow-wrap: anywhere; } dd { margin: 0; overflow-wrap: anywhere; }
 ul.notes { padding-left: 20px; }
 @media (max-width: 560px) {
   .strips { grid-template-columns: 1fr 64px; }
   .strips > .who { grid-column: 1 / -1; margin-top: 8px; }
   .axis { grid-column: 1; }
-  tbody th { white-space: normal; min-width: 36vw; max-width: 36vw; }
+  tbody th { min-width: 36vw; max-width: 36vw; }
   dl { grid-template-columns: 1fr; } dd { margin-bottom: 6px; }
 }
 @media print { body { max-width: none; } figure, .scroll { break-inside: avoid; } }

@@ -1,5 +1,6 @@
 """The HTML report: whole by itself, true to its report, and there for those who do not see it."""
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -7,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from support.reports import made_up
 
+from tfx.bench.measuring.report import Status
 from tfx.bench.pages.html import page_of
 from tfx.bench.pages.plot import (
     Curve,
@@ -139,8 +141,30 @@ def test_without_accuracy_there_is_no_plot_of_it():
 
 def test_nothing_measured_is_still_a_page():
     text = page_of(made_up({}, failed=[("a", "torch")]))
-    assert "<h2>Not measured</h2>" in text
+    assert '<h2 id="not-measured">Not measured</h2>' in text
     Tree(text)
+
+
+def test_rows_without_numbers_are_said_at_the_top(page):
+    assert "2 of 18 rows did not run: <a href=" in page
+    wrong = dataclasses.replace(made_up().rows[0], status=Status.WRONG, measurement=None)
+    report = dataclasses.replace(made_up(), rows=(wrong, *made_up().rows[1:]))
+    assert "1 of 16 rows gave wrong outputs: <a href=" in page_of(report)
+    assert "see why" not in page_of(made_up())
+
+
+def test_many_rows_leave_a_plot_readable():
+    speeds = {(f"b{at}", "torch" if at == 30 else "onnxruntime"): 3.0 + at for at in range(31)}
+    text = page_of(made_up(speeds, right={"b5": 0.95}))
+    Tree(text)
+    plot = text[text.index("accuracy against latency") : text.index("Numbered are those rows")]
+    # The fastest, the most accurate and the baseline, which is the first of the report.
+    labels = set(re.findall(r'text-anchor="(?:start|end)">(\d+)</text></svg>', plot))
+    assert labels == {"1", "6"}
+    assert plot.count("<title>") == 31
+    assert text.count("The 12 fastest of 31 rows.") == 1
+    curve = text[text.index("<h2>Latency by batch</h2>") :]
+    assert curve.count('class="curve') == 12
 
 
 def test_a_scale_puts_equal_ratios_equally_far_apart():
