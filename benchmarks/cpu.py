@@ -16,8 +16,7 @@ import click
 from tfx.bundle import Bundle, open_bundle
 from tfx.codec import encode
 from tfx.console import FOLDER, console, emit_json, json_option, progress
-from tfx.dtypes import DType
-from tfx.errors import BundleError, SignatureError, TfxError
+from tfx.errors import BundleError, TfxError
 from tfx.runtime.stats import Comparison
 
 from .measuring.family import REFERENCE, same_model
@@ -102,17 +101,10 @@ def _row(row: Row, flops: float, peaks: Peaks) -> CpuRow:
         precision=str(precision),
         median_ms=median_ms,
         gflops=flops / median_ms / 1e6,
-        peak_share=_share(peaks, flops, median_ms / 1e3, str(precision)),
+        peak_share=peaks.share_of_named(flops, median_ms / 1e3, str(precision)),
         min_cosine=least,
         comparison=comparison,
     )
-
-
-def _share(peaks: Peaks, flops: float, seconds: float, precision: str) -> float | None:
-    try:
-        return peaks.share(flops, seconds, DType.parse(precision))
-    except SignatureError:
-        return None  # a type without a name of ours has no peak
 
 
 def verdicts_of(rows: Sequence[CpuRow]) -> list[str]:

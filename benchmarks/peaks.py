@@ -26,7 +26,7 @@ import psutil
 from tfx.codec import DecodeError, decode, encode
 from tfx.console import console, emit_json, json_option
 from tfx.dtypes import DType
-from tfx.errors import BackendError, DataError, TfxError
+from tfx.errors import BackendError, DataError, SignatureError, TfxError
 from tfx.extras import version_of
 from tfx.runtime.clock import Clock
 from tfx.runtime.cpus import usable_cpus
@@ -130,6 +130,13 @@ class Peaks:
         """
         peak = self.best(dtype, threads)
         return None if peak is None else flops / seconds / 1e9 / peak.gflops
+
+    def share_of_named(self, flops: float, seconds: float, precision: str) -> float | None:
+        """``share`` of a type by its name; one that is the name of a library's own has no peak."""
+        try:
+            return self.share(flops, seconds, DType.parse(precision))
+        except SignatureError:
+            return None
 
 
 def fingerprint_of(machine: Machine) -> str:

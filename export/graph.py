@@ -47,13 +47,8 @@ class Builder:
         return self.graph.initializers[name]
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
-        """Let ``new`` stand wherever ``old`` did, as an output of the graph under its name."""
-        name = old.name
-        is_output = old.is_graph_output()
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-        if is_output:
-            old.name = f"{name}_replaced"
-            new.name = name
+        """``replace_value``, so that a rule needs the builder alone."""
+        replace_value(old, new)
 
     def size(self, value: ir.Value, axis: int) -> ir.Value:
         """The size of an axis as ``int64[1]``; of a named one, from the first input that has it.
@@ -135,6 +130,22 @@ def is_computed(value: ir.Value) -> bool:
         if (node := one.producer()) is not None:
             stack += [given for given in node.inputs if given is not None]
     return False
+
+
+def replace_value(old: ir.Value, new: ir.Value) -> None:
+    """Let ``new`` stand wherever ``old`` did, as an output of the graph under its name."""
+    name = old.name
+    is_output = old.is_graph_output()
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    if is_output:
+        old.name = f"{name}_replaced"
+        new.name = name
+
+
+def producer_of(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that makes ``value``, if it is a standard operator of this type."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type and not node.domain else None
 
 
 def known_size(size: int | ir.SymbolicDim) -> int | str | None:

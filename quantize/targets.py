@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from tfx.export.graph import replace_value
+
 from .linear import add_constant, is_constant
 
 MICROSOFT = "com.microsoft"
@@ -72,7 +74,7 @@ def _lower_product(
     fused.metadata_props.update(node.metadata_props)
     fused.outputs[0].type, fused.outputs[0].shape = output.type, output.shape
     graph.insert_before(node, fused)
-    _take_over(output, fused.outputs[0])
+    replace_value(output, fused.outputs[0])
     graph.remove(replaced, safe=True)
     return 1
 
@@ -97,7 +99,7 @@ def _lower_lookup(graph: ir.Graph, node: ir.Node) -> int:
         one.metadata_props.update(node.metadata_props)
     scaled.outputs[0].type, scaled.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
     graph.insert_before(node, [rows, floats, steps, column, scaled])
-    _take_over(node.outputs[0], scaled.outputs[0])
+    replace_value(node.outputs[0], scaled.outputs[0])
     graph.remove(node, safe=True)
     return 1
 
@@ -158,15 +160,6 @@ def _bias_of(node: ir.Node, scale: ir.Value) -> tuple[ir.Node, ir.Value] | None:
     if bias is None or not _is_known(bias) or bias.shape != scale.shape:
         return None
     return users[0].node, bias
-
-
-def _take_over(old: ir.Value, new: ir.Value) -> None:
-    name = old.name
-    is_output = old.is_graph_output()
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    if is_output:
-        old.name = f"{name}_replaced"
-        new.name = name
 
 
 def _drop_dead(graph: ir.Graph) -> None:

@@ -20,8 +20,7 @@ import numpy as np
 
 from tfx.bundle import Bundle
 from tfx.console import Progress
-from tfx.dtypes import DType
-from tfx.errors import BackendError, SignatureError, TfxError
+from tfx.errors import BackendError, TfxError
 from tfx.runtime.child import Child
 from tfx.runtime.clock import SETTLE_S
 from tfx.runtime.stats import LEAST_ROUNDS, Comparison, compare_speed
@@ -469,16 +468,9 @@ def _row(
         sentences_per_s=sum(len(corpus.texts[chunk]) for chunk in done) / seconds,
         tokens_per_s=float(sum(corpus.tokens[chunk].sum() for chunk in done)) / seconds,
         gflops=flops / seconds / 1e9,
-        peak_share=_share(peaks, flops, seconds, loaded["precision"]),
+        peak_share=peaks.share_of_named(flops, seconds, loaded["precision"]),
         min_cosine=None if run.cosines is None else float(run.cosines.min()),
         mean_cosine=None if run.cosines is None else float(run.cosines.mean()),
         comparison=comparison,
         any_comparison=any_comparison,
     )
-
-
-def _share(peaks: Peaks, flops: float, seconds: float, precision: str) -> float | None:
-    try:
-        return peaks.share(flops, seconds, DType.parse(precision))
-    except SignatureError:
-        return None  # a name of the library's own

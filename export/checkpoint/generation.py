@@ -28,7 +28,7 @@ def read_generation(config: Any, folder: Path | None, target: Path) -> Generatio
     """
     ends = getattr(config, "eos_token_id", None)
     if folder is None:
-        return Generation(_ids(ends))
+        return Generation(token_ids(ends))
     settings = folder / SETTINGS_FILE
     if settings.is_file():
         try:
@@ -39,10 +39,11 @@ def read_generation(config: Any, folder: Path | None, target: Path) -> Generatio
     template, special = _template(folder)
     if template:
         (target / TEMPLATE_FILE).write_text(template, encoding="utf-8")
-    return Generation(_ids(ends), TEMPLATE_FILE if template else "", special)
+    return Generation(token_ids(ends), TEMPLATE_FILE if template else "", special)
 
 
-def _ids(ends: Any) -> tuple[int, ...]:
+def token_ids(ends: Any) -> tuple[int, ...]:
+    """Ids of a setting that holds none, one or several."""
     if ends is None:
         return ()
     return (ends,) if isinstance(ends, int) else tuple(int(end) for end in ends)

@@ -10,7 +10,7 @@ from tfx.errors import SourceError
 from tfx.extras import need
 from tfx.processing import Target
 
-from .generation import SETTINGS_FILE
+from .generation import SETTINGS_FILE, token_ids
 from .languages import Languages, read_languages
 
 # What a checkpoint may ask for and nothing here does, and what asks for nothing.
@@ -49,7 +49,7 @@ def read_target(config: Any, folder: Path | None) -> tuple[Target, tuple[str, ..
         SourceError: If a file is damaged, or nothing says which token a text begins with.
     """
     said, notes = _settings(config, folder), []
-    ends = _ids(said.eos_token_id)
+    ends = token_ids(said.eos_token_id)
     bad = [ids for ids in said.bad_words_ids or [] if ids not in ([end] for end in ends)]
     for name, idle in UNDONE.items():
         if (value := getattr(said, name, None)) not in idle:
@@ -67,7 +67,7 @@ def read_target(config: Any, folder: Path | None) -> tuple[Target, tuple[str, ..
             f"decoder_start_token_id is {start}, expected the token a text begins with",
             hint=f"Name it in {SETTINGS_FILE}, or export for one pass: --no-cache.",
         )
-    last = _ids(said.forced_eos_token_id)
+    last = token_ids(said.forced_eos_token_id)
     if len(last) > 1:
         notes.append(f"of forced_eos_token_id {list(last)} the first alone is forced")
     # Whisper's are its dictation's.
@@ -116,9 +116,3 @@ def _prefixes(config: Any) -> dict[str, str]:
         for name, said in tasks.items()
         if isinstance(said, dict) and isinstance(prefix := said.get("prefix"), str)
     }
-
-
-def _ids(ends: Any) -> tuple[int, ...]:
-    if ends is None:
-        return ()
-    return (ends,) if isinstance(ends, int) else tuple(int(end) for end in ends)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..graph import Builder, known_size
+from ..graph import Builder, known_size, producer_of
 from .masks import same_sizes
 
 # [batch, length, heads, size] to [batch, heads, length, size], and back.
@@ -72,11 +72,11 @@ def _flat(node: ir.Node) -> _Flat | None:
 
 def _before_split(value: ir.Value | None) -> tuple[ir.Value, int] | None:
     """What was split into heads to give ``value``, and their number."""
-    swap = _producer(value, "Transpose")
+    swap = producer_of(value, "Transpose")
     if swap is None or tuple(swap.attributes.get_ints("perm", [])) != SWAP:
         return None
     split = swap.inputs[0]
-    reshape = _producer(split, "Reshape")
+    reshape = producer_of(split, "Reshape")
     whole = reshape.inputs[0] if reshape is not None else None
     if whole is None or split is None or whole.shape is None or split.shape is None:
         return None
@@ -151,8 +151,3 @@ def _replace(graph: ir.Graph, node: ir.Node, flat: _Flat) -> None:
 def _only_user(value: ir.Value) -> ir.Node | None:
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
-
-
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type and not node.domain else None

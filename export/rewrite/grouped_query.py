@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..graph import known_size
+from ..graph import known_size, producer_of
 
 
 def share_key_heads(model: ir.Model) -> int:
@@ -37,7 +37,7 @@ def share_key_heads(model: ir.Model) -> int:
 
 def _before_repeat(value: ir.Value | None) -> ir.Value | None:
     """What was repeated along the heads to give ``value``, or None if nothing was."""
-    if (expand := _producer(value, "Expand")) is not None:
+    if (expand := producer_of(value, "Expand")) is not None:
         # [b, 1, n, d] -> [b, h, n, d]: multi-query attention
         once = expand.inputs[0]
         before, after = _sizes(once), _sizes(value)
@@ -45,9 +45,9 @@ def _before_repeat(value: ir.Value | None) -> ir.Value | None:
             return None
         same = before[0] == after[0] and before[2:] == after[2:]
         return once if same and before[1] == 1 else None
-    reshape = _producer(value, "Reshape")
-    expand = _producer(reshape.inputs[0], "Expand") if reshape else None
-    unsqueeze = _producer(expand.inputs[0], "Unsqueeze") if expand else None
+    reshape = producer_of(value, "Reshape")
+    expand = producer_of(reshape.inputs[0], "Expand") if reshape else None
+    unsqueeze = producer_of(expand.inputs[0], "Unsqueeze") if expand else None
     if reshape is None or expand is None or unsqueeze is None:
         return None
     axes = unsqueeze.inputs[1].const_value if unsqueeze.inputs[1] is not None else None
@@ -79,8 +79,3 @@ def _sizes(value: ir.Value | None) -> list[int | str] | None:
 def _heads(value: ir.Value) -> int | ir.SymbolicDim:
     assert value.shape is not None
     return value.shape[1]
-
-
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type and not node.domain else None

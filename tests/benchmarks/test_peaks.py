@@ -96,6 +96,8 @@ def test_a_share_is_of_the_peak_in_the_same_type():
     assert FOUND.share(50e9, 0.5, DType.INT8) == pytest.approx(0.25)
     assert FOUND.share(25e9, 1.0, DType.FLOAT32, threads=1) == pytest.approx(0.5)
     assert FOUND.share(1.0, 1.0, DType.FLOAT16) is None
+    assert FOUND.share_of_named(50e9, 0.5, "int8") == pytest.approx(0.25)
+    assert FOUND.share_of_named(50e9, 0.5, "int8_float32") is None
 
 
 def test_the_fastest_call_counts():
