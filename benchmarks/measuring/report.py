@@ -34,8 +34,9 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
         throughput_per_s  samples of a batch per second: batch / median latency
         round_ms          median of each round, in order; rows of a shape share their rounds, but
                           one that took fewer processes has only the first of them
-        round_min_ms      fastest call of each round, by which two runs are compared; left out by
-                          older versions
+        round_min_ms      fastest call of each round, by which two runs are compared; left out
+                          where calls differ (drawn lengths, queries that wait for each other), and
+                          by older versions: there they are compared by round_ms
         process_rounds    how many of the rounds are of each process; left out by older versions,
                           which had one
         percentiles_ms    101 of them: 0 is the fastest call, 100 the slowest

@@ -233,7 +233,7 @@ def _row(run: Running, runs: Sequence[Running], shape: Shape, plan: Plan) -> Row
             latency=latency,
             throughput_per_s=_throughput(run, shape, latency.median_ms),
             process_rounds=tuple(run.process_rounds),
-            round_min_ms=tuple(round(min(one) / 1e6, 6) for one in run.rounds),
+            round_min_ms=_fastest_ms(run.rounds) if plan.load.alike else (),
             round_ms=tuple(round(float(np.median(one)) / 1e6, 6) for one in run.rounds),
             percentiles_ms=percentiles_of(run.rounds),
             joules_per_call=None if run.joules is None else run.joules / len(run.rounds),
@@ -261,6 +261,10 @@ def _row(run: Running, runs: Sequence[Running], shape: Shape, plan: Plan) -> Row
         load=shape.load,
         model_bytes=None if run.way.backend in OF_SOURCE else model_bytes(run.bundle),
     )
+
+
+def _fastest_ms(rounds: Sequence[Sequence[int]]) -> tuple[float, ...]:
+    return tuple(round(min(one) / 1e6, 6) for one in rounds)
 
 
 def _writing(run: Running, shape: Shape) -> Writing | None:

@@ -82,6 +82,13 @@ class Load:
         return self.lengths != FIXED
 
     @property
+    def alike(self) -> bool:
+        """Whether all calls do the same, so that the fastest is the one nothing disturbed."""
+        if self.scenario == Scenario.OFFLINE:
+            return True
+        return not self.mixed and self.scenario != Scenario.SERVER
+
+    @property
     def arrivals(self) -> int:
         """Queries of one block of the server scenario."""
         return min(max(LEAST_ARRIVALS, round(self.qps * SERVER_S)), MOST_ARRIVALS)

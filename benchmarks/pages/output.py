@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 # Columns of the CSV file, in its order; empty where a row has no such number.
 COLUMNS = (
     "bundle", "backend", "precision", "sizes", "preprocessing", "status", "reason",
-    "median_ms", "p95_ms", "p99_ms", "min_ms", "max_ms", "samples", "rounds", "throughput_per_s",
+    "median_ms", "p95_ms", "p99_ms", "min_ms", "max_ms", "samples", "rounds", "processes",
+    "throughput_per_s",
     "first_ms", "first_p95_ms", "row_tokens_per_s", "same_tokens",
     "load_s", "first_call_ms", "peak_memory_mb", "model_bytes",
     "speedup", "speedup_low", "speedup_high", "verdict", "against", "scaled_error",
@@ -165,6 +166,7 @@ def _cells(row: Row) -> dict[str, object]:
         cells |= {name: getattr(latency, name) for name in type(latency).__dataclass_fields__}
         for name in ("rounds", "throughput_per_s", "load_s", "first_call_ms", "peak_memory_mb"):
             cells[name] = getattr(found, name)
+        cells["processes"] = len(found.processes)
         if (writing := found.writing) is not None:
             for name in ("first_ms", "first_p95_ms", "row_tokens_per_s", "same_tokens"):
                 cells[name] = getattr(writing, name)

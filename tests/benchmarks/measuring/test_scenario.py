@@ -122,6 +122,19 @@ def test_lengths_of_a_file_are_those_of_its_texts(session, texts):
     assert len(sent[0]) == 2
 
 
+@pytest.mark.parametrize(
+    ("load", "alike"),
+    [
+        (Load(), True),
+        (Load(lengths="zipf"), False),
+        (Load("offline", "zipf"), True),  # each call answers all of them
+        (Load("server", qps=3), False),  # how long a query waits is what is asked
+    ],
+)
+def test_whether_the_fastest_call_says_how_fast_all_are(load, alike):
+    assert load.alike is alike
+
+
 def test_offline_all_samples_are_one_call_sorted_by_length(session, texts):
     load = Load("offline", str(texts))
     queries, samples = queries_of(session, load, SIZES, seed=0)

@@ -52,6 +52,7 @@ def test_csv_has_a_line_a_row(tmp_path):
     assert float(rows[1]["speedup"]) == report.rows[1].comparison.speedup
     assert float(rows[1]["change"]) == report.rows[1].accuracy.change.value
     assert float(rows[0]["scaled_error"]) == 2e-6
+    assert (rows[0]["rounds"], rows[0]["processes"], rows[8]["processes"]) == ("40", "1", "")
     assert (rows[8]["status"], rows[8]["median_ms"]) == ("not run", "")
 
 
