@@ -83,7 +83,7 @@ def side_of(
     process_rounds: Sequence[int],
     quantile: float = QUARTILE,
 ) -> Side:
-    """What a row's rounds say against another's; the other may have more processes.
+    """What a row's rounds say against another's; one may have more processes.
 
     Args:
         row: A time of each round.
@@ -173,12 +173,13 @@ def compare_rows(
 
     Args:
         rounds: Nanoseconds per call of each round.
-        baseline: The other row's; rounds beyond those of the row are left out.
+        baseline: The other row's; what only one of both has comes last, and is left out.
         process_rounds: Rounds of each process of the row.
         against: The other row's name.
         rng: Draws processes, or the rounds of one.
     """
-    baseline = baseline[: len(rounds)]
+    count = min(len(rounds), len(baseline))
+    rounds, baseline = rounds[:count], baseline[:count]
     if len(process_rounds) < 2:
         return compare_speed(rounds, baseline, against=against, rng=rng)
     other, row = ([float(np.median(one)) for one in each] for each in (baseline, rounds))

@@ -97,5 +97,6 @@ def test_rows_of_a_run_are_compared_by_process():
     assert several.speedup == pytest.approx(1 / 1.15 / (1.3 * 0.8) ** (1 / 3), rel=0.02)
     assert several.low < 0.6 < one.low < one.high < 1.1 < several.high
     assert several.verdict is Verdict.UNSURE
+    assert compare_rows(slower, rows[1][:8], (4, 4, 4), against="torch", rng=rng).speedup < 1
     few = compare_rows(slower[:6], rows[1], (3, 3), against="torch", rng=rng)
     assert few.verdict is Verdict.UNSURE

@@ -143,6 +143,21 @@ def test_a_process_that_fails_later_fails_the_row_and_no_other(bundle):
     assert rows["openvino"].measurement.process_rounds == (3, 3, 3)
 
 
+def test_what_a_row_was_compared_with_may_fail_in_a_process_that_others_did_not_take(bundle):
+    seen = []
+
+    def more(report):
+        seen.append(report)
+        return ["tiny on onnxruntime"] if len(seen) < 2 else []
+
+    report = run(World(fail={"torch": 2}), bundle, more, processes=1, rounds=8)
+    rows = {row.backend: row for row in report.rows}
+    assert rows["torch"].status is Status.NOT_RUN
+    assert process_rounds(report) == {"onnxruntime": (8, 8), "openvino": (8,)}
+    assert rows["onnxruntime"].comparison.against == "tiny on openvino"
+    assert rows["onnxruntime"].comparison.speedup == pytest.approx(0.8)
+
+
 def test_an_interruption_leaves_out_the_round_it_cut(bundle):
     kept = []
     with pytest.raises(KeyboardInterrupt):
