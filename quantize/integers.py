@@ -27,6 +27,7 @@ from .linear import (
 )
 from .outliers import choose_outliers, split_outliers, without_channels
 from .qdq import quantize_activations, quantize_tables, quantize_weights
+from .shift import SHIFTED, Shift, choose_shift, shift_activations
 from .smooth import ALPHAS, SMOOTHED, WORTH, Smoothing, apply_smoothing, can_fold, choose_smoothing
 from .statistics import ActivationStatistics
 
@@ -248,6 +249,9 @@ def lower(
             name: one.amax(recipe.method or RangeMethod.PERCENTILE, recipe.percentile)
             for name, one in prepared.statistics.items()
         }
+        shifts = _shifts(prepared, recipe, amax)
+        chosen = shift_activations(model.graph, chosen, shifts)
+        amax |= {f"{name}{SHIFTED}": one.amax for name, one in shifts.items()}
         quantize_activations(model.graph, chosen, amax, recipe.precision)
     quantize_tables(model.graph, tables, rest=recipe.rest)
     nodes = [(one.node, one.group) for one in lookups] + [(one.node, one.group) for one in products]
@@ -265,3 +269,20 @@ def _why_whole(product: Product, recipe: QuantizeRecipe) -> str:
         return ""
     problem = why_whole(int(product.weight.shape[0]))
     return f"its weight {problem}" if problem else ""
+
+
+def _shifts(
+    prepared: Prepared, recipe: QuantizeRecipe, amax: Mapping[str, float]
+) -> dict[str, Shift]:
+    """Of the activations that are better off with one.
+
+    8-bit floats are as close on either side of zero; a difference in bfloat16 has no more
+    digits than the integers it becomes.
+    """
+    if recipe.precision is not DType.INT8 or recipe.rest is DType.BFLOAT16:
+        return {}
+    found = {
+        name: choose_shift(one.low, one.high, amax[name])
+        for name, one in prepared.statistics.items()
+    }
+    return {name: shift for name, shift in found.items() if shift is not None}

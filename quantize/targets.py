@@ -11,12 +11,15 @@ import onnx_ir as ir
 
 from tfx.export.graph import replace_value
 
-from .linear import add_constant, is_constant
+from .linear import add_constant, array_of, is_constant
 
 MICROSOFT = "com.microsoft"
 
 # int8 with zero point 0 as uint8: x86 multiplies unsigned by signed, and packs anything else.
 SHIFT = 128
+
+# How far from a whole number of steps a shift may be: the scale is rounded to float32.
+WHOLE = 1e-3
 
 
 def lower_for_ort_cpu(model: ir.Model) -> int:
@@ -120,14 +123,37 @@ def _unsigned(
         values, step, zero = dynamic.outputs
         return values, step, zero
     float_data, scale = quantize.inputs[0], quantize.inputs[1]
+    assert float_data is not None
     assert scale is not None
-    shift = graph.initializers.get("zero_point_uint8") or add_constant(
-        graph, "zero_point_uint8", np.array(SHIFT, np.uint8)
-    )
-    node = ir.node("QuantizeLinear", [float_data, scale, shift])
+    # What is subtracted is subtracted with the integers: the product still has 128 as its zero.
+    float_data, zero = _without_offset(float_data, scale)
+    node = ir.node("QuantizeLinear", [float_data, scale, _zero_point(graph, zero)])
     node.metadata_props.update(quantize.metadata_props)
     graph.insert_before(quantize, node)
-    return node.outputs[0], scale, shift
+    return node.outputs[0], scale, _zero_point(graph, SHIFT)
+
+
+def _without_offset(value: ir.Value, scale: ir.Value) -> tuple[ir.Value, int]:
+    """What a whole number of steps is subtracted from, and the zero point that does the same."""
+    sub = value.producer()
+    if sub is None or sub.op_type != "Sub" or sub.domain not in ("", "ai.onnx"):
+        return value, SHIFT
+    data, offset = sub.inputs
+    if data is None or offset is None or not (is_constant(offset) and is_constant(scale)):
+        return value, SHIFT
+    numbers = array_of(offset), array_of(scale)
+    if any(array.size != 1 for array in numbers):
+        return value, SHIFT
+    steps = numbers[0].item() / numbers[1].item()
+    zero = SHIFT - round(steps)
+    if abs(steps - round(steps)) > WHOLE or not 0 <= zero <= 2 * SHIFT - 1:
+        return value, SHIFT
+    return data, zero
+
+
+def _zero_point(graph: ir.Graph, number: int) -> ir.Value:
+    name = "zero_point_uint8" if number == SHIFT else f"zero_point_uint8_{number}"
+    return graph.initializers.get(name) or add_constant(graph, name, np.array(number, np.uint8))
 
 
 def _constant_dequantized(value: ir.Value, axis: int) -> tuple[ir.Value, ir.Value] | None:
