@@ -152,10 +152,16 @@ class Batcher:
         return self._unread + len(self._waiting)
 
     def _forget_cancelled(self) -> None:
-        wanted = [request for request in self._arrived if not request.future.cancelled()]
-        self._unread -= sum(r.size for r in self._arrived) - sum(r.size for r in wanted)
-        self._arrived = deque(wanted)
-        self._waiting = [item for item in self._waiting if not item.request.future.cancelled()]
+        arrived = [request for request in self._arrived if request.future.cancelled()]
+        waiting = [item for item in self._waiting if item.request.future.cancelled()]
+        if not arrived and not waiting:
+            return
+        self._unread -= sum(request.size for request in arrived)
+        gone = {*map(id, arrived), *(id(item.request) for item in waiting)}
+        self._arrived = deque(one for one in self._arrived if id(one) not in gone)
+        self._waiting = [item for item in self._waiting if id(item.request) not in gone]
+        for request in dict.fromkeys([*arrived, *(item.request for item in waiting)]):
+            request.begin()  # tells whoever is in concurrent.futures.wait
 
     def _start(self, work: Callable[[], None]) -> bool:
         """Let a thread of the pool do it; whether there is one."""
