@@ -163,6 +163,14 @@ def test_cosines():
     assert mean_cosine(left, right) == pytest.approx((0 + 1 + 1 + 0) / 4)
 
 
+def test_the_worst_sample_decides():
+    ones = np.ones(2)
+    predicted = [ones, np.array([3.0, 4.0]), np.array([0.0, 1.0])]
+    found = value("least-cosine", predicted, [ones, ones, ones])
+    assert found == pytest.approx(1 / math.sqrt(2))
+    assert value("cosine", predicted, [ones, ones, ones]) > found
+
+
 def test_perplexity_of_a_text(rng):
     logits = rng.normal(size=(4, 7)).astype(np.float32)
     ids = np.array([3, 1, 6, 2])
@@ -190,6 +198,7 @@ def test_longer_texts_count_for_more():
         ("entity-f1", ["B-A"]),
         ("agreement", np.array([1, 2])),
         ("cosine", np.ones((2, 3))),
+        ("least-cosine", np.ones((2, 3))),
         ("kl", np.array([0.25, 0.75])),
     ],
 )
