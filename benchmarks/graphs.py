@@ -1,8 +1,9 @@
 """``python -m tfx.bench.graphs``: would another way to write a bundle's attention be faster?
 
-Variants of the graph are made in memory, loaded side by side in one process with one thread each,
-and run in turn, in a new order every round. What is compared is processor time: of one thread it
-is the time of a call on an idle machine, and it does not grow with what else the machine does.
+And do the fusions pay that ONNX Runtime is kept from? Variants of the graph are made in memory,
+loaded side by side in one process with one thread each, and run in turn, in a new order every
+round. What is compared is processor time: of one thread it is the time of a call on an idle
+machine, and it does not grow with what else the machine does.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from tfx.errors import BundleError
 from tfx.extras import need
 from tfx.feeds import random_feed
 from tfx.runtime.backend import RunOptions, get_backend
+from tfx.runtime.backends import onnxruntime
 from tfx.runtime.stats import median_interval
 from tfx.signature import BATCH, SEQUENCE, Feed
 
 AS_IT_IS = "as it is"
+EVERY_FUSION = "every fusion"
 
 
 def packed(model: Any) -> int:
@@ -121,6 +124,8 @@ def write_variants(bundle: Bundle, folder: Path) -> Iterator[tuple[str, Bundle]]
     """The bundle itself, and each variant that changes anything, as bundles without a manifest."""
     ir, passes = need("onnx_ir"), need("onnx_ir.passes.common")
     yield AS_IT_IS, bundle
+    if bundle.manifest.variants:  # what runs is another graph than the one that would be changed
+        return
     for name, changes in VARIANTS.items():
         model = ir.load(bundle.model)
         ir.external_data.load_to_model(model)
@@ -134,6 +139,16 @@ def write_variants(bundle: Bundle, folder: Path) -> Iterator[tuple[str, Bundle]]
         # Its own, for what a backend compiles is kept by digest: a variant is not its neighbour.
         digest = hashlib.sha256(f"{bundle.digest} {name}".encode()).hexdigest()
         yield name, dataclasses.replace(bundle, path=path, digest=digest)
+
+
+@contextlib.contextmanager
+def every_fusion() -> Iterator[None]:
+    """Have ONNX Runtime fuse what the backend keeps it from (``SLOWER_FUSIONS``)."""
+    left_out, onnxruntime.SLOWER_FUSIONS = onnxruntime.SLOWER_FUSIONS, ()
+    try:
+        yield
+    finally:
+        onnxruntime.SLOWER_FUSIONS = left_out
 
 
 def measure(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
@@ -161,10 +176,16 @@ def main(bundle: Path | None, backend: str, batch: int, length: int, rounds: int
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         runs = {}
+        options = RunOptions(threads=1)
         for name, variant in write_variants(opened, folder):
-            executable = get_backend(backend).load(variant, RunOptions(threads=1))
+            executable = get_backend(backend).load(variant, options)
             stack.callback(executable.close)
             runs[name] = _runner(executable, feed)
+        if backend == "onnxruntime":
+            with every_fusion():
+                executable = get_backend(backend).load(opened, options)
+            stack.callback(executable.close)
+            runs[EVERY_FUSION] = _runner(executable, feed)
         for run in runs.values():
             run()  # what is made on the first call
         times = measure(runs, rounds)

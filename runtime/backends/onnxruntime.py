@@ -27,10 +27,10 @@ from .onnxruntime_packed import keep_packed, packed_entry, packed_session
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-# Fusions whose kernel for the CPU is slower than what it stands for. BERT base on 2 cores (AVX-512
-# with VNNI), ONNX Runtime 1.31.1, time without these two over time with them, runs interleaved:
-# float32 0.93 at 1x128 and 0.90 at 16x128, int8 0.83 and 0.76; MiniLM, float32, 8x128 0.88.
-SLOWER_FUSIONS = ("SkipLayerNormFusion", "BiasGeluFusion")
+# Fusions whose kernel for the CPU is slower than what it stands for. With them MiniLM takes 1.14
+# times the processor time at 1x128 and 1.08 at 8x128, in int8 1.27 and 1.34 (ONNX Runtime 1.31.1,
+# AVX-512 with VNNI): `python -m tfx.bench.graphs`, its row "every fusion".
+SLOWER_FUSIONS: tuple[str, ...] = ("SkipLayerNormFusion", "BiasGeluFusion")
 
 
 class OnnxRuntime:

@@ -1,5 +1,7 @@
 """Variants of a graph: each changes what it says, and no numbers."""
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common
@@ -10,7 +12,9 @@ from support.graphs import graph_of, operators, run_ort
 
 from tfx.bench.graphs import (
     AS_IT_IS,
+    EVERY_FUSION,
     VARIANTS,
+    every_fusion,
     main,
     measure,
     packed,
@@ -22,6 +26,7 @@ from tfx.bench.graphs import (
 )
 from tfx.dtypes import DType
 from tfx.errors import BundleError
+from tfx.runtime.backends import onnxruntime
 from tfx.signature import ShapeRange, Signature, TensorSpec
 
 # One attention as export writes it: projections, a mask looked up, a guard. Hidden size 8.
@@ -137,7 +142,21 @@ def test_command(model, tmp_path):
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[0] == "tiny, onnxruntime, 1 x 7, 3 rounds"
-    assert [line[2:24].rstrip() for line in lines[1:]] == [AS_IT_IS, *VARIANTS]
+    assert [line[2:24].rstrip() for line in lines[1:]] == [AS_IT_IS, *VARIANTS, EVERY_FUSION]
+
+
+def test_fusions_are_left_out_again_afterwards():
+    left_out = onnxruntime.SLOWER_FUSIONS
+    with every_fusion():
+        assert onnxruntime.SLOWER_FUSIONS == ()
+    assert onnxruntime.SLOWER_FUSIONS == left_out != ()
+
+
+def test_a_bundle_that_runs_another_graph_has_no_variants(model, tmp_path):
+    bundle = write_bundle(tmp_path / "tiny", ir.to_proto(model))
+    manifest = dataclasses.replace(bundle.manifest, variants={"onnxruntime-cpu": "model.onnx"})
+    other = dataclasses.replace(bundle, manifest=manifest)
+    assert [name for name, _ in write_variants(other, tmp_path)] == [AS_IT_IS]
 
 
 def test_a_bundle_that_takes_no_text(tmp_path):
