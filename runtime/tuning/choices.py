@@ -190,7 +190,7 @@ def store_choice(bundle: Bundle, tuning: Tuning) -> Path:
     if not keep(path, lambda file: file.write_text(text, encoding="utf-8")):
         raise BackendError(
             f"the choice cannot be kept in {path.parent}",
-            hint="Set XDG_CACHE_HOME to a folder that can be written.",
+            hint="Free space there, or set XDG_CACHE_HOME to a folder that can be written.",
         )
     return path
 
@@ -231,6 +231,11 @@ def read_choice(path: Path) -> Tuning:
     except (ValueError, RecursionError) as error:
         raise BackendError(f"{path} is damaged: {error}") from error
     schema = document.pop("schema", None) if isinstance(document, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA_VERSION:
+        raise BackendError(
+            f"{path} was written by a newer version of tfx: its schema is {schema}, expected "
+            f"{SCHEMA_VERSION}"
+        )
     if schema != SCHEMA_VERSION:
         raise BackendError(f"{path} is damaged: its schema is {schema!r}")
     try:

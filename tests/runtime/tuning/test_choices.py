@@ -1,7 +1,9 @@
 import dataclasses
+import errno
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from support.bundles import text_graph, write_bundle
@@ -136,7 +138,7 @@ def test_fewer_usable_cpus_are_another_machine(bundle, monkeypatch):
         (lambda text: "", "is damaged: "),
         (lambda text: "\x00" * 10, "is damaged: "),
         (lambda text: "[]", "is damaged: its schema is None"),
-        (lambda text: text.replace('"schema": 1', '"schema": 7'), "its schema is 7"),
+        (lambda text: text.replace('"schema": 1', '"schema": 0'), "its schema is 0"),
         (lambda text: text.replace('"rounds": 9', '"rounds": "9"'), "rounds: got '9', expected"),
         (lambda text: text.replace("chosen", "slower"), "0 are chosen, expected 1"),
         (lambda text: text.replace('"score_ms": 10.0', '"score_ms": -1.0'), "has no time, and is"),
@@ -152,6 +154,34 @@ def test_a_damaged_one_is_not_used(bundle, damage, problem):
     assert str(caught.value).startswith(f"the stored choice is not used: {path} is damaged: ")
     assert problem in str(caught.value)
     assert caught.value.hint == f"Run: tfx tune {bundle.path}"
+
+
+def test_one_of_a_newer_version_is_not_called_damaged(bundle):
+    path = store_choice(bundle, tuning(bundle))
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
+    with pytest.raises(BackendError) as caught:
+        stored_choice(bundle)
+    assert str(caught.value) == (
+        f"the stored choice is not used: {path} was written by a newer version of tfx: "
+        "its schema is 2, expected 1"
+    )
+    assert caught.value.hint == f"Run: tfx tune {bundle.path}"
+
+
+def test_a_full_disk_leaves_the_earlier_choice(bundle, monkeypatch):
+    path = store_choice(bundle, tuning(bundle))
+    before = path.read_bytes()
+
+    def write_half(self, text, **_):
+        self.write_bytes(text.encode()[: len(text) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(BackendError, match="the choice cannot be kept in ") as caught:
+        store_choice(bundle, tuning(bundle))
+    assert caught.value.hint.startswith("Free space there, or set XDG_CACHE_HOME")
+    assert path.read_bytes() == before
+    assert [one for one in path.parent.iterdir() if one.suffix != ".json"] == []
 
 
 def test_a_damaged_one_beside_it_is_passed_over(bundle, cache):
@@ -181,7 +211,9 @@ def test_a_cache_that_cannot_be_written_is_an_error(bundle, tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(BackendError, match=r"^the choice cannot be kept in ") as caught:
         store_choice(bundle, tuning(bundle))
-    assert caught.value.hint == "Set XDG_CACHE_HOME to a folder that can be written."
+    assert caught.value.hint == (
+        "Free space there, or set XDG_CACHE_HOME to a folder that can be written."
+    )
 
 
 def test_a_cache_that_is_turned_off_is_an_error(bundle, monkeypatch):
