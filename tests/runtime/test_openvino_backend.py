@@ -423,7 +423,13 @@ def test_without_openvino_it_says_how_to_get_it(monkeypatch):
 def test_a_machine_without_its_plugin(monkeypatch):
     import openvino
 
-    monkeypatch.setattr(openvino, "Core", lambda: SimpleNamespace(available_devices=["GPU.0"]))
+    class Core:
+        available_devices = ("GPU.0",)
+
+        def get_property(self, device, name):
+            raise RuntimeError(f"no plugin for {device}")
+
+    monkeypatch.setattr(openvino, "Core", Core)
     assert OpenVino().missing() == "openvino has no CPU plugin here, its devices are: GPU.0"
 
 
