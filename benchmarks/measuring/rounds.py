@@ -47,7 +47,7 @@ class Running:
         calls: Of a block.
         rounds: Nanoseconds of each call of each round.
         process_rounds: Rounds of each process.
-        elapsed_ns: Of the server scenario.
+        elapsed_ns: Of the server scenario; and how many queries it answered.
         joules: Of all calls; None where not known.
         peak_memory_mb: The most of its processes.
         outputs: Of the first process.
@@ -68,6 +68,7 @@ class Running:
     rounds: list[list[int]] = field(default_factory=list)
     process_rounds: list[int] = field(default_factory=list)
     elapsed_ns: int = 0
+    answered: int = 0
     joules: float | None = None
     peak_memory_mb: float | None = None
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
@@ -240,6 +241,7 @@ def _interleave(
             served = run.worker.serve(load.arrivals, load.qps, plan.seed + done)
             run.rounds.append(served.samples_ns)
             run.elapsed_ns += served.elapsed_ns
+            run.answered += served.answered
         elif load.writes:
             run.texts.append(run.worker.write())
             run.rounds.append(run.texts[-1].steps_ns)

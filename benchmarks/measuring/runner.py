@@ -281,7 +281,7 @@ def _throughput(run: Running, shape: Shape, median_ms: float) -> float:
     if (writing := _writing(run, shape)) is not None:
         return writing.tokens_per_s
     if run.elapsed_ns:
-        return sum(map(len, run.rounds)) * shape.batch * 1e9 / run.elapsed_ns
+        return run.answered * shape.batch * 1e9 / run.elapsed_ns
     samples = (run.loaded.samples if run.loaded else 0) or shape.batch
     return samples * 1000 / median_ms
 

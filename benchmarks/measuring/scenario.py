@@ -196,12 +196,14 @@ class Served:
     """One block of the server scenario.
 
     Attributes:
-        samples_ns: Of each query that was answered, from its arrival to its answer.
+        samples_ns: Of each query, from its arrival to its answer, or to the end of a given-up block.
         elapsed_ns: From the beginning to the last answer.
+        answered: How many queries were.
     """
 
     samples_ns: list[int]
     elapsed_ns: int
+    answered: int
 
 
 def serve(
@@ -233,7 +235,10 @@ def serve(
             sleep(early / 1e9)
         calls[index % len(calls)]()
         samples.append(clock() - due)
-    return Served(samples, clock() - started)
+    now, answered = clock(), len(samples)
+    # Rounds of one length each are compared; those unanswered have waited at least so long.
+    samples += [now - started - int(moment * 1e9) for moment in arrivals_s[answered:]]
+    return Served(samples, now - started, answered)
 
 
 def _zipf_feed(

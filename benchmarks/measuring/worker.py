@@ -181,7 +181,7 @@ class ProcessWorker:
         # Twice: random moments may be far later than they are on average.
         most_s = 2 * PATIENCE * max(arrivals / qps, SERVER_S)
         found = self.child.ask(most_s, do="serve", arrivals=arrivals, qps=qps, seed=seed)
-        return Served(found["samples_ns"], found["elapsed_ns"])
+        return Served(found["samples_ns"], found["elapsed_ns"], found["answered"])
 
     def peak_memory_mb(self) -> float | None:
         """Peak resident memory of the process, less what it had before the session.

@@ -13,11 +13,13 @@ from tfx.bench.measuring.scenario import (
     LEAST_ARRIVALS,
     MOST_ARRIVALS,
     Load,
+    Served,
     poisson_arrivals,
     queries_of,
     serve,
     zipf_length,
 )
+from tfx.bench.measuring.worker import ProcessWorker
 from tfx.bench.measuring.workload import Plan, Shape, shapes_of
 from tfx.cli import main
 from tfx.errors import DataError, FeedError, RecipeError
@@ -94,10 +96,13 @@ def test_a_server_that_cannot_keep_up_gives_up():
         [lambda: clock.sleep(1)], np.linspace(0.1, 2.0, 1000), clock=clock, sleep=clock.sleep
     )
     # Twice the two seconds in which they arrive, not a thousand.
-    assert len(served.samples_ns) == 4
+    assert served.answered == 4
     assert round(served.elapsed_ns / 1e9, 3) == 4.1
+    # Rounds are of one length: the last waited from its arrival at 2 s to the end.
+    assert len(served.samples_ns) == 1000
+    assert round(served.samples_ns[-1] / 1e9, 3) == 2.1
     once = serve([lambda: clock.sleep(9)], np.array([0.1, 0.2]), clock=clock, sleep=clock.sleep)
-    assert len(once.samples_ns) == 1
+    assert once.answered == 1
 
 
 def test_zipf_queries_differ_in_length_and_are_the_same_for_a_seed(session):
@@ -199,8 +204,25 @@ def test_the_server_reports_what_it_answers_and_when_it_does_not_keep_up(tmp_pat
     assert row["load"] == "server at 200 queries per s"
     assert row["measurement"]["latency"]["samples"] == 2 * 400
     assert row["measurement"]["throughput_per_s"] > 0
-    too_many = bench(bundle, "--scenario", "server", "--qps", 10**8, "--rounds", 1)
+    too_many = bench(bundle, "--scenario", "server", "--qps", 10**8)
     assert "does not keep up" in too_many.stdout
+
+
+def test_rows_that_gave_up_are_compared(tmp_path, monkeypatch):
+    bundle = write_classifier(tmp_path / "classifier")
+    given_up = iter(range(3, 99))
+
+    def answer(self, arrivals, qps, seed):
+        done = next(given_up)
+        return Served([10**6] * arrivals, 10**9, done)
+
+    monkeypatch.setattr(ProcessWorker, "serve", answer)
+    found = bench(bundle.path, "--scenario", "server", "--qps", 500, "--rounds", 8, "--json")
+    assert found.exit_code == 0, found.output
+    (row,) = json.loads(found.stdout)["rows"]
+    rounds = row["measurement"]["rounds"]
+    total = sum(range(3, 3 + rounds))
+    assert row["measurement"]["throughput_per_s"] == pytest.approx(2 * total / rounds)
 
 
 def test_a_block_has_some_seconds_of_arrivals_within_limits():
