@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfx.errors import SourceError
@@ -96,11 +97,7 @@ def generator_of(model: Any) -> torch.nn.Module:
                 return_dict=True,
                 logits_to_keep=logits_to_keep,
             )
-            given = {"logits": outputs.logits}
-            for number, layer in enumerate(cache.layers):
-                given[PRESENT[0].format(number)] = layer.keys
-                given[PRESENT[1].format(number)] = layer.values
-            return given
+            return {"logits": outputs.logits, **tensors_of(cache.layers, PRESENT)}
 
     return Generator().eval()
 
@@ -139,19 +136,43 @@ def cache_sizes(model: Any) -> tuple[tuple[int, int, int], ...]:
     import torch
 
     caches = need("transformers.cache_utils")
-    name = type(model).__name__
     cache = caches.DynamicCache(config=model.config)
     with torch.no_grad():
         model(input_ids=torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
-    sizes = []
-    for layer in cache.layers:
-        if not isinstance(layer, caches.DynamicLayer) or layer.keys is None:
+    require_keys(cache.layers, model)
+    return sizes_of(cache.layers)
+
+
+def require_keys(layers: Sequence[Any], model: Any) -> None:
+    """Refuse a cache one of whose layers keeps something else than keys and values.
+
+    Raises:
+        SourceError: Naming the first such layer.
+    """
+    plain = need("transformers.cache_utils").DynamicLayer
+    for layer in layers:
+        if not isinstance(layer, plain) or layer.keys is None:
             raise SourceError(
-                f"{name} keeps {type(layer).__name__}, expected keys and values of every token",
+                f"{type(model).__name__} keeps {type(layer).__name__}, expected keys and values of "
+                "every token",
                 hint=NO_CACHE,
             )
-        sizes.append((layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]))
-    return tuple(sizes)
+
+
+def sizes_of(layers: Sequence[Any]) -> tuple[tuple[int, int, int], ...]:
+    """Of each layer that keeps keys and values: heads, and the sizes of a key and of a value."""
+    return tuple(
+        (layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers
+    )
+
+
+def tensors_of(layers: Sequence[Any], names: tuple[str, str]) -> dict[str, Any]:
+    """Keys and values of each layer by name, such as ``present_key_0`` of ``PRESENT``."""
+    return {
+        name.format(number): tensor
+        for number, layer in enumerate(layers)
+        for name, tensor in zip(names, (layer.keys, layer.values), strict=True)
+    }
 
 
 def cache_of(layers: list[tuple[Any, Any]], positions: Any, capacity: Any) -> Any:

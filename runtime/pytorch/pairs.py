@@ -9,7 +9,14 @@ from tfx.extras import need
 from tfx.recipe import GENERATING_DECODER, GENERATING_ENCODER
 
 from ..generation.kv_cache import CROSS, PAST, PRESENT
-from .generators import NO_CACHE, cache_of, odd_layers
+from .generators import (
+    NO_CACHE,
+    cache_of,
+    odd_layers,
+    require_keys,
+    sizes_of,
+    tensors_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -79,13 +86,9 @@ def pair_sizes(model: Any) -> tuple[tuple[int, int, int], ...]:
     """Of each decoder layer's cache: heads, and the sizes of a key and of a value."""
     import torch
 
-    sizes = []
     with torch.no_grad():
         states = torch.zeros(1, 2, model.get_encoder().config.hidden_size)
-        for layer in _cross_layers(model, states):
-            assert layer.keys is not None
-            sizes.append((layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]))
-    return tuple(sizes)
+        return sizes_of(_cross_layers(model, states))
 
 
 def cross_of(model: Any, states: Any) -> dict[str, Any]:
@@ -98,11 +101,7 @@ def cross_of(model: Any, states: Any) -> dict[str, Any]:
     Returns:
         ``cross_key_n`` and ``cross_value_n``, ``[batch, heads, encoder_sequence, head_dim]``.
     """
-    return {
-        name.format(number): tensor
-        for number, layer in enumerate(_cross_layers(model, states))
-        for name, tensor in zip(CROSS, (layer.keys, layer.values), strict=True)
-    }
+    return tensors_of(_cross_layers(model, states), CROSS)
 
 
 def _cross_layers(model: Any, states: Any) -> list[Any]:
@@ -114,7 +113,6 @@ def _cross_layers(model: Any, states: Any) -> list[Any]:
     import torch
 
     caches = need("transformers.cache_utils")
-    name = type(model).__name__
     cache = caches.EncoderDecoderCache(caches.DynamicCache(), caches.DynamicCache())
     outputs = need("transformers.modeling_outputs").MoEModelOutput
     model(
@@ -125,16 +123,11 @@ def _cross_layers(model: Any, states: Any) -> list[Any]:
         return_dict=True,
     )
     own, cross = (one.layers for one in (cache.self_attention_cache, cache.cross_attention_cache))
-    for layer in (*own, *cross):
-        if not isinstance(layer, caches.DynamicLayer) or layer.keys is None:
-            raise SourceError(
-                f"{name} keeps {type(layer).__name__}, expected keys and values of every token",
-                hint=NO_CACHE,
-            )
+    require_keys((*own, *cross), model)
     if not own or len(own) != len(cross):
         raise SourceError(
-            f"{name} keeps {len(own)} layers of its own tokens and {len(cross)} of the encoder's, "
-            "expected as many",
+            f"{type(model).__name__} keeps {len(own)} layers of its own tokens and {len(cross)} of "
+            "the encoder's, expected as many",
             hint=NO_CACHE,
         )
     return list(cross)
@@ -207,10 +200,9 @@ def _decoder(model: Any) -> torch.nn.Module:
             logits = self.model(
                 **inputs, past_key_values=cache, use_cache=True, return_dict=True
             ).logits
-            given = {"logits": logits if keeps else logits.index_select(1, logits_to_keep)}
-            for number, layer in enumerate(cache.self_attention_cache.layers):
-                given[PRESENT[0].format(number)] = layer.keys
-                given[PRESENT[1].format(number)] = layer.values
-            return given
+            return {
+                "logits": logits if keeps else logits.index_select(1, logits_to_keep),
+                **tensors_of(cache.self_attention_cache.layers, PRESENT),
+            }
 
     return CachedDecoder()
