@@ -196,7 +196,7 @@ class Served:
     """One block of the server scenario.
 
     Attributes:
-        samples_ns: Of each query, from its arrival to its answer, or to the end of a given-up block.
+        samples_ns: Of each query, from its arrival to its answer, or to the end without one.
         elapsed_ns: From the beginning to the last answer.
         answered: How many queries were.
     """
