@@ -192,7 +192,7 @@ def test_wrong_logits_are_not_timed(bundle, monkeypatch):
     def reference(*_):
         return {"logits": np.ones((1, 4, 64), np.float32), "tokens": np.zeros((1, 4), np.int64)}
 
-    monkeypatch.setattr("tfx.bench.measuring.runner._reference_of", reference)
+    monkeypatch.setattr("tfx.bench.measuring.rounds._reference_of", reference)
     found = tfx("bench", bundle.path, *QUICK, "--batch", "1", "--backend", "onnxruntime")
     assert found.exit_code == 1
     assert "error: outputs are wrong: bundle on onnxruntime" in found.stderr
