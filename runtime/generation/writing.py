@@ -12,6 +12,7 @@ from ..backend import Executable
 
 if TYPE_CHECKING:  # imported where it is needed: few sessions generate text
     from ..session import Session
+    from ..speech.fallback import Fallback
     from .generator import Generated, TextGenerator, Token
     from .pairs import PairGenerator
 
@@ -107,12 +108,13 @@ class Writing:
         task: str = "transcribe",
         timestamps: bool = False,
         max_new_tokens: int | None = None,
+        fallback: Fallback | None = None,
         sampling_rate: int | None = None,
     ) -> Any:
         """Write down what is said: with Whisper's decoder, its encoder beside it, or a CTC head.
 
-        The likeliest token is taken each time. A long sound is read in windows, each from where
-        the last time in the one before was.
+        The likeliest token is taken each time. Several sounds are written together. A long
+        sound is read in windows, each from where the last time in the one before was.
 
         Args:
             sounds: A WAV file's path, or ``float32[samples]``; or a list of those.
@@ -120,6 +122,8 @@ class Writing:
             task: "transcribe", or "translate" into English.
             timestamps: Whether the transcript has its parts in time.
             max_new_tokens: Most tokens of a window; None for all there is room for.
+            fallback: When a window's text is taken for wrong and drawn again, at which
+                temperatures; None for never.
             sampling_rate: Of arrays, samples a second; None for the model's.
 
         Returns:
@@ -138,6 +142,7 @@ class Writing:
             "task": task,
             "timestamps": timestamps,
             "max_new_tokens": max_new_tokens,
+            "fallback": fallback,
         }
         return transcribe(cast("Session", self), self._executable, sounds, sampling_rate, wishes)
 

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfx.errors import FeedError
-from tfx.signature import Feed
+from tfx.signature import BATCH, Feed
 
 from ..backend import Executable
 from ..generation.continuations import Writer
 from ..generation.decoder import longest
 from ..generation.kv_cache import is_cross
 from ..generation.pairs import CrossDecoder
-from .sounds import read_sound
+from .sounds import BATCH_ROWS, read_sound
 from .transcriber import Transcriber
-from .transcript import Transcript
 
 if TYPE_CHECKING:
     from tfx.bundle import Bundle
@@ -30,6 +29,7 @@ class PairScribe:
 
     Attributes:
         positions: Most tokens of a text, those it begins with included.
+        rows: Most windows at a time.
     """
 
     def __init__(
@@ -46,26 +46,34 @@ class PairScribe:
         self._crossed: dict[str, np.ndarray] = {}
         self._decoder: CrossDecoder | None = None
         self.positions = longest(self._signature)
+        bounds = [one.manifest.signature.ranges.get(BATCH) for one in (decoder, encoder)]
+        self.rows = min([BATCH_ROWS, *(bound.max if bound else 1 for bound in bounds)])
 
     def hear(self, features: np.ndarray) -> None:
-        """Run the encoder on a window, ``float32[1, mel bins, frames]``."""
+        """Run the encoder on windows, ``float32[windows, mel bins, frames]``."""
         given = self._encode({self._input: features})
         self._crossed = {
             spec.name: given[spec.name] for spec in self._signature.inputs if is_cross(spec)
         }
 
-    def start(self, ids: Sequence[int]) -> np.ndarray:
-        """Read tokens into an empty cache; logits of what follows, ``float32[vocabulary]``."""
-        self._decoder = CrossDecoder(self._executable, self._signature, self._crossed)
-        begun = np.array([ids], np.int64)
-        logits: np.ndarray = self._decoder.start(begun, np.ones_like(begun), self.positions)[0]
-        return logits
+    def start(self, ids: np.ndarray, windows: Sequence[int]) -> np.ndarray:
+        """Read tokens into an empty cache; logits of what follows, ``float32[rows, vocabulary]``.
 
-    def step(self, token: int) -> np.ndarray:
-        """Read one more token; logits of what follows, ``float32[vocabulary]``."""
+        Args:
+            ids: ``int64[rows, tokens]``.
+            windows: Which one of those heard each row is of.
+        """
+        crossed = self._crossed
+        if list(windows) != list(range(len(next(iter(crossed.values()))))):
+            chosen = list(windows)
+            crossed = {name: np.ascontiguousarray(array[chosen]) for name, array in crossed.items()}
+        self._decoder = CrossDecoder(self._executable, self._signature, crossed)
+        return self._decoder.start(ids, np.ones_like(ids), self.positions)
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Read one more token of each row, ``int64[rows]``; logits of what follows."""
         assert self._decoder is not None  # start made it
-        logits: np.ndarray = self._decoder.step(np.array([token], np.int64))[0]
-        return logits
+        return self._decoder.step(tokens)
 
 
 def transcribe(
@@ -105,17 +113,15 @@ def transcribe(
         text: str = writer.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def one(sound: Any) -> Transcript:
-        scribe = PairScribe(session.bundle, executable, encoder.bundle, encoder.predict)
-        samples = read_sound(sound, hearing.rate, rate)
-        if not np.isfinite(samples).all():
-            raise FeedError("a sound holds NaN or infinity")
-        assert processing.dictation is not None
-        return Transcriber(scribe, hearing, processing.dictation, spell).transcribe(
-            samples, **wishes
-        )
-
-    return list(map(one, sounds)) if isinstance(sounds, list) else one(sounds)
+    samples = [
+        read_sound(sound, hearing.rate, rate)
+        for sound in (sounds if isinstance(sounds, list) else [sounds])
+    ]
+    if not all(np.isfinite(one).all() for one in samples):
+        raise FeedError("a sound holds NaN or infinity")
+    scribe = PairScribe(session.bundle, executable, encoder.bundle, encoder.predict)
+    found = Transcriber(scribe, hearing, processing.dictation, spell).transcribe(samples, **wishes)
+    return found if isinstance(sounds, list) else found[0]
 
 
 def _refuse_wishes(session: Session, wishes: Mapping[str, Any]) -> None:

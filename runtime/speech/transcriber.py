@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -11,30 +12,80 @@ from tfx.errors import FeedError
 from tfx.processing import AudioPreparation, Dictation
 
 from ..audio import log_mel, windowed
+from ..generation.sampling import draw, log_probabilities
 from .dictation import Piece, allowed, beginning, check_wishes, pieces, spoken_language
+from .fallback import Fallback
 from .transcript import Segment, Transcript
 
 
 class Scribe(Protocol):
-    """An encoder and a decoder with its cache, for one sound at a time.
+    """An encoder and a decoder with its cache, for several windows at a time.
 
     Attributes:
         positions: Most tokens of a text, those it begins with included.
+        rows: Most windows at a time.
     """
 
     positions: int
+    rows: int
 
     def hear(self, features: np.ndarray) -> None:
-        """Take a window to be written down, ``float32[1, mel bins, frames]``."""
+        """Take windows to be written down, ``float32[windows, mel bins, frames]``."""
         ...
 
-    def start(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits of what follows these tokens, ``float32[vocabulary]``."""
+    def start(self, ids: np.ndarray, windows: Sequence[int]) -> np.ndarray:
+        """Logits of what follows these tokens, ``float32[rows, vocabulary]``.
+
+        Args:
+            ids: ``int64[rows, tokens]``.
+            windows: Which one of those heard each row is of.
+        """
         ...
 
-    def step(self, token: int) -> np.ndarray:
-        """Logits of what follows when this token came next, ``float32[vocabulary]``."""
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Logits of what follows when these came next, ``int64[rows]``; as of ``start``."""
         ...
+
+
+@dataclass(slots=True)
+class _Listening:
+    """A sound, and how far it is written down.
+
+    Attributes:
+        features: Of all of it, ``float32[mel bins, frames]``.
+        times: Whether what is written of it has times.
+        language: Its code; None until it is found out.
+        place: The first frame that is not done.
+        found: What is written.
+    """
+
+    features: np.ndarray
+    times: bool
+    language: str | None
+    place: int = 0
+    found: list[Piece] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Frames that are not done."""
+        return int(self.features.shape[1]) - self.place
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A text as it is written: its tokens, the end among them, and how likely they were.
+
+    Attributes:
+        tokens: Without the end.
+        log_probability: Sum over all, the end included.
+        count: How many those are.
+        over: Whether it has ended.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    log_probability: float = 0.0
+    count: int = 0
+    over: bool = False
 
 
 class Transcriber:
@@ -60,22 +111,24 @@ class Transcriber:
 
     def transcribe(
         self,
-        sound: np.ndarray,
+        sounds: Sequence[np.ndarray],
         *,
         language: str | None = None,
         task: str = "transcribe",
         timestamps: bool = False,
         max_new_tokens: int | None = None,
+        fallback: Fallback | None = None,
         on_progress: Callable[[float], None] = lambda seconds: None,
-    ) -> Transcript:
+    ) -> list[Transcript]:
         """Write down what is said; see ``Session.transcribe``.
 
         Args:
-            sound: ``float32[samples]`` at the rate of the model.
-            language: Its code; None to have it found out from the first window.
+            sounds: ``float32[samples]`` each, at the rate of the model.
+            language: Its code; None to have it found out from the first window of each.
             task: "transcribe", or "translate" into English.
-            timestamps: Whether the transcript has its parts in time.
+            timestamps: Whether transcripts have their parts in time.
             max_new_tokens: Most tokens of a window; None for all there is room for.
+            fallback: What is done about a text that went wrong; None for nothing.
             on_progress: Told how many more seconds are done.
 
         Raises:
@@ -86,9 +139,18 @@ class Transcriber:
             raise FeedError("timestamps are asked of a model that knows no times")
         if max_new_tokens is not None and max_new_tokens < 1:
             raise FeedError(f"max_new_tokens is {max_new_tokens}, expected 1 or more")
-        spoken, found = self.listen(
-            self._features(sound), language, task, timestamps, max_new_tokens, on_progress
+        heard = self.listen(
+            [self._features(sound) for sound in sounds],
+            language,
+            task,
+            timestamps,
+            max_new_tokens,
+            fallback,
+            on_progress,
         )
+        return [self._transcript(*one, timestamps=timestamps) for one in heard]
+
+    def _transcript(self, spoken: str, found: Sequence[Piece], *, timestamps: bool) -> Transcript:
         text = self._words(token for piece in found for token in piece.tokens)
         if not timestamps:
             return Transcript(text, spoken)
@@ -106,65 +168,132 @@ class Transcriber:
 
     def listen(
         self,
-        features: np.ndarray,
+        features: Sequence[np.ndarray],
         language: str | None = None,
         task: str = "transcribe",
         timestamps: bool = False,
         max_new_tokens: int | None = None,
+        fallback: Fallback | None = None,
         on_progress: Callable[[float], None] = lambda seconds: None,
-    ) -> tuple[str, list[Piece]]:
-        """The language, and what is written of each window after another.
+    ) -> list[tuple[str, list[Piece]]]:
+        """The language of each sound, and what is written of each of its windows after another.
 
         A window begins where the last time of the one before was. A sound of several windows needs
         times for that, whether they are asked for or not; a model without them hears windows that
-        do not overlap.
+        do not overlap. Windows of different sounds are written together.
 
         Args:
-            features: Of all of the sound, ``float32[mel bins, frames]``.
+            features: Of all of each sound, ``float32[mel bins, frames]``.
             language: As ``transcribe`` takes it.
             task: As ``transcribe`` takes it.
             timestamps: As ``transcribe`` takes it.
             max_new_tokens: As ``transcribe`` takes it.
+            fallback: As ``transcribe`` takes it.
             on_progress: As ``transcribe`` takes it.
         """
-        said, total = self._writing, features.shape[1]
-        times = said.no_times >= 0 and (timestamps or total > said.window)
-        found: list[Piece] = []
-        place = 0
-        prompt: tuple[int, ...] = ()
-        while place < total:
-            frames = min(total - place, said.window)
-            self._scribe.hear(_window(features, place, said.window))
-            if not prompt:
-                if language is None:
-                    language = self._language()
-                prompt = beginning(said, language, task, times=times)
-            written = self._write(prompt, times, max_new_tokens)
-            parts, done = pieces(said, written, place, frames)
-            found += parts
-            place += done
-            on_progress(min(done, total - place + done) * said.step_s / said.stride)
-        return language or "", found
+        said = self._writing
+        sounds = [
+            _Listening(
+                one,
+                said.no_times >= 0 and (timestamps or one.shape[1] > said.window),
+                language,
+            )
+            for one in features
+        ]
+        while going := [sound for sound in sounds if sound.left > 0]:
+            # Texts that begin with the same number of tokens.
+            batch = [sound for sound in going if sound.times == going[0].times][: self._scribe.rows]
+            windows = [_window(sound.features, sound.place, said.window) for sound in batch]
+            self._scribe.hear(np.concatenate(windows))
+            self._find_languages(batch)
+            for sound, written in zip(
+                batch, self._write(batch, task, max_new_tokens, fallback), strict=True
+            ):
+                frames = min(sound.left, said.window)
+                parts, done = pieces(said, written, sound.place, frames)
+                # Times that were not asked for may not go on.
+                done = done or frames
+                sound.found += parts
+                on_progress(min(done, sound.left) * said.step_s / said.stride)
+                sound.place += done
+        return [(sound.language or "", sound.found) for sound in sounds]
 
-    def _language(self) -> str:
-        if len(self._writing.languages) < 2:
-            return next(iter(self._writing.languages), "")
-        return spoken_language(self._writing, self._scribe.start([self._writing.start]))
+    def _find_languages(self, batch: Sequence[_Listening]) -> None:
+        """Set the language of those whose first window is heard, where it is not known."""
+        known = self._writing.languages
+        new = [row for row, sound in enumerate(batch) if sound.language is None]
+        if new and len(known) < 2:
+            for row in new:
+                batch[row].language = next(iter(known), "")
+        elif new:
+            start = np.full((len(new), 1), self._writing.start, np.int64)
+            for row, logits in zip(new, self._scribe.start(start, new), strict=True):
+                batch[row].language = spoken_language(self._writing, logits)
 
-    def _write(self, prompt: tuple[int, ...], times: bool, most: int | None) -> list[int]:
-        """The likeliest token each time, until the end or until there is no more room."""
-        room = self._scribe.positions - len(prompt)
+    def _write(
+        self,
+        batch: Sequence[_Listening],
+        task: str,
+        most: int | None,
+        fallback: Fallback | None,
+    ) -> list[list[int]]:
+        """The tokens of each window, tried again while they are taken for wrong."""
+        said, times = self._writing, batch[0].times
+        prompts = np.array(
+            [beginning(said, one.language or "", task, times=times) for one in batch], np.int64
+        )
+        room = self._scribe.positions - prompts.shape[1]
         most = room if most is None else min(most, room)
-        written: list[int] = []
-        logits = self._scribe.start(prompt)
+        seed = fallback.seed if fallback else 0
+        rngs = [np.random.default_rng((seed, sound.place)) for sound in batch]
+        found: list[list[int]] = [[] for _ in batch]
+        rows = list(range(len(batch)))
+        for temperature in fallback.temperatures if fallback else (0.0,):
+            drafts, vocabulary = self._attempt(prompts, rows, times, most, temperature, rngs)
+            again = []
+            for row, draft in zip(rows, drafts, strict=True):
+                found[row] = draft.tokens
+                ended = [said.end] * (draft.count - len(draft.tokens))
+                mean = draft.log_probability / max(draft.count, 1)
+                if fallback and fallback.refuses([*draft.tokens, *ended], vocabulary, mean):
+                    again.append(row)
+            rows = again
+            if not rows:
+                break
+        return found
+
+    def _attempt(
+        self,
+        prompts: np.ndarray,
+        rows: Sequence[int],
+        times: bool,
+        most: int,
+        temperature: float,
+        rngs: Sequence[np.random.Generator],
+    ) -> tuple[list[_Draft], int]:
+        """Texts of some windows until each ends or has no more room, and the vocabulary's size."""
+        said = self._writing
+        drafts = [_Draft() for _ in rows]
+        logits = self._scribe.start(prompts[list(rows)], rows)
         while True:
-            token = int(allowed(self._writing, logits, written, times=times).argmax())
-            if token == self._writing.end:
-                return written
-            written.append(token)
-            if len(written) >= most:
-                return written
-            logits = self._scribe.step(token)
+            tokens = np.full(len(rows), said.end, np.int64)
+            for place, draft in enumerate(drafts):
+                if draft.over:
+                    continue
+                kept = allowed(said, logits[place], draft.tokens, times=times)
+                if temperature:
+                    token = int(draw(kept[None] / temperature, [rngs[rows[place]]])[0])
+                else:
+                    token = int(kept.argmax())
+                draft.log_probability += float(log_probabilities(kept)[token])
+                draft.count += 1
+                if token != said.end:
+                    draft.tokens.append(token)
+                draft.over = token == said.end or len(draft.tokens) >= most
+                tokens[place] = token
+            if all(draft.over for draft in drafts):
+                return drafts, logits.shape[1]
+            logits = self._scribe.step(tokens)
 
     def _words(self, tokens: Iterable[int]) -> str:
         end = self._writing.end

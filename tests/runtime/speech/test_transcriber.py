@@ -3,61 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from support.speech import (
-    DE,
-    EN,
-    END,
-    NO_TIMES,
-    START,
-    TRANSCRIBE,
-    TRANSLATE,
-    WHISPER_BINS,
-    whisper_model,
-)
+from support.speech import END, START, WHISPER_BINS, whisper_model
+from support.transcribing import features, generated, same, transcriber
 from transformers import WhisperFeatureExtractor
 
 from tfx.errors import FeedError
-from tfx.processing import AudioFeatures, AudioPreparation, Dictation
-from tfx.runtime.speech.transcriber import Transcriber
-
-HEARING = AudioPreparation(
-    "input_features", AudioFeatures.LOG_MEL, seconds=1, mel_bins=WHISPER_BINS
-)
-WRITING = Dictation(
-    START,
-    END,
-    NO_TIMES,
-    {"en": EN, "de": DE},
-    {"transcribe": TRANSCRIBE, "translate": TRANSLATE},
-    (3, 7, START, EN, DE, TRANSLATE, TRANSCRIBE),
-    (5, END),
-    10,
-    window=100,
-)
-
-
-class TorchScribe:
-    """transformers' own model, run without a cache."""
-
-    def __init__(self, model):
-        self.model, self.positions = model, model.config.max_target_positions
-
-    def hear(self, features):
-        assert features.dtype == np.float32
-        assert features.shape[2] == 100
-        with torch.no_grad():
-            self.heard = self.model.model.encoder(torch.from_numpy(features))
-
-    def start(self, ids):
-        self.ids = list(ids)
-        with torch.no_grad():
-            given = self.model(
-                encoder_outputs=self.heard, decoder_input_ids=torch.tensor([self.ids])
-            )
-        return given.logits[0, -1].numpy()
-
-    def step(self, token):
-        return self.start([*self.ids, token])
+from tfx.processing import Dictation
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -69,37 +20,13 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def transcriber(model, writing=WRITING):
-    return Transcriber(TorchScribe(model), HEARING, writing, lambda ids: " ".join(map(str, ids)))
-
-
-def features(rng, frames):
-    # What changes slowly, so that windows differ.
-    steps = rng.normal(size=(WHISPER_BINS, frames // 10 + 2))
-    return np.repeat(steps, 10, axis=1)[:, :frames].astype(np.float32)
-
-
-def generated(model, heard, **options):
-    with torch.no_grad():
-        found = model.generate(
-            torch.from_numpy(heard[None]), return_segments=True, do_sample=False, **options
-        )
-    return found["segments"][0]
-
-
-def same(ours, theirs):
-    assert [list(one.tokens) for one in ours] == [one["tokens"].tolist() for one in theirs]
-    np.testing.assert_allclose([one.start_s for one in ours], [float(o["start"]) for o in theirs])
-    np.testing.assert_allclose([one.end_s for one in ours], [float(o["end"]) for o in theirs])
-
-
 @pytest.mark.parametrize(("seed", "times"), [(0, 1.0), (1, 2.0)])
 def test_a_short_sound_is_written_as_transformers_does(seed, times, rng):
     model, heard = whisper_model(seed, times), features(rng, 100)
     for stamps in (False, True):
         for language, task in (("en", "transcribe"), ("de", "translate"), (None, "transcribe")):
             theirs = generated(model, heard, language=language, task=task, return_timestamps=stamps)
-            found, ours = transcriber(model).listen(heard, language, task, stamps)
+            ((found, ours),) = transcriber(model).listen([heard], language, task, stamps)
             same(ours, theirs)
             assert language is None or found == language
 
@@ -110,15 +37,33 @@ def test_a_short_sound_is_written_as_transformers_does(seed, times, rng):
 def test_a_long_sound_is_written_as_transformers_does(seed, times, rng):
     model, heard = whisper_model(seed, times), features(rng, 337)
     theirs = generated(model, heard, language="en", task="transcribe", return_timestamps=True)
-    _, ours = transcriber(model).listen(heard, "en")
+    ((_, ours),) = transcriber(model).listen([heard], "en")
     same(ours, theirs)
     assert len(ours) >= 4
+
+
+@pytest.mark.parametrize("language", ["en", None])
+def test_sounds_together_are_written_as_each_alone(language, rng):
+    model = whisper_model(3, 1.5)
+    sounds = [features(rng, frames) for frames in (100, 337, 60, 100, 210)]
+    one = transcriber(model)
+    found = one.listen(sounds, language)
+    alone = [transcriber(model).listen([heard], language)[0] for heard in sounds]
+    assert [(spoken, [part.tokens for part in parts]) for spoken, parts in found] == [
+        (spoken, [part.tokens for part in parts]) for spoken, parts in alone
+    ]
+    # Three at a time at most; those with times and those without apart.
+    assert one._scribe.heard_rows[:2] == [3, 2]
+    theirs = generated(
+        model, sounds[1], language=language, task="transcribe", return_timestamps=True
+    )
+    same(found[1][1], theirs)
 
 
 def test_without_times_windows_do_not_overlap(rng):
     model, heard = whisper_model(1), features(rng, 230)
     said = Dictation(START, END, window=100)
-    _, found = transcriber(model, said).listen(heard, max_new_tokens=5)
+    ((_, found),) = transcriber(model, said).listen([heard], max_new_tokens=5)
     assert [(one.start_s, one.end_s) for one in found] == [(0, 1), (1, 2), (2, pytest.approx(2.3))]
     assert [len(one.tokens) for one in found] == [5, 5, 5]
 
@@ -131,14 +76,15 @@ def test_a_transcript_has_text_language_and_parts(rng):
     model, heard = whisper_model(0), sound(rng, 2.5)
     done = []
     one = transcriber(model)
-    found = one.transcribe(heard, timestamps=True, on_progress=done.append)
+    (found,) = one.transcribe([heard], timestamps=True, on_progress=done.append)
     assert found.language in ("en", "de")
     assert " ".join(part.text for part in found.segments if part.text) == found.text
     assert all(0 <= part.start_s <= part.end_s for part in found.segments)
     assert {int(word) for word in found.text.split()} <= set(range(END))
     assert sum(done) == pytest.approx(2.5)
-    assert one.transcribe(heard).segments == ()
-    assert one.transcribe(heard).text == found.text
+    (again,) = one.transcribe([heard])
+    assert again.segments == ()
+    assert again.text == found.text
 
 
 def test_features_of_a_long_sound_are_transformers(rng):
@@ -161,7 +107,7 @@ def test_features_of_a_long_sound_are_transformers(rng):
 )
 def test_what_no_model_does(wishes, message, rng):
     with pytest.raises(FeedError, match=message):
-        transcriber(whisper_model()).transcribe(sound(rng, 0.5), **wishes)
+        transcriber(whisper_model()).transcribe([sound(rng, 0.5)], **wishes)
 
 
 @pytest.mark.parametrize(
@@ -175,5 +121,5 @@ def test_what_no_model_does(wishes, message, rng):
 def test_what_a_model_of_one_language_does_not(wishes, message, rng):
     plain = transcriber(whisper_model(), Dictation(START, END, window=100))
     with pytest.raises(FeedError, match=message):
-        plain.transcribe(sound(rng, 0.5), **wishes)
-    assert plain.transcribe(sound(rng, 0.5)).language == ""
+        plain.transcribe([sound(rng, 0.5)], **wishes)
+    assert plain.transcribe([sound(rng, 0.5)])[0].language == ""
