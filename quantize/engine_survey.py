@@ -162,12 +162,16 @@ def _cell(attempt: Attempt | None, reasons: dict[str, int]) -> str:
 def _attempts(
     family: Family, recipe: EngineRecipe, work: Path, precisions: Sequence[str]
 ) -> Iterator[Attempt]:
-    try:
-        exported = _exported(family, work)
-    except TfxError as error:
-        for precision in precisions:
-            yield Attempt(family, "", precision, _line(error, work), "export")
-        return
+    exported = []
+    for cache in (False, True):
+        try:
+            exported += _exported(family, work, cache=cache)
+        except TfxError as error:
+            for precision in precisions:
+                part = GENERATOR if cache else ""
+                yield Attempt(family, part, precision, _line(error, work), "export")
+            if not cache:
+                return
     for part, bundle in exported:
         for precision in precisions:
             try:
@@ -207,7 +211,8 @@ def bounded(recipe: EngineRecipe, bundle: Bundle) -> EngineRecipe:
     return dataclasses.replace(recipe, profiles=profiles)
 
 
-def _exported(family: Family, work: Path) -> list[tuple[str, Bundle]]:
+def _exported(family: Family, work: Path, *, cache: bool) -> list[tuple[str, Bundle]]:
+    """Its graphs of one pass, or those with a cache: none, where it writes no text."""
     folder = work / f"{family.name} {family.class_name}".lower().replace(" ", "-").replace("/", "-")
     source = folder / "source"
     if not source.is_dir():
@@ -215,9 +220,11 @@ def _exported(family: Family, work: Path) -> list[tuple[str, Bundle]]:
         with quiet():
             build(family).save_pretrained(aside)
         aside.rename(source)
-    bundles = _bundles(source, folder / "bundle", family, cache=False)
-    if {GENERATOR, *GENERATING_PARTS} & set(parts_of(str(source), family.recipe, cache=None)):
-        bundles += _bundles(source, folder / "generator", family, cache=True)
+    if cache and not {GENERATOR, *GENERATING_PARTS} & set(
+        parts_of(str(source), family.recipe, cache=None)
+    ):
+        return []
+    bundles = _bundles(source, folder / ("generator" if cache else "bundle"), family, cache=cache)
     return [(bundle.manifest.source.part, bundle) for bundle in bundles]
 
 

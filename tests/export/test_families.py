@@ -9,8 +9,16 @@ import torch
 
 import tfx
 from tfx.chatter import quiet
+from tfx.dtypes import DType
+from tfx.export.engines.engine import build_engine
 from tfx.export.families import FAMILIES, build
 from tfx.export.pipeline import export_bundles
+from tfx.quantization import QuantizeRecipe
+from tfx.quantize.engine_survey import bounded
+from tfx.quantize.lowering import proof_data
+from tfx.quantize.pipeline import quantize_bundle
+from tfx.recipe import EngineRecipe
+from tfx.runtime.engines import MODULES
 from tfx.runtime.pytorch.parts import part_of, speaks
 
 TEXT = {"batch", "sequence"}
@@ -40,6 +48,25 @@ AXES = {
 }
 
 
+# Of both generations at once: one engine has kernels for either.
+ENGINE = EngineRecipe(gpus=("sm89", "sm120"))
+ENGINES = {
+    "BartForConditionalGeneration",
+    "GPT2LMHeadModel",
+    "GPTNeoForCausalLM",
+    "Gemma2ForCausalLM",
+    "GemmaForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Phi3ForCausalLM",
+    "PhiForCausalLM",
+    "Qwen3ForCausalLM",
+    "SwinForImageClassification",
+    "T5ForConditionalGeneration",
+}
+MIXED = QuantizeRecipe(DType.INT8, rest=DType.FLOAT16)
+
+
 def label(family):
     return f"{family.name} {family.class_name}".replace(" ", "-").replace(",", "")
 
@@ -48,9 +75,8 @@ def parameters():
     """All families; further heads of one that was already there are slow."""
     seen = set()
     for family in FAMILIES:
-        again = family.config in seen
+        marks = [pytest.mark.slow] if family.config in seen else []
         seen.add(family.config)
-        marks = [pytest.mark.slow] if again else []
         yield pytest.param(family, id=label(family), marks=marks)
 
 
@@ -64,13 +90,27 @@ def random_weights(model):
     return model
 
 
-@pytest.mark.parametrize("family", list(parameters()))
-def test_family(family, tmp_path):
-    model = random_weights(build(family))
-    with quiet():
-        model.save_pretrained(tmp_path / "from")
+@pytest.fixture(scope="module")
+def exported(folders):
+    """Of a family: its folder, the model, and its bundles; each is made once."""
+    made = {}
 
-    bundles = export_bundles(str(tmp_path / "from"), tmp_path / "to", family.recipe)
+    def get(family):
+        name = label(family)
+        if name not in made:
+            folder, model = folders.root / name, random_weights(build(family))
+            with quiet():
+                model.save_pretrained(folder / "from")
+            bundles = export_bundles(str(folder / "from"), folder / "to", family.recipe)
+            made[name] = folder, model, bundles
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("family", list(parameters()))
+def test_family(family, exported):
+    folder, model, bundles = exported(family)
 
     kind = model.config.model_type
     halves = (
@@ -87,8 +127,29 @@ def test_family(family, tmp_path):
     if len(bundles) == 2:
         # From the folder: sinusoidal positions are made anew and not read from there.
         with quiet():
-            whole = type(model).from_pretrained(tmp_path / "from").eval()
+            whole = type(model).from_pretrained(folder / "from").eval()
         assert_chain(bundles, whole)
+
+
+def engines():
+    """A family of each kind; the others take 90 s together, and are run by ``-m every``."""
+    for family in FAMILIES:
+        marks = [] if family.class_name in ENGINES else [pytest.mark.every]
+        yield pytest.param(family, id=label(family), marks=marks)
+
+
+@pytest.mark.parametrize("family", list(engines()))
+def test_family_builds_as_an_engine(family, exported, tmp_path):
+    """In int8 with float16 around: all that either precision has, in one engine of 1 s."""
+    pytest.importorskip(
+        MODULES[ENGINE.target], reason="needs TensorRT-RTX: pip install 'tfx-toolkit[rtx]'"
+    )
+    for bundle in exported(family)[2]:
+        path = tmp_path / bundle.name
+        lowered = quantize_bundle(bundle, path, recipe=MIXED, data=proof_data(bundle))
+        made = build_engine(lowered, bounded(ENGINE, lowered)).build
+        assert made.gpus == ENGINE.gpus
+        assert made.attention + made.spelled_out == bundle.manifest.facts["attention"]
 
 
 def axes_of(signature):

@@ -9,19 +9,16 @@ from tfx.runtime.engines import MODULES
 
 SM89 = EngineRecipe(gpus=("sm89",))
 
-# Plain attention; grouped, capped and with rotary positions; in windows, with a bias. The others
-# take minutes, and are run by `pytest -m every`; docs/tensorrt.md has them all.
-KINDS = {"BertModel", "Gemma2ForCausalLM", "SwinForImageClassification"}
+# `tests/export/test_families.py` builds some in int8 with float16 around; here each is built in
+# either alone, and with its cache, which takes minutes.
 
 
-def families():
-    for family in FAMILIES:
-        usual = family.class_name in KINDS
-        name = f"{family.name} {family.class_name}".replace(" ", "-").replace(",", "")
-        yield pytest.param(family, id=name, marks=[] if usual else [pytest.mark.every])
+def label(family):
+    return f"{family.name} {family.class_name}".replace(" ", "-").replace(",", "")
 
 
-@pytest.mark.parametrize("family", list(families()))
+@pytest.mark.every
+@pytest.mark.parametrize("family", FAMILIES, ids=label)
 def test_it_builds(family, tmp_path):
     pytest.importorskip(
         MODULES[SM89.target], reason="needs TensorRT-RTX: pip install 'tfx-toolkit[rtx]'"

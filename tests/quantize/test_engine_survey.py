@@ -79,6 +79,19 @@ def test_what_writes_text_is_built_with_its_cache_too(steps, tmp_path):
     assert [step for step, _ in steps] == ["build", "build"]
 
 
+def test_a_cache_that_does_not_export_is_a_row_of_its_own(steps, tmp_path, monkeypatch):
+    good = module.export_bundles
+
+    def refuse(source, path, recipe, *, cache):
+        if cache:
+            raise ExportError("odd")
+        return good(source, path, recipe, cache=cache)
+
+    monkeypatch.setattr(module, "export_bundles", refuse)
+    found = survey([GPT2], SM89, tmp_path, ("fp32",))
+    assert [(one.part, one.step) for one in found] == [("generator", "export"), ("", "")]
+
+
 def test_what_fails_is_said_with_its_step(steps, tmp_path, monkeypatch):
     def refuse(error):
         def step(*arguments, **named):
