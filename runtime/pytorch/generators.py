@@ -9,6 +9,7 @@ from tfx.errors import SourceError
 from tfx.extras import need
 
 from ..generation.kv_cache import PAST, PRESENT
+from .windows import count_windows_by_place
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,7 @@ def generator_of(model: Any) -> torch.nn.Module:
     torch = need("torch")
     sizes = cache_sizes(model)
     rows = "position_ids" in forward_names(model)
+    count_windows_by_place(model)
 
     class Generator(torch.nn.Module):  # type: ignore[misc, name-defined]
         main_input_name = "input_ids"
@@ -196,6 +198,7 @@ def cache_of(layers: list[tuple[Any, Any]], positions: Any, capacity: Any) -> An
         def __init__(self, keys: Any, values: Any) -> None:
             super().__init__()
             self.keys, self.values, self.is_initialized = keys, values, True
+            self.places = positions
 
         def lazy_initialization(self, key_states: Any, value_states: Any) -> None:
             raise AssertionError("it is filled from the start")

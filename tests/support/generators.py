@@ -18,7 +18,7 @@ SIZES = TOKENS | {
 SHARED = SIZES | {"num_key_value_heads": 2}
 
 # Absolute positions; rotary ones and shared heads; a window shorter than the texts; window and
-# none by turns; positions counted by the model itself; none at all.
+# none by turns; positions counted by the model itself; none at all; a window without rotary ones.
 FAMILIES = {
     "gpt2": lambda: transformers.GPT2LMHeadModel(
         transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=POSITIONS, **TOKENS)
@@ -41,6 +41,17 @@ FAMILIES = {
     ),
     "bloom": lambda: transformers.BloomForCausalLM(
         transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, **TOKENS)
+    ),
+    "gpt_neo": lambda: transformers.GPTNeoForCausalLM(
+        transformers.GPTNeoConfig(
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global", "local"], 1]],
+            window_size=6,
+            max_position_embeddings=POSITIONS,
+            **TOKENS,
+        )
     ),
 }
 

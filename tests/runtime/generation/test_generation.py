@@ -19,7 +19,7 @@ from tfx.runtime.generation.generator import Finish, Options, Token
 LENGTHS = (3, 7, 1, 5)
 
 
-@pytest.fixture(scope="module", params=["gpt2", "mistral"])
+@pytest.fixture(scope="module", params=["gpt2", "mistral", "gpt_neo"])
 def family(request, tmp_path_factory):
     return export(tmp_path_factory.mktemp(request.param), request.param)
 
