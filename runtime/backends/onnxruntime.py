@@ -76,7 +76,9 @@ class OnnxRuntime:
         notes: tuple[str, ...] = (
             (f"runs {variant}, the form of the graph made for it",) if variant else ()
         )
-        entry = packed_entry(bundle, graph, ort.__version__, *SLOWER_FUSIONS)
+        # One version is built by several compilers, and with other kernels.
+        build = ort.get_build_info()
+        entry = packed_entry(bundle, graph, ort.__version__, build, *SLOWER_FUSIONS)
         session = None
         if entry is not None:
             session = packed_session(ort, entry, settings_of(ort, options.run_threads), provider)

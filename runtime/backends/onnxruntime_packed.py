@@ -14,7 +14,7 @@ from tfx.bundle import Bundle
 from tfx.feeds import trial_feed
 
 from ..backend import PRECISIONS
-from ..cache import Unfit, entry_for, found, keep, limit_mb, wanted
+from ..cache import Unfit, discard, entry_for, found, keep, limit_mb, wanted
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,10 @@ READ_BACK = frozenset({"MatMul", "FusedMatMul", "Gemm", "FusedGemm"})
 
 # A weight's entry in the graph: the key "prepacked_0", and after tag and length of its value
 # "MatMul+<hash>|<offset>;<size>;<checksum>".
-PACKED = re.compile(rb"prepacked_\d+\x12.([A-Za-z]\w*)\+", re.DOTALL)
+PACKED = re.compile(rb"prepacked_\d+\x12(?:.{1,2}?([A-Za-z]\w*)\+)?", re.DOTALL)
+
+# Stands for a kernel whose name is written in another way: it may be one that crashes.
+UNKNOWN = "an unknown kernel"
 
 
 def packed_entry(bundle: Bundle, graph: Path, version: str, *conditions: str) -> Path | None:
@@ -64,12 +67,17 @@ def packed_session(ort: Any, entry: Path, settings: Any, provider: str) -> Any:
     """
     if not found(entry):
         return None
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # they were
     try:
-        return ort.InferenceSession(str(entry / GRAPH), settings, providers=[provider])
+        return _read_back(ort, entry, settings, provider)
     except Exception as error:  # noqa: BLE001  whatever is wrong with it, there is the graph
         log.warning("not used: %s: %s", entry, error)
+        discard(entry)
         return None
+
+
+def _read_back(ort: Any, folder: Path, settings: Any, provider: str) -> Any:
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # they were
+    return ort.InferenceSession(str(folder / GRAPH), settings, providers=[provider])
 
 
 def keep_packed(
@@ -111,15 +119,18 @@ def keep_packed(
         ):
             writing.add_session_config_entry(f"session.{key}", value)
         try:
+            bundle.verify()  # its digest names the entry, and it may have been opened without
             ort.InferenceSession(
                 str(graph), writing, providers=[provider], disabled_optimizers=without
             )
+            if others := kernels_in(folder / GRAPH) - READ_BACK:
+                raise Unfit(f"it packs weights of {', '.join(sorted(others))}")
+            same = _agree(bundle, session, _read_back(ort, folder, reading, provider))
+        except OSError:
+            raise
         except Exception as error:  # its pybind exceptions share no public base
             raise Unfit(str(error)) from error
-        if others := kernels_in(folder / GRAPH) - READ_BACK:
-            raise Unfit(f"it packs weights of {', '.join(sorted(others))}")
-        again = packed_session(ort, folder, reading, provider)
-        if again is None or not _agree(bundle, session, again):
+        if not same:
             raise Unfit("it gives other numbers when it is read again")
         for name in (GRAPH, WEIGHTS):
             _sync(folder / name)
@@ -128,8 +139,8 @@ def keep_packed(
 
 
 def kernels_in(graph: Path) -> set[str]:
-    """Types of the nodes that a graph holds packed weights of."""
-    return {name.decode() for name in PACKED.findall(graph.read_bytes())}
+    """Types of the nodes that a graph holds packed weights of; ``UNKNOWN`` for one not read."""
+    return {name.decode() or UNKNOWN for name in PACKED.findall(graph.read_bytes())}
 
 
 def _agree(bundle: Bundle, session: Any, again: Any) -> bool:

@@ -122,7 +122,7 @@ class OpenVino:
         )
         executable = executable_of(compiled, bundle.manifest.signature, facts)
         if kept is None and entry is not None:
-            _keep(openvino, core, entry, settings, executable)
+            _keep(openvino, core, bundle, entry, settings, executable)
         return executable
 
 
@@ -168,6 +168,7 @@ def _compiled(core: Any, bundle: Bundle, settings: Mapping[str, Any]) -> Any:
 def _keep(
     openvino: Any,
     core: Any,
+    bundle: Bundle,
     entry: Path,
     settings: Mapping[str, Any],
     made: OpenVinoExecutable | StatefulExecutable,
@@ -178,6 +179,7 @@ def _keep(
     """
     signature = made.signature
     try:
+        bundle.verify()  # its digest names the entry, and it may have been opened without
         content = np.frombuffer(made.compiled.export_model().getbuffer(), np.uint8)
         again = core.import_model(openvino.Tensor(content, shared_memory=True), PLUGIN, settings)
         feed = trial_feed(signature)

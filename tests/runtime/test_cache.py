@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from support.bundles import TEXT_SIGNATURE, text_graph, write_bundle
 
@@ -166,6 +167,46 @@ def test_many_writers_of_one_entry(folder):
     assert [path.name for path in folder.iterdir()] == ["x"]
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="files have no such owners here")
+@pytest.mark.parametrize("mode", [0o775, 0o707])
+def test_what_others_may_write_is_not_taken(folder, caplog, mode):
+    entry = folder / "x"
+    assert cache.keep(entry, writes(b"x"))
+    assert cache.found(entry)
+    for path in (folder, entry):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        assert not cache.found(entry)
+        assert f"not used: {entry}: another user may write to {path}" in caplog.text
+        path.chmod(before)
+    assert cache.found(entry)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="files have no such owners here")
+def test_what_is_of_root_is_taken_and_what_is_of_another_user_is_not(folder, monkeypatch):
+    entry, own = folder / "x", os.geteuid()
+    assert cache.keep(entry, writes(b"x"))
+    monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+    assert cache.found(entry) == (own == 0)
+    monkeypatch.setattr(cache, "TRUSTED_USER", -1)
+    assert not cache.found(entry)
+
+
+def test_what_is_kept_under_a_wide_umask_is_the_users_own(folder):
+    def write(path):
+        path.mkdir()
+        (path / "a").write_bytes(b"a")
+
+    before = os.umask(0)
+    try:
+        assert cache.keep(folder / "x", writes(b"x"))
+        assert cache.keep(folder / "y", write)
+    finally:
+        os.umask(before)
+    assert cache.found(folder / "x")
+    assert cache.found(folder / "y")
+
+
 # With OpenVINO, which keeps what it compiles.
 
 TAKEN = ("its compiled model came from the cache",)
@@ -196,6 +237,17 @@ def test_a_damaged_entry_is_made_again(bundle, folder, caplog):
     assert len(entry.read_bytes()) == len(whole)
     with tfx.open_session(bundle, backend="openvino") as session:
         assert session.report.facts.notes == TAKEN
+
+
+def test_of_a_damaged_bundle_nothing_is_kept(bundle, folder, caplog):
+    """Its digest is the whole one's, which would take the entry."""
+    whole = bundle.model.read_bytes()
+    weights = onnx.load(bundle.model).graph.initializer[0].raw_data
+    bundle.model.write_bytes(whole.replace(weights, bytes(4) + weights[4:]))
+    with tfx.open_session(bundle.path, backend="openvino", verify=False) as session:
+        assert session.report.facts.notes == ()
+    assert "sha256 is not the one in tfx.json" in caplog.text
+    assert not folder.exists()
 
 
 def test_a_model_stays_when_its_entry_goes(bundle, folder):

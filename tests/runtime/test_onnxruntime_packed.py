@@ -1,6 +1,7 @@
 """Graphs with packed weights in the user's cache: kept when asked for twice, of equal numbers."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -94,7 +95,7 @@ def test_kept_when_asked_for_twice_with_the_same_numbers(bundle, folder):
     third, values = opened(bundle)
     assert (first, second, third) == ((), (), (NOTE,))
     np.testing.assert_array_equal(values, expected)
-    assert {path.name for path in entry.iterdir()} == {packed.GRAPH, packed.WEIGHTS}
+    assert {path.name for path in entry.iterdir()} == {packed.GRAPH, packed.WEIGHTS, cache.SUMS}
     assert packed.kernels_in(entry / packed.GRAPH) == {"MatMul"}
 
 
@@ -113,8 +114,51 @@ def test_what_cannot_be_read_is_not_used(bundle, folder, caplog):
     with caplog.at_level(logging.WARNING, "tfx"):
         notes, values = opened(bundle)
     assert notes == ()
-    assert f"not used: {entry}" in caplog.text
+    assert f"not used: {entry}: its files are not as they were written" in caplog.text
     np.testing.assert_array_equal(values, expected)
+
+
+def test_one_wrong_bit_of_the_weights_is_found_and_another_entry_made(bundle, folder):
+    _, expected = opened(bundle)
+    opened(bundle)
+    (entry,) = entries(folder)
+    weights = bytearray((entry / packed.WEIGHTS).read_bytes())
+    weights[len(weights) // 2] ^= 64
+    (entry / packed.WEIGHTS).write_bytes(weights)
+    notes, values = opened(bundle)
+    assert notes == ()
+    np.testing.assert_array_equal(values, expected)
+    assert entries(folder) == []  # nothing stands in the way of the next
+    assert [opened(bundle)[0] for _ in range(2)] == [(), (NOTE,)]
+
+
+def test_an_entry_that_the_library_refuses_is_removed(bundle, folder, caplog):
+    def refuse(*all, **named):
+        raise RuntimeError("of another opset")
+
+    for _ in range(2):
+        opened(bundle)
+    (entry,) = entries(folder)
+    ort = pytest.importorskip("onnxruntime")
+    refusing = SimpleNamespace(
+        GraphOptimizationLevel=ort.GraphOptimizationLevel, InferenceSession=refuse
+    )
+    assert packed.packed_session(refusing, entry, SimpleNamespace(), "any") is None
+    assert f"not used: {entry}: of another opset" in caplog.text
+    assert not entry.exists()
+
+
+def test_of_a_damaged_bundle_nothing_is_kept(bundle, folder, caplog):
+    """Its digest is the whole one's, which would take the entry."""
+    caplog.set_level(logging.INFO, "tfx")
+    weights = onnx.load(bundle.model).graph.initializer[1].raw_data
+    graph = bundle.model.read_bytes()
+    bundle.model.write_bytes(graph.replace(weights, bytes(4) + weights[4:]))
+    for _ in range(3):
+        with tfx.open_session(bundle.path, backend="onnxruntime", verify=False) as session:
+            assert session.report.facts.notes == ()
+    assert entries(folder) == []
+    assert "sha256 is not the one in tfx.json" in caplog.text
 
 
 def test_what_gives_other_numbers_is_not_kept(bundle, folder, monkeypatch, caplog):
@@ -168,6 +212,22 @@ def test_only_floats_of_some_size_that_fit_into_the_cache(bundle, monkeypatch, t
     assert entry() is None
     monkeypatch.undo()  # the tests' own setting: nothing is kept
     assert entry() is None
+
+
+def test_another_build_of_the_library_has_another_entry(bundle, folder, monkeypatch):
+    ort = pytest.importorskip("onnxruntime")
+    for _ in range(2):
+        opened(bundle)
+    monkeypatch.setattr(ort, "get_build_info", lambda: "of another compiler")
+    assert opened(bundle)[0] == ()
+
+
+def test_a_kernel_of_an_unknown_name_is_not_missed(tmp_path):
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(b"prepacked_0\x12AMatMul+12|3;4;0pprepacked_1\x12\x90\x01com.x:Odd|2")
+    assert packed.kernels_in(path) == {"MatMul", packed.UNKNOWN}
+    path.write_bytes(b"prepacked_0\x12\x90\x01Gemm+12|3;4;0")  # a value of more than 127 bytes
+    assert packed.kernels_in(path) == {"Gemm"}
 
 
 def test_kernels_are_read_from_the_graph(tmp_path):
