@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from support.bundles import write_bundle
+from support.bundles import text_graph, write_bundle
 
 import tfx
+from tfx.bundle import open_bundle
 from tfx.errors import BackendError, BundleError
 from tfx.runtime import session as module
 from tfx.runtime.verification import Verification
@@ -28,6 +29,16 @@ def test_what_is_damaged_is_said_where_it_is_waited_for(tmp_path):
     verification = Verification(bundle.path)
     with pytest.raises(BundleError, match=r"model\.onnx: sha256 is not the one in tfx\.json"):
         verification.finish(bundle)
+
+
+def test_a_bundle_that_is_replaced_meanwhile_is_not_called_damaged(tmp_path):
+    """The digests read first are of the one before; the manifest is the new one's."""
+    verification = Verification(write_bundle(tmp_path / "b", text_graph(2)).path)
+    verification.join()
+    new = write_bundle(tmp_path / "c")
+    os.replace(tmp_path / "b", tmp_path / "old")
+    os.replace(new.path, tmp_path / "b")
+    verification.finish(open_bundle(tmp_path / "b", verify=False))
 
 
 def test_nothing_is_loaded_before_it_is_verified(tmp_path, monkeypatch):
