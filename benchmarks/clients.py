@@ -25,7 +25,8 @@ from tfx.codec import encode
 from tfx.console import FILE, FOLDER, chosen_bundle, console, emit_json, json_option
 from tfx.errors import DataError, TfxError
 from tfx.runtime.backend import PRECISIONS
-from tfx.runtime.session import Session, open_session
+from tfx.runtime.opening import open_session
+from tfx.runtime.session import Session
 from tfx.runtime.stats import median_interval
 from tfx.runtime.text.batcher import Batching
 

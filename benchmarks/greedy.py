@@ -20,8 +20,8 @@ from tfx.console import FOLDER, chosen_bundle, emit_json, json_option
 from tfx.dtypes import DType
 from tfx.errors import FeedError, TfxError
 from tfx.runtime.generation.decoder import is_generator, longest
+from tfx.runtime.opening import open_session
 from tfx.runtime.pytorch.checkpoint import checkpoint_folder
-from tfx.runtime.session import open_session
 
 LONGEST_PROMPT = 32
 

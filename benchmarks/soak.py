@@ -23,7 +23,8 @@ from tfx.console import FOLDER, chosen_bundle, console, emit_json, json_option, 
 from tfx.errors import TfxError
 from tfx.feeds import random_feed
 from tfx.runtime.backend import PRECISIONS
-from tfx.runtime.session import Session, open_session
+from tfx.runtime.opening import open_session
+from tfx.runtime.session import Session
 
 from .clients import made_sentences
 from .measuring.machine import Machine, this_machine

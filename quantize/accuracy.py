@@ -12,7 +12,7 @@ from tfx.quantization import Accuracy
 from tfx.runtime.accuracy.datasets import Dataset
 from tfx.runtime.accuracy.evaluation import compare_evaluations, evaluate, metric_for, record
 from tfx.runtime.accuracy.metrics import Needs, find_metric
-from tfx.runtime.session import open_session
+from tfx.runtime.opening import open_session
 
 
 class Judge:

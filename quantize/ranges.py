@@ -15,7 +15,7 @@ import numpy as np
 
 from tfx.bundle import Bundle
 from tfx.quantization import PERCENTILE, RangeMethod
-from tfx.runtime.session import open_session
+from tfx.runtime.opening import open_session
 from tfx.signature import Feed
 
 from .integers import Lowered

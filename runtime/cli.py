@@ -113,9 +113,9 @@ def predict(
     model's inputs. Writes one JSON object a line in the same order, or npz, which is held in
     memory until it is whole. Without BUNDLE: the newest of the current folder.
     """
+    from .opening import open_session
     from .predictions import predict_sounds, predict_stream
     from .records import FileFormat, format_of, refuse_taken, write_file, write_stdout
-    from .session import open_session
 
     if texts and (source or input_format):
         raise click.UsageError("--text excludes --input and --input-format")
@@ -302,7 +302,8 @@ def evaluate(
     from .accuracy.datasets import read_dataset
     from .accuracy.evaluation import compare_evaluations, show_evaluation
     from .accuracy.evaluation import evaluate as measured
-    from .session import Session, open_session
+    from .opening import open_session
+    from .session import Session
 
     dataset = read_dataset(data, limit=samples, seed=seed)
     opened = chosen_bundle(bundle, verify=True)

@@ -243,7 +243,7 @@ def check_bundle(
         BundleError: If the bundle carries no proof.
         BackendError: If the backend cannot run it, or is "auto".
     """
-    from .session import open_session
+    from .opening import open_session
 
     if backend == AUTO:
         raise BackendError(

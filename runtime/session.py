@@ -36,7 +36,7 @@ from .forks import inherited_session, unpicklable_session, watch
 from .generation.encoders import encoder_of
 from .generation.kv_cache import text_view, whole_feed
 from .generation.writing import Writing
-from .opening import open_session as open_session
+from .opening import open_session
 from .session_report import SessionReport
 from .speech.sounds import answer_sounds
 from .text.answers import Answer

@@ -30,7 +30,8 @@ from tfx.runtime.accuracy.observations import Recorded
 from tfx.runtime.backend import RunFacts
 from tfx.runtime.child import Child, serve
 from tfx.runtime.clock import WarmUp, time_calls, warm_up
-from tfx.runtime.session import Session, open_session
+from tfx.runtime.opening import open_session
+from tfx.runtime.session import Session
 
 from .generation import LOGITS, SHORT, TOKENS, Writer, Written, open_writer
 from .scenario import PATIENCE, SERVER_S, Load, Scenario, Served, poisson_arrivals, queries_of

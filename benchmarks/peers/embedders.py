@@ -83,7 +83,7 @@ def load_tfx(job: Job) -> Ready:
 
     Its batches are its own; what may be chosen is how many of them run at once.
     """
-    runtime = importlib.import_module("tfx.runtime.session")
+    runtime = importlib.import_module("tfx.runtime.opening")
 
     @functools.cache
     def session_of(streams: int) -> Any:

@@ -97,7 +97,7 @@ def generate(
     string, or an object with "text", "prompt" or "messages", a chat. Without a prompt: stdin.
     Without BUNDLE: the newest of the current folder.
     """
-    from ..session import open_session
+    from ..opening import open_session
 
     if as_jsonl and (as_json or translate):
         raise click.UsageError(f"--jsonl is not for {'--json' if as_json else '--translate'}")

@@ -48,7 +48,7 @@ def transcribe(
     A line for each file; with --timestamps one for each part of it. With --json one document: for
     each file its text, language and parts. Without --bundle: the newest of the current folder.
     """
-    from ..session import open_session
+    from ..opening import open_session
     from .wav import read_wav
 
     opened = chosen_bundle(bundle, verify=True)

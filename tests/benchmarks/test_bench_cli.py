@@ -82,7 +82,7 @@ def test_wrong_outputs_are_an_error_after_the_report(tmp_path, monkeypatch):
 
 def session_outputs(bundle):
     from tfx.bench.measuring.workload import Shape
-    from tfx.runtime.session import open_session
+    from tfx.runtime.opening import open_session
 
     with open_session(bundle, backend="onnxruntime") as session:
         feed = Shape({"batch": 2, "sequence": 8}).feed_for(session.signature, 0)

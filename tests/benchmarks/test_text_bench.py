@@ -32,7 +32,7 @@ from tfx.dtypes import DType
 from tfx.errors import BundleError, DataError
 from tfx.processing import Embedding, Processing, Tokenization
 from tfx.recipe import Source, SourceKind
-from tfx.runtime.session import open_session
+from tfx.runtime.opening import open_session
 from tfx.runtime.stats import Comparison, Verdict
 
 PEAKS = Peaks("f", 0.0, (GemmPeak("torch", "2", DType.FLOAT32, 2, "9x9x9", 100.0),), ())

@@ -136,7 +136,7 @@ def test_no_such_part():
 
 def test_cross_keys_are_of_the_encoder_alone(bundles):
     """A decoder that looked at anything but the shape of its stand-in states would show here."""
-    from tfx.runtime.session import open_session
+    from tfx.runtime.opening import open_session
 
     rng = np.random.default_rng(0)
     ids = rng.integers(4, 60, (2, 6))

@@ -10,12 +10,12 @@ from support.bundles import write_bundle
 from support.texts import write_text_bundle
 
 from tfx.errors import BackendError
-from tfx.runtime.session import open_session
+from tfx.runtime.opening import open_session
 
 CHILD = """
 import os, signal, sys
 import numpy as np
-from tfx.runtime.session import open_session
+from tfx.runtime.opening import open_session
 session = open_session(sys.argv[1], backend=sys.argv[2], threads=2)
 feed = {name: np.ones((1, 3), np.int64) for name in ("input_ids", "attention_mask")}
 session.predict(feed)

@@ -10,7 +10,7 @@ from support.hearing import NAMES, spelled, write_listener, write_speller
 from support.sounds import write_sound
 
 from tfx.cli import main
-from tfx.runtime.session import open_session
+from tfx.runtime.opening import open_session
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tfx.bench.measuring.worker import ProcessWorker
 from tfx.bench.measuring.workload import Plan, Shape, shapes_of
 from tfx.cli import main
 from tfx.errors import DataError, FeedError, RecipeError
-from tfx.runtime.session import open_session
+from tfx.runtime.opening import open_session
 
 SIZES = {"batch": 2, "sequence": 16}
 QUICK = ("--rounds", 2, "--seconds", 0.1, "--batch", 2, "--length", 8, "--threads", 1)

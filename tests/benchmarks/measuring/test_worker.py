@@ -9,7 +9,7 @@ from support.bundles import write_bundle
 from tfx.bench.measuring.worker import ProcessWorker, Server, memory_mb
 from tfx.bench.measuring.workload import Plan, Shape, Way
 from tfx.errors import BackendError
-from tfx.runtime.session import open_session
+from tfx.runtime.opening import open_session
 
 SHAPE = Shape({"batch": 2, "sequence": 8})
 PLAN = Plan(threads=1, seed=5)

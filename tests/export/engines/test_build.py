@@ -26,7 +26,7 @@ from tfx.manifest import SCHEMA_VERSION, Step
 from tfx.quantization import Quantization, QuantizeRecipe
 from tfx.recipe import EngineBuild, EngineRecipe, Source, SourceKind, Target
 from tfx.runtime.engines import MODULES
-from tfx.runtime.session import open_session
+from tfx.runtime.opening import open_session
 from tfx.signature import ShapeRange
 
 SM89 = EngineRecipe(gpus=("sm89",))

@@ -15,6 +15,7 @@ from tfx.errors import BackendError, SourceError
 from tfx.recipe import Source, SourceKind
 from tfx.runtime.backend import RunOptions
 from tfx.runtime.backends.torch_eager import TorchEager
+from tfx.runtime.opening import open_session
 from tfx.runtime.pytorch.modules import (
     factory_digest,
     forward_names,
@@ -23,7 +24,6 @@ from tfx.runtime.pytorch.modules import (
     run_module,
     weights_digest,
 )
-from tfx.runtime.session import open_session
 from tfx.signature import Signature, TensorSpec
 
 TOKENS = ("batch", "sequence")

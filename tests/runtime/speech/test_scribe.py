@@ -17,7 +17,7 @@ from tfx.cli import main
 from tfx.errors import FeedError
 from tfx.export.pipeline import export_bundles
 from tfx.processing import AudioFeatures, AudioPreparation
-from tfx.runtime.session import open_session
+from tfx.runtime.opening import open_session
 from tfx.runtime.speech.transcript import Transcript
 
 

@@ -15,7 +15,7 @@ from tfx.bundle import open_bundle
 from tfx.errors import BundleError, DataError, FeedError
 from tfx.export.pipeline import export_bundle
 from tfx.processing import AudioPreparation, Classification
-from tfx.runtime.session import open_session
+from tfx.runtime.opening import open_session
 from tfx.runtime.speech.sounds import SoundRunner, answer_sounds
 from tfx.runtime.speech.transcript import Transcript
 from tfx.runtime.text.answers import TextLabel
