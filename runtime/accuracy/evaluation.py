@@ -17,6 +17,7 @@ from ..images import image_problem
 from ..session import Session
 from .datasets import Dataset, DatasetKind
 from .metrics import METRICS, Direction, Form, Metric, Needs, find_metric
+from .next_tokens import NextTokens
 from .observations import ARRAYS, Head, NotFiniteError, Observations, Recorded, head_of
 
 if TYPE_CHECKING:
@@ -195,17 +196,23 @@ def evaluate(
     labels = seen.expected(chosen.form) if chosen.needs is Needs.LABELS else []
     cut = session.report.truncated
     compared = _reference_values(chosen, reference, dataset, max_rows)
-    found = []
-    for rows in seen.chunks():
+    reader = None
+    if chosen.needs is Needs.NOTHING:
+        reader = NextTokens(session, dataset, max_rows=max_rows)
+
+    def added(rows: slice) -> np.ndarray:
+        if reader is not None:
+            return reader.rows(rows, chosen.rows)
         predicted = seen.predicted(chosen.form, rows)
         if chosen.needs is Needs.LABELS:
-            expected: Sequence[Any] = labels[rows]
-        elif chosen.needs is Needs.REFERENCE:
-            expected = compared(rows)
-            _check_shapes(predicted, expected, rows, bundle, dataset)
-        else:
-            expected = seen.next_tokens(rows)
-        found.append(chosen.rows(predicted, expected))
+            return chosen.rows(predicted, labels[rows])
+        expected = compared(rows)
+        _check_shapes(predicted, expected, rows, bundle, dataset)
+        return chosen.rows(predicted, expected)
+
+    found = []
+    for rows in seen.chunks():
+        found.append(added(rows))
         on_progress(rows.stop - rows.start)
     contributions = np.concatenate(found)
     if not np.isfinite(contributions).all():
@@ -233,7 +240,9 @@ def evaluate(
         reference=_reference_digest(reference) if chosen.needs is Needs.REFERENCE else "",
         truncated=truncated,
         duration_s=time.perf_counter() - started,
-        warnings=tuple(_warnings(chosen, contributions, truncated)),
+        warnings=tuple(
+            _warnings(chosen, contributions, truncated, reader.windowed if reader else 0)
+        ),
         rows=contributions,
     )
 
@@ -440,7 +449,7 @@ def _check_shapes(
             )
 
 
-def _warnings(metric: Metric, rows: np.ndarray, truncated: int) -> list[str]:
+def _warnings(metric: Metric, rows: np.ndarray, truncated: int, windowed: int) -> list[str]:
     found = []
     if len(rows) < LEAST_SAMPLES:
         count = "one sample" if len(rows) == 1 else f"{len(rows)} samples"
@@ -453,4 +462,6 @@ def _warnings(metric: Metric, rows: np.ndarray, truncated: int) -> list[str]:
                 found.append(f"all {what} are equal: nothing correlates with them")
     if truncated:
         found.append(f"texts longer than the model takes, and cut: {truncated:,}")
+    if windowed:
+        found.append(f"texts longer than the model takes, and read in windows: {windowed:,}")
     return found

@@ -30,7 +30,7 @@ from ..text.answers import (
     text_label,
 )
 from ..text.extraction import TextAnswer
-from ..text.tokenizer import TextError, Tokenizer
+from ..text.tokenizer import TextError
 from .datasets import IMAGES, Dataset, DatasetKind, Label
 from .metrics import Form, mean_cosine
 
@@ -146,7 +146,6 @@ class Observations:
         self._session = session
         self._dataset = dataset
         self._max_rows = max_rows
-        self._tokenizer: Tokenizer | None = None
         self.head = head_of(session.bundle, dataset)
         large = self.head in (Head.LOGITS, Head.OUTPUTS)
         self.chunk = CHUNK_LARGE if large else CHUNK_SMALL
@@ -186,12 +185,6 @@ class Observations:
             texts = self._dataset.texts[rows]
             return [word_tags(str(text), one) for text, one in zip(texts, answers, strict=True)]
         return [self._value(form, answer) for answer in answers]
-
-    def next_tokens(self, rows: slice) -> list[np.ndarray]:
-        """Token ids of some texts, ``int64[tokens]`` each."""
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self._session.bundle)
-        return [one.ids for one in self._tokenizer.encode(self._dataset.texts[rows])]
 
     def expected(self, form: Form) -> list[Any]:
         """The labels, in the form of what is predicted.

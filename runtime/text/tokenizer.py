@@ -176,6 +176,17 @@ class Tokenizer:
         Raises:
             TextError: If any is neither, is not Unicode, or has no tokens; names each.
         """
+        return self._read(texts, self.max_tokens)
+
+    def whole(self, texts: Sequence[Text]) -> list[Encoded]:
+        """Turn texts into all of their tokens, more than the model takes too; needs ``windows``.
+
+        Raises:
+            TextError: As ``encode``.
+        """
+        return self._read(texts, None)
+
+    def _read(self, texts: Sequence[Text], limit: int | None) -> list[Encoded]:
         problems = {i: p for i, text in enumerate(texts) if (p := text_problem(text))}
         if problems:
             raise TextError(problems, hint=PAIR_HINT)
@@ -185,9 +196,9 @@ class Tokenizer:
         for index, one in enumerate(encoded):
             if not len(one.ids):
                 problems[index] = "has no tokens"
-            elif len(one.ids) > self.max_tokens:  # the library keeps special tokens whatever
+            elif limit and len(one.ids) > limit:  # the library keeps special tokens whatever
                 problems[index] = (
-                    f"has {len(one.ids)} special tokens alone, the model takes {self.max_tokens}"
+                    f"has {len(one.ids)} special tokens alone, the model takes {limit}"
                 )
         if problems:
             raise TextError(problems)

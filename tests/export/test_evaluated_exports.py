@@ -3,7 +3,6 @@
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -103,6 +102,22 @@ def test_words_are_tagged_as_by_transformers(folders, tmp_path, rng):
     assert missed.value == 0
 
 
+def perplexity_guide(model, ids, size=64):
+    """Mean loss of a text and how many tokens it is of, by Hugging Face's guide to perplexity."""
+    nats, count, seen = 0.0, 0, 0
+    for begin in range(0, ids.shape[1], size // 2):
+        end = min(begin + size, ids.shape[1])
+        labels = ids[:, begin:end].clone()
+        labels[:, : seen - begin] = -100  # only context: what the window before has counted
+        own = int((labels[:, 1:] != -100).sum())
+        with torch.inference_mode():
+            nats += model(ids[:, begin:end], labels=labels).loss.item() * own
+        count, seen = count + own, end
+        if end == ids.shape[1]:
+            break
+    return nats / count, count
+
+
 def test_perplexity_is_that_of_transformers(folders, tmp_path, rng):
     cls = transformers.GPT2LMHeadModel
     config = transformers.GPT2Config(
@@ -115,13 +130,14 @@ def test_perplexity_is_that_of_transformers(folders, tmp_path, rng):
         eos_token_id=3,
     )
     folder = write_checkpoint(folders.checkpoints / "writer", cls, config, std=0.3)
-    sentences = [words(rng, int(count)) for count in rng.integers(1, 30, 6)]
+    # The last two are longer than what the model takes: they are read in windows.
+    sentences = [words(rng, int(count)) for count in (*rng.integers(1, 30, 6), 80, 151)]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = cls.from_pretrained(folder).eval()
     nats, count = 0.0, 0
     for sentence in sentences:
-        outputs, _, _, ids = torch_outputs(folder, cls, sentence, types=False)
-        shares = torch.log_softmax(outputs.logits[0].double(), dim=-1).numpy()
-        nats -= shares[np.arange(len(ids) - 1), ids[1:]].sum()
-        count += len(ids) - 1
+        mean, own = perplexity_guide(model, tokenizer(sentence, return_tensors="pt").input_ids)
+        nats, count = nats + mean * own, count + own
     path = tmp_path / "test.txt"
     path.write_text("\n".join(sentences))
 
@@ -131,4 +147,7 @@ def test_perplexity_is_that_of_transformers(folders, tmp_path, rng):
 
     assert found.metric == "perplexity"
     assert found.value == pytest.approx(math.exp(nats / count), rel=1e-4)
+    assert found.rows[:, 1].sum() == count
+    assert found.truncated == 0
+    assert "texts longer than the model takes, and read in windows: 2" in found.warnings
     assert found.low < found.value < found.high

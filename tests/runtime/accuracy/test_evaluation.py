@@ -1,18 +1,13 @@
 """Evaluation: the number that the outputs make, its interval, and what cannot be measured."""
 
 import dataclasses
-import itertools
-import math
 
 import numpy as np
 import pytest
-import scipy.special
 import scipy.stats
-from support.bundles import TEXT_SIGNATURE
 from support.texts import (
     MEAN,
     WORDS,
-    classifier_graph,
     logits_table,
     tiny_vectors,
     write_classifier,
@@ -21,7 +16,6 @@ from support.texts import (
 )
 
 import tfx
-from tfx.dtypes import DType
 from tfx.errors import BundleError, DataError
 from tfx.processing import Activation
 from tfx.recipe import Source, SourceKind
@@ -34,7 +28,6 @@ from tfx.runtime.accuracy.evaluation import (
     record,
 )
 from tfx.runtime.accuracy.observations import NotFiniteError
-from tfx.signature import Signature, TensorSpec
 
 USED = WORDS[4:]
 
@@ -54,21 +47,6 @@ def ids_of(text):
 def embedding_of(text):
     vector = tiny_vectors(ids_of(text)).mean(axis=0)
     return vector / np.linalg.norm(vector)
-
-
-def write_language_model(path, **changes):
-    vocabulary = 64
-    return write_text_bundle(
-        path,
-        graph=classifier_graph(vocabulary, per_token=True),
-        task="text-generation",
-        signature=Signature(
-            TEXT_SIGNATURE.inputs,
-            (TensorSpec("logits", DType.FLOAT32, ("batch", "sequence", vocabulary)),),
-            TEXT_SIGNATURE.ranges,
-        ),
-        **changes,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -224,33 +202,6 @@ def test_questions(tmp_path):
     assert (found.metric, found.value) == ("squad-f1", pytest.approx(2 / 3))
     assert exact.value == pytest.approx(2 / 3)
     assert agreement.value == 1
-
-
-def test_perplexity(tmp_path):
-    sentences = ("a good film", "the very bad b", "not")
-    shares = scipy.special.log_softmax(logits_table(64).astype(np.float64), axis=-1)
-    nats, count = 0.0, 0
-    for sentence in sentences:
-        ids = ids_of(sentence)
-        nats -= sum(shares[now, then] for now, then in itertools.pairwise(ids))
-        count += len(ids) - 1
-    with open_session(write_language_model(tmp_path / "lm")) as session:
-        found = evaluate(session, texts(*sentences))
-        same = evaluate(session, texts(*sentences), "kl", reference=session)
-    assert found.metric == "perplexity"
-    assert found.value == pytest.approx(math.exp(nats / count))
-    assert (same.value, same.high) == (0, 0)
-
-
-def test_no_text_of_two_tokens(tmp_path):
-    from support.texts import tokenizer_json
-
-    bundle = write_language_model(tmp_path / "lm", tokenizer=tokenizer_json(special=False))
-    with (
-        open_session(bundle) as session,
-        pytest.raises(DataError, match=r"dev\.tsv has no text of two tokens, perplexity needs one"),
-    ):
-        evaluate(session, texts("a", "b"))
 
 
 def test_a_reference_asked_or_recorded(tmp_path, classifier):
