@@ -101,7 +101,7 @@ class Batcher:
         self._return_by = 0.0  # when they are waited for no longer, by ``time.monotonic``
         self._reading = False
         self._running = 0
-        self._closing = False
+        self._closing = self._dropping = False
         self._own: set[int] = set()  # threads of the pool
 
     def submit(self, request: Request) -> Future[Any]:
@@ -135,7 +135,7 @@ class Batcher:
             drop: Fail what has not begun to run, and wait for the rest only.
         """
         with self._changed:
-            self._closing = True
+            self._closing, self._dropping = True, drop
             dropped = self._taken_out() if drop else []
             self._changed.notify_all()
         for request in dropped:
@@ -199,6 +199,9 @@ class Batcher:
                 self._unread -= sum(request.size for request in taken)
                 self._read += len(taken)
                 self._waiting += items
+                if self._dropping:  # close() came while they were read
+                    for request in self._taken_out():
+                        request.fail(session_closed())
                 self._changed.notify_all()
                 runs = self._waiting and self._running < self._streams
                 if runs and not self._arrived:  # no other thread need wake up for it

@@ -411,6 +411,31 @@ def test_close_may_drop_what_does_not_run(full):
     assert answer(running).shape == (8,)
 
 
+def test_close_drops_what_is_being_read(tmp_path, monkeypatch):
+    session = tfx.open_session(write_text_bundle(tmp_path / "b", embedding=MEAN))
+    read, reading, goes_on = session._texts.read, threading.Event(), threading.Event()
+
+    def slowly(*texts):
+        reading.set()
+        assert goes_on.wait(LIMIT_S)
+        return read(*texts)
+
+    monkeypatch.setattr(session._texts, "read", slowly)
+    valve = Valve(session, monkeypatch)
+    future = session.predict_async("good")
+    assert reading.wait(LIMIT_S)
+    closer = threading.Thread(target=lambda: session.close(drop=True))
+    closer.start()
+    with session._batcher._changed:
+        assert session._batcher._changed.wait_for(lambda: session._batcher._closing, LIMIT_S)
+    goes_on.set()
+    with pytest.raises(BackendError, match="session is closed"):
+        answer(future)
+    closer.join(LIMIT_S)
+    assert not closer.is_alive()
+    assert valve.rows == []
+
+
 def test_an_error_in_the_with_block_drops_what_does_not_run(tmp_path, monkeypatch):
     bundle = write_text_bundle(tmp_path / "b", embedding=MEAN)
     session = tfx.open_session(bundle, batching=Batching(max_rows=1))
