@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tfx.quantize.pipeline import quantize_bundle as quantize_bundle
     from tfx.runtime.opening import open_session as open_session
     from tfx.runtime.session import Session as Session
+    from tfx.runtime.speech.fallback import Fallback as Fallback
     from tfx.runtime.text.batcher import Batching as Batching
 
     from .bundle import Bundle as Bundle
@@ -28,6 +29,7 @@ _PUBLIC = {
     "Batching": "tfx.runtime.text.batcher",
     "Bundle": "tfx.bundle",
     "ExportRecipe": "tfx.recipe",
+    "Fallback": "tfx.runtime.speech.fallback",
     "QuantizeRecipe": "tfx.quantization",
     "Session": "tfx.runtime.session",
     "ShapeRange": "tfx.signature",
