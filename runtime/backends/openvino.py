@@ -26,7 +26,7 @@ from ..backend import (
     require_graph,
     session_closed,
 )
-from ..cache import entry_for, found, keep
+from ..cache import discard, entry_for, found, keep
 from ..generation.kv_cache import cache_specs
 from .openvino_attention import drop_number_checks, join_projections
 from .openvino_graph import choose_masks, output_ports, repeat_heads, said
@@ -46,6 +46,9 @@ TYPES = {
     "i4": DType.INT4,  # weights; what they are multiplied with is floats
     "u4": DType.INT4,  # weights with zero points
 }
+
+# The file of an entry of the cache.
+BLOB = "model.blob"
 
 # What ``_compiled`` changes in a graph: another list makes other entries of the cache.
 CHANGES = "repeat_heads choose_masks drop_number_checks join_projections keep_state"
@@ -189,9 +192,14 @@ def _keep(
         log.warning("not kept: %s: %s", entry, said(error))
         return
     if all(np.array_equal(expected[name], outputs[name], equal_nan=True) for name in expected):
-        keep(entry, lambda path: path.write_bytes(content.data))
+        keep(entry, lambda folder: _write_blob(folder, content))
     else:
         log.info("not kept: %s: it gives other numbers when it is read again", entry)
+
+
+def _write_blob(folder: Path, content: np.ndarray) -> None:
+    folder.mkdir()
+    (folder / BLOB).write_bytes(content.data)
 
 
 def _kept(openvino: Any, core: Any, entry: Path, settings: Mapping[str, Any]) -> Any:
@@ -199,26 +207,28 @@ def _kept(openvino: Any, core: Any, entry: Path, settings: Mapping[str, Any]) ->
     if not found(entry):
         return None
     try:
-        content = openvino.Tensor(_mapped(entry, entry.stat().st_ino), shared_memory=True)
+        blob = entry / BLOB
+        content = openvino.Tensor(_mapped(blob, blob.stat().st_ino), shared_memory=True)
         return core.import_model(content, PLUGIN, settings)
     except Exception as error:  # noqa: BLE001  whatever is wrong with it, there is the graph
         log.warning("not used: %s: %s", entry, said(error))
+        discard(entry)
         return None
 
 
 @functools.cache
-def _mapped(entry: Path, inode: int) -> np.ndarray:
-    """An entry's bytes, mapped for as long as the process lives.
+def _mapped(blob: Path, inode: int) -> np.ndarray:
+    """A blob's bytes, mapped for as long as the process lives.
 
     A compiled model reads its weights there, and so do requests that outlive it; OpenVINO does
     not keep what it was given alive. It costs addresses and no memory: pages of a private
     mapping are the file's own until somebody writes to them. Twice as fast as reading them.
 
     Args:
-        entry: Of the cache; it is replaced, never written to.
+        blob: Of the cache; it is removed, never written to.
         inode: Of the file; another one under the same name is mapped anew.
     """
-    return np.memmap(entry, np.uint8, "c")  # OpenVINO takes no read-only array
+    return np.memmap(blob, np.uint8, "c")  # OpenVINO takes no read-only array
 
 
 def executable_of(

@@ -16,7 +16,7 @@ import tfx
 from tfx.errors import BackendError
 from tfx.runtime import cache
 from tfx.runtime.backend import RunOptions
-from tfx.runtime.backends.openvino import OpenVino
+from tfx.runtime.backends.openvino import BLOB, OpenVino
 from tfx.runtime.cpus import Cpu
 
 MB = 1_000_000
@@ -228,15 +228,30 @@ def test_a_second_session_takes_what_the_first_compiled(bundle, folder):
 def test_a_damaged_entry_is_made_again(bundle, folder, caplog):
     with tfx.open_session(bundle, backend="openvino"):
         (entry,) = folder.iterdir()
-    whole = entry.read_bytes()
-    entry.unlink()
-    entry.write_bytes(b"not what OpenVINO wrote")
+    whole = (entry / BLOB).read_bytes()
+    (entry / BLOB).unlink()
+    (entry / BLOB).write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])  # it would load
     with tfx.open_session(bundle, backend="openvino") as session:
         assert session.report.facts.notes == ()
-    assert f"not used: {entry}: " in caplog.text
-    assert len(entry.read_bytes()) == len(whole)
+    assert f"not used: {entry}: its files are not as they were written" in caplog.text
+    assert (entry / BLOB).stat().st_size == len(whole)
     with tfx.open_session(bundle, backend="openvino") as session:
         assert session.report.facts.notes == TAKEN
+
+
+def test_an_entry_that_openvino_refuses_is_made_again(bundle, folder, caplog):
+    def write(path):
+        path.mkdir()
+        (path / BLOB).write_bytes(b"not what OpenVINO wrote")
+
+    with tfx.open_session(bundle, backend="openvino"):
+        (entry,) = folder.iterdir()
+    shutil.rmtree(entry)
+    assert cache.keep(entry, write)
+    for notes in ((), TAKEN):
+        with tfx.open_session(bundle, backend="openvino") as session:
+            assert session.report.facts.notes == notes
+    assert f"not used: {entry}: " in caplog.text
 
 
 def test_of_a_damaged_bundle_nothing_is_kept(bundle, folder, caplog):
@@ -255,7 +270,7 @@ def test_a_model_stays_when_its_entry_goes(bundle, folder):
     expected = OpenVino().load(bundle, RunOptions()).run(feed)
     executable = OpenVino().load(bundle, RunOptions())
     (entry,) = folder.iterdir()
-    entry.unlink()
+    shutil.rmtree(entry)
     np.testing.assert_array_equal(
         executable.run(feed)["last_hidden_state"], expected["last_hidden_state"]
     )
