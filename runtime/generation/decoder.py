@@ -78,7 +78,8 @@ class Decoder:
         """Read prompts into an empty cache.
 
         Args:
-            ids: ``int64[batch, sequence]``, padded on the left.
+            ids: ``int64[batch, sequence]``, padded on the left: steps go on behind the last place,
+                and a sliding window, as in transformers, counts the places between.
             mask: 1 for tokens, 0 for padding; like ``ids``.
             room: Most places the cache will need.
 

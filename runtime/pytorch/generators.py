@@ -56,7 +56,8 @@ def generator_of(model: Any) -> torch.nn.Module:
     and returns ``logits``, ``[batch, kept, vocabulary]``, and as ``present_key_n`` and
     ``present_value_n`` the cache with the new tokens written into it. A token sees those before
     it in the cache that the mask does not hide; its position is their number, so padding on
-    either side does not move it.
+    either side does not move it. A sliding window counts places, as in transformers: with one,
+    steps go on behind prompts padded on the left only.
 
     Raises:
         SourceError: If the model keeps something else than keys and values of every token.
