@@ -33,7 +33,7 @@ for line in sys.stdin:
         answer = {"ok": {"ids": [[0] * count] * len(asked["prompt"]), "times_s": times,
                          "cpu_times_s": [2 * one for one in times], "cpu_s": 1.0, "copies": None,
                          "resident_mb": [100 + 0.01 * step for step in range(count)]}}
-        if "blind" in sys.argv[0]:
+        if BLIND:
             answer["ok"]["times_s"] = times[-1:]
     print(json.dumps(answer), flush=True)
 """
@@ -43,7 +43,7 @@ def measured(folder, *names, places=(64, 128), problem=""):
     found = []
     for name in names:
         script = folder / f"{name}.py"
-        script.write_text(STAND_IN)
+        script.write_text(f"BLIND = {name == 'blind'}\n{STAND_IN}")
         found.append(Contestant(name, True, sys.executable, name, {}, problem, script=script))
     with progress() as shown:
         return measure_contexts(

@@ -20,7 +20,10 @@ def test_a_command_is_timed_and_its_document_read(tmp_path):
 def test_a_command_that_fails_says_why(tmp_path):
     with pytest.raises(DataError) as raised:
         run_command(["inspect", "nothing"], tmp_path)
-    assert str(raised.value) == "tfx inspect nothing failed: error: no such bundle: nothing"
+    assert str(raised.value) == (
+        "tfx inspect nothing failed: error: no such bundle: nothing "
+        "hint: Make one with tfx export, or name a bundle's folder."
+    )
 
 
 def test_the_command_says_what_failed(tmp_path):

@@ -50,20 +50,6 @@ AXES = {
 
 # Of both generations at once: one engine has kernels for either.
 ENGINE = EngineRecipe(gpus=("sm89", "sm120"))
-ENGINES = {
-    "BartForConditionalGeneration",
-    "GPT2LMHeadModel",
-    "GPTNeoForCausalLM",
-    "Gemma2ForCausalLM",
-    "GemmaForCausalLM",
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Phi3ForCausalLM",
-    "PhiForCausalLM",
-    "Qwen3ForCausalLM",
-    "SwinForImageClassification",
-    "T5ForConditionalGeneration",
-}
 MIXED = QuantizeRecipe(DType.INT8, rest=DType.FLOAT16)
 
 
@@ -131,14 +117,7 @@ def test_family(family, exported):
         assert_chain(bundles, whole)
 
 
-def engines():
-    """A family of each kind; the others take 90 s together, and are run by ``-m every``."""
-    for family in FAMILIES:
-        marks = [] if family.class_name in ENGINES else [pytest.mark.every]
-        yield pytest.param(family, id=label(family), marks=marks)
-
-
-@pytest.mark.parametrize("family", list(engines()))
+@pytest.mark.parametrize("family", FAMILIES, ids=label)
 def test_family_builds_as_an_engine(family, exported, tmp_path):
     """In int8 with float16 around: all that either precision has, in one engine of 1 s."""
     pytest.importorskip(

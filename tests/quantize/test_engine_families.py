@@ -9,8 +9,8 @@ from tfx.runtime.engines import MODULES
 
 SM89 = EngineRecipe(gpus=("sm89",))
 
-# `tests/export/test_families.py` builds some in int8 with float16 around; here each is built in
-# either alone, and with its cache, which takes minutes.
+# `tests/export/test_families.py` builds each in int8 with float16 around; here each is built
+# in either alone, and with its cache, which takes minutes.
 
 
 def label(family):

@@ -79,7 +79,7 @@ def test_a_text_through_a_pipe(classifier):
     assert np.float32(line["score"]) == np.float32(answer.score)
     assert sorted(line) == ["label", "score", "text"]
     assert "using classifier" in result.stderr
-    assert "1 texts in" in result.stderr
+    assert "1 text in" in result.stderr
 
 
 def test_the_real_command_in_a_real_pipe(classifier):
