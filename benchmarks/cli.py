@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -250,7 +251,9 @@ def bench(
     if html_file is not None:
         write_html(html_file, report)
     if save is not None and not interrupted:
-        save_result(save, "bench", report.created, report.to_dict(), report.machine)
+        # What is kept is read by others: where the file lay here tells them nothing.
+        named = replace(report, plan=replace(report.plan, data=Path(report.plan.data).name))
+        save_result(save, "bench", report.created, named.to_dict(), report.machine)
     changes = [] if before is None else compare_runs(before, report, limits, seed=seed)
     if as_json:
         found = {"baseline": [encode(one) | {"outcome": one.outcome} for one in changes]}

@@ -188,6 +188,7 @@ def test_the_table_and_json_have_the_metric(tmp_path, data):
     bundle = write_classifier(tmp_path / "classifier")
     arguments = ["bench", bundle.path, "--backend", "onnxruntime", "--eval", data, "--json"]
     arguments += ["--rounds", 1, "--seconds", 0.1, "--batch", 1, "--length", 8, "--threads", 1]
+    arguments += ["--save", tmp_path / "kept"]
     result = CliRunner().invoke(main, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
     (row,) = json.loads(result.stdout)["rows"]
@@ -197,3 +198,5 @@ def test_the_table_and_json_have_the_metric(tmp_path, data):
     assert row["accuracy"]["samples"] == 40
     assert row["no_accuracy"] == ""
     assert "evaluating classifier on onnxruntime" in result.stderr
+    (kept,) = (tmp_path / "kept").iterdir()
+    assert json.loads(kept.read_text())["result"]["plan"]["data"] == data.name  # no path of here
