@@ -22,7 +22,7 @@ import numpy as np
 
 from tfx.bundle import Bundle
 from tfx.codec import encode
-from tfx.console import FILE, FOLDER, chosen_bundle, console, emit_json, json_option
+from tfx.console import FILE, FOLDER, chosen_bundle, console, emit_json, json_option, told_errors
 from tfx.errors import DataError, TfxError
 from tfx.runtime.backend import PRECISIONS
 from tfx.runtime.opening import open_session
@@ -367,7 +367,7 @@ def clients(
 ) -> None:
     """Measure what merging the requests of many callers gives."""
     machine, created = this_machine(), now()
-    try:
+    with told_errors():
         opened = chosen_bundle(bundle)
         rows, ran = bundle_clients(
             opened,
@@ -391,8 +391,6 @@ def clients(
         }
         if save is not None:
             save_result(save, "clients", created, document, machine)
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:
         emit_json(document)
     else:

@@ -17,19 +17,20 @@ import numpy as np
 
 from tfx.bundle import open_bundle
 from tfx.codec import encode
-from tfx.console import FOLDER, Progress, console, emit_json, json_option, progress
-from tfx.errors import FeedError, TfxError
+from tfx.console import FOLDER, Progress, console, emit_json, json_option, progress, told_errors
+from tfx.errors import FeedError
 from tfx.runtime.backend import PRECISIONS
 from tfx.runtime.cpus import usable_cpus
 
 from .decoding import BACKENDS, cache_bytes, contestants_of
 from .environments import read_environments
 from .measuring.machine import Machine, this_machine
+from .pages.figures import Figure, figure_table, figures_of
 from .pages.stored import now, save_option, save_result
 from .peaks import DEFAULT_SECONDS, TRAFFIC, array_bytes, measure_bandwidth
 from .peers.generators import PEERS
 from .peers.throughput import Contestant
-from .peers.writing import WritingRun, write_by_turns
+from .peers.writing import WritingRun, random_prompt, write_by_turns
 
 CONTEXTS = (128, 256, 512, 1000)
 # Tokens read first: few, so that what reading them takes does not stay in memory.
@@ -233,7 +234,7 @@ def contexts(
     as_json: bool,
 ) -> None:
     """Measure what a token costs BUNDLE by how many come before it, in time and memory."""
-    try:
+    with told_errors():
         opened = [open_bundle(path) for path in dict.fromkeys(bundles)]
         count = threads or usable_cpus()
         places = sorted(set(contexts)) or [*CONTEXTS]
@@ -247,9 +248,7 @@ def contexts(
             places[-1] + 1,
         )
         signature = opened[0].manifest.signature
-        (tokens,) = (spec for spec in signature.inputs if spec.name == "input_ids")
-        most = tokens.values.max if tokens.values else 1
-        ids = np.random.default_rng(seed).integers(0, most, (batch, PROMPT), endpoint=True)
+        ids = random_prompt(signature, batch, PROMPT, seed)
         each = {str(one.path.absolute()): cache_bytes(one.manifest.signature, 1) for one in opened}
         first = cache_bytes(signature, 1)
         sizes = {one.name: each.get(str(one.job.get("bundle")), first) for one in contestants}
@@ -271,15 +270,13 @@ def contexts(
         report = ContextReport(machine, created, batch, PROMPT, rounds, count, gb_per_s, rows)
         if save is not None:
             save_result(save, "contexts", created, encode(report), machine)
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:
         emit_json(encode(report))
         return
     show_contexts(report)
 
 
-COLUMNS: tuple[tuple[str, str, str], ...] = (
+COLUMNS: tuple[Figure, ...] = (
     ("context", "context", "d"),
     ("step ms", "step_ms", ".2f"),
     ("CPU ms", "cpu_ms", ".2f"),
@@ -295,19 +292,14 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 def show_contexts(report: ContextReport) -> None:
     """Print the rows, then what did not run, and the conditions."""
-    from rich.table import Table
-
     out = console()
     title = f"batch {report.batch}, {report.threads} threads, one text after {report.prompt} tokens"
-    table = Table(box=None, padding=(0, 1), pad_edge=False, title=title, title_justify="left")
-    table.add_column("")
-    for head, _, _ in COLUMNS:
-        table.add_column(head, justify="right", no_wrap=True)
+    table = figure_table(title, COLUMNS)
     last = ""
     for row in report.rows:
         if row.reason:
             continue
-        table.add_row("" if row.name == last else row.name, *_cells(row))
+        table.add_row("" if row.name == last else row.name, *figures_of(row, COLUMNS))
         last = row.name
     out.print(table)
     for row in report.rows:
@@ -318,12 +310,6 @@ def show_contexts(report: ContextReport) -> None:
         f"are more, by their sizes; read: what reading those takes at {report.gb_per_s:.1f} GB/s"
     )
     out.print(f"{report.machine}", markup=False)
-
-
-def _cells(row: ContextRow) -> Iterator[str]:
-    for _, name, form in COLUMNS:
-        value = getattr(row, name)
-        yield "-" if value is None else format(value, form)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import click
 
 from tfx.bundle import Bundle, open_bundle
 from tfx.codec import encode
-from tfx.console import FOLDER, console, emit_json, json_option, progress
-from tfx.errors import BundleError, TfxError
+from tfx.console import FOLDER, console, emit_json, json_option, progress, told_errors
+from tfx.errors import BundleError
 from tfx.runtime.stats import Comparison
 
 from .measuring.family import REFERENCE, same_model
@@ -161,7 +161,7 @@ def cpu(
     as_json: bool,
 ) -> None:
     """Compare BUNDLE on every backend and precision with PyTorch, first of one in float32."""
-    try:
+    with told_errors():
         opened = [open_bundle(path) for path in dict.fromkeys(bundles)]
         for bundle in opened[1:]:
             if not same_model(opened[0], bundle):
@@ -186,8 +186,6 @@ def cpu(
         }
         if save is not None:
             save_result(save, "cpu", report.created, document, report.machine)
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:
         emit_json(document)
         return

@@ -19,8 +19,8 @@ import numpy as np
 
 from tfx.bundle import Bundle, open_bundle
 from tfx.codec import encode
-from tfx.console import FOLDER, Progress, console, emit_json, json_option, progress
-from tfx.errors import BundleError, FeedError, TfxError
+from tfx.console import FOLDER, Progress, console, emit_json, json_option, progress, told_errors
+from tfx.errors import BundleError, FeedError
 from tfx.runtime.backend import PRECISIONS
 from tfx.runtime.cpus import usable_cpus
 from tfx.runtime.generation.decoder import is_generator, longest
@@ -32,11 +32,12 @@ from tfx.signature import Signature
 from .environments import Environment, read_environments
 from .measuring.family import same_model
 from .measuring.machine import Machine, this_machine
+from .pages.figures import Figure, figure_table, figures_of
 from .pages.stored import now, save_option, save_result
 from .peers import generators
 from .peers.generators import PEERS
 from .peers.throughput import Contestant
-from .peers.writing import WritingRun, write_by_turns
+from .peers.writing import WritingRun, random_prompt, write_by_turns
 
 BACKENDS = ("onnxruntime", "openvino")
 SCRIPT = Path(generators.__file__)
@@ -344,7 +345,7 @@ def decoding(
     as_json: bool,
 ) -> None:
     """Measure how fast BUNDLE writes tokens, beside other libraries."""
-    try:
+    with told_errors():
         opened = [open_bundle(path) for path in dict.fromkeys(bundles)]
         count = threads or usable_cpus()
         contestants = contestants_of(
@@ -357,9 +358,7 @@ def decoding(
             prompt + new_tokens,
         )
         signature = opened[0].manifest.signature
-        (tokens,) = (spec for spec in signature.inputs if spec.name == "input_ids")
-        most = tokens.values.max if tokens.values else 1
-        ids = np.random.default_rng(seed).integers(0, most, (batch, prompt), endpoint=True)
+        ids = random_prompt(signature, batch, prompt, seed)
         machine, created = this_machine(), now()
         with progress() as shown:
             rows, reference = measure_decoding(
@@ -377,15 +376,13 @@ def decoding(
         )
         if save is not None:
             save_result(save, "decoding", created, encode(report), machine)
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:
         emit_json(encode(report))
         return
     show_decoding(report)
 
 
-COLUMNS: tuple[tuple[str, str, str], ...] = (
+COLUMNS: tuple[Figure, ...] = (
     ("first ms", "first_ms", ".0f"),
     ("next p50", "step_ms", ".2f"),
     ("p95", "step_p95_ms", ".2f"),
@@ -406,25 +403,15 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 def show_decoding(report: DecodingReport) -> None:
     """Print the rows, least processor time first, then what did not run, and the conditions."""
-    from rich.table import Table
-
     out = console()
     title = (
         f"batch {report.batch}, prompt {report.prompt}, {report.new_tokens} new tokens, "
         f"{report.threads} threads"
     )
-    table = Table(box=None, padding=(0, 1), pad_edge=False, title=title, title_justify="left")
-    table.add_column("")
-    for head, _, _ in COLUMNS:
-        table.add_column(head, justify="right", no_wrap=True)
+    table = figure_table(title, COLUMNS)
     ran = [row for row in report.rows if not row.reason]
     for row in sorted(ran, key=lambda row: row.cpu_s or 0):
-        values = [getattr(row, name) for _, name, _ in COLUMNS]
-        cells = [
-            "-" if value is None else format(value, form)
-            for value, (_, _, form) in zip(values, COLUMNS, strict=True)
-        ]
-        table.add_row(row.name, *cells)
+        table.add_row(row.name, *figures_of(row, COLUMNS))
     out.print(table)
     for row in report.rows:
         if row.reason:

@@ -17,8 +17,8 @@ from pathlib import Path
 import click
 
 from tfx.codec import DecodeError, decode, encode
-from tfx.console import FILE, FOLDER
-from tfx.errors import DataError, TfxError
+from tfx.console import FILE, FOLDER, told_errors
+from tfx.errors import DataError
 
 STATE = "state.json"
 
@@ -142,13 +142,11 @@ def _why(log: Path) -> str:
 def environments(folder: Path, constraints: Path | None) -> None:
     """Make an environment in FOLDER for each peer that needs one of its own."""
     lines = constraints_of(constraints.read_text()) if constraints else []
-    try:
+    with told_errors():
         for name in ENVIRONMENTS:
             click.echo(f"{name} ...", err=True)
             made = make_environment(name, folder, lines)
             click.echo(f"{name}: {made.problem or made.python}")
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
 
 
 if __name__ == "__main__":

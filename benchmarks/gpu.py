@@ -16,8 +16,8 @@ import click
 
 from tfx.bundle import Bundle, open_bundle
 from tfx.codec import decode, encode
-from tfx.console import FOLDER, chosen_bundle, emit_json, progress
-from tfx.errors import BackendError, TfxError
+from tfx.console import FOLDER, chosen_bundle, emit_json, progress, told_errors
+from tfx.errors import BackendError
 from tfx.runtime.cuda import describe_device, missing_gpu
 
 from .gpu_peak import GpuPeak
@@ -156,7 +156,7 @@ def targets_of(report: BenchReport) -> tuple[Target, ...]:
         for (batch, length), wanted in TARGETS:
             if row.sizes.get("batch") == batch and row.sizes.get("sequence") == length:
                 other = _compiled(report, row)
-                ratio = _median(other) / _median(row) if other and row.measurement else None
+                ratio = other.median_ms / row.median_ms if other and row.measurement else None
                 found.append(Target(row.bundle, row.title, wanted, ratio))
     return tuple(found)
 
@@ -177,11 +177,6 @@ def _compiled(report: BenchReport, row: Row) -> Row | None:
         if same and other.title == row.title and other.measurement is not None:
             return other
     return None
-
-
-def _median(row: Row) -> float:
-    assert row.measurement is not None
-    return row.measurement.latency.median_ms
 
 
 def run_tests(folder: Path, run: Callable[..., Step] | None = None) -> Step:
@@ -233,7 +228,7 @@ def main(
 
     Bundles are made before, in as many precisions as wanted; a row that cannot run says why.
     """
-    try:
+    with told_errors():
         if reason := missing_gpu():
             raise BackendError(f"there is no GPU to measure on: {reason}")
         found = _everything(
@@ -250,8 +245,6 @@ def main(
             build=not no_build,
             keep=lambda document: _write(output, document),
         )
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     emit_json(found)
 
 

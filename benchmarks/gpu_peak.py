@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from tfx.codec import encode
-from tfx.console import emit_json
-from tfx.errors import TfxError
+from tfx.console import emit_json, told_errors
 from tfx.extras import need
 from tfx.runtime.pytorch.gpu import torch_device
 
@@ -73,10 +72,8 @@ def _fastest(torch: Any, call: Any) -> float:
 @click.option("--device", default="cuda:0", show_default=True)
 def main(device: str) -> None:
     """Measure the most a GPU multiplies in float16, as JSON."""
-    try:
+    with told_errors():
         emit_json(encode(measure_peak(device)))
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
 
 
 if __name__ == "__main__":

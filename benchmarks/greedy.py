@@ -16,9 +16,9 @@ import numpy as np
 
 from tfx.bundle import Bundle
 from tfx.codec import encode
-from tfx.console import FOLDER, chosen_bundle, emit_json, json_option
+from tfx.console import FOLDER, chosen_bundle, emit_json, json_option, told_errors
 from tfx.dtypes import DType
-from tfx.errors import FeedError, TfxError
+from tfx.errors import FeedError
 from tfx.runtime.generation.decoder import is_generator, longest
 from tfx.runtime.opening import open_session
 from tfx.runtime.pytorch.checkpoint import checkpoint_folder
@@ -174,14 +174,12 @@ def greedy(
     as_json: bool,
 ) -> None:
     """Compare the tokens that BUNDLE writes with those of transformers' generate."""
-    try:
+    with told_errors():
         opened = chosen_bundle(bundle)
         found = [
             compare_greedy(opened, backend, prompts=prompts, new_tokens=new_tokens, seed=seed)
             for backend in dict.fromkeys(backends)
         ]
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:
         emit_json([encode(one) for one in found])
     else:

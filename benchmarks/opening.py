@@ -21,8 +21,8 @@ import numpy as np
 
 from tfx.bundle import Bundle
 from tfx.codec import encode
-from tfx.console import FOLDER, chosen_bundle, console, emit_json, json_option
-from tfx.errors import BackendError, TfxError
+from tfx.console import FOLDER, chosen_bundle, console, emit_json, json_option, told_errors
+from tfx.errors import BackendError
 from tfx.runtime.backend import GRAPH_BACKENDS, find_backend
 from tfx.runtime.stats import median_interval
 
@@ -178,7 +178,7 @@ def opening(
 ) -> None:
     """Measure how long a fresh process takes to open a bundle that answers texts."""
     machine, created = this_machine(), now()
-    try:
+    with told_errors():
         chosen: Bundle = chosen_bundle(bundle)
         names = backends or [one for one in GRAPH_BACKENDS if not find_backend(one).missing()]
         rows = measure_openings(
@@ -194,8 +194,6 @@ def opening(
         }
         if save is not None:
             save_result(save, "opening", created, document, machine)
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:
         emit_json(document)
     else:

@@ -21,8 +21,7 @@ import numpy as np
 
 from tfx.bundle import Bundle
 from tfx.codec import encode
-from tfx.console import FOLDER, chosen_bundle, console, emit_json, json_option
-from tfx.errors import TfxError
+from tfx.console import FOLDER, chosen_bundle, console, emit_json, json_option, told_errors
 from tfx.runtime.backend import RunOptions
 from tfx.runtime.backends.onnxruntime import OnnxExecutable, OnnxRuntime
 from tfx.runtime.clock import Clock, warm_up
@@ -208,12 +207,10 @@ def overhead(
     as_json: bool,
 ) -> None:
     """Measure what Session.predict costs beyond ONNX Runtime's own run."""
-    try:
+    with told_errors():
         opened = chosen_bundle(bundle)
         plan = Plan(batches=batches, lengths=lengths, seconds=seconds, threads=threads)
         found = bundle_overheads(opened, plan)
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:
         emit_json([encode(one) | {"verdict": one.verdict} for one in found])
         return

@@ -24,9 +24,9 @@ import numpy as np
 import psutil
 
 from tfx.codec import DecodeError, decode, encode
-from tfx.console import console, emit_json, json_option
+from tfx.console import console, emit_json, json_option, told_errors
 from tfx.dtypes import DType
-from tfx.errors import BackendError, DataError, SignatureError, TfxError
+from tfx.errors import BackendError, DataError, SignatureError
 from tfx.extras import version_of
 from tfx.runtime.clock import Clock
 from tfx.runtime.cpus import usable_cpus
@@ -296,10 +296,8 @@ def stored_peaks(path: Path | None, measure: Callable[[], Peaks] = machine_peaks
 def peaks(seconds: float, as_json: bool) -> None:
     """Measure the most this machine multiplies and moves."""
     machine = this_machine()
-    try:
+    with told_errors():
         found = measure_peaks(machine, seconds=seconds)
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:
         emit_json(encode(found))
         return

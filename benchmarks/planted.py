@@ -17,8 +17,17 @@ import click
 
 from tfx.bundle import Bundle
 from tfx.codec import encode
-from tfx.console import FOLDER, Progress, chosen_bundle, console, emit_json, json_option, progress
-from tfx.errors import BackendError, RecipeError, TfxError
+from tfx.console import (
+    FOLDER,
+    Progress,
+    chosen_bundle,
+    console,
+    emit_json,
+    json_option,
+    progress,
+    told_errors,
+)
+from tfx.errors import BackendError, RecipeError
 from tfx.runtime.backend import BACKENDS
 
 from .measuring.baseline import (
@@ -209,7 +218,7 @@ def planted(
 ) -> None:
     """Plant a slowdown in runs of BUNDLE and see which of them --fail-on finds."""
     created, machine = now(), this_machine()
-    try:
+    with told_errors():
         way = Way(backend)
         if way == REFERENCE:
             raise RecipeError(
@@ -246,8 +255,6 @@ def planted(
         }
         if save is not None:
             save_result(save, "planted", created, document, machine)
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:
         emit_json(document)
     else:

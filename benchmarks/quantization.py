@@ -21,8 +21,8 @@ from typing import Any
 import click
 
 from tfx.codec import encode
-from tfx.console import FOLDER, console, emit_json, json_option
-from tfx.errors import DataError, TfxError
+from tfx.console import FOLDER, console, emit_json, json_option, told_errors
+from tfx.errors import DataError
 
 from .measuring.machine import this_machine
 from .pages.stored import now, save_option, save_result
@@ -164,7 +164,7 @@ def quantization(
 ) -> None:
     """Measure what int8 costs in accuracy, and gains in size and time."""
     machine, created = this_machine(), now()
-    try:
+    with told_errors():
         with tempfile.TemporaryDirectory(prefix="tfx-bench-") as name:
             folder = Path(name)
             cases = [measure_case(one, data.resolve(), models.resolve(), folder) for one in CASES]
@@ -172,8 +172,6 @@ def quantization(
         document = {"machine": encode(machine), "cases": cases, "speed": speed}
         if save is not None:
             save_result(save, "quantization", created, document, machine)
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:
         emit_json(document)
         return

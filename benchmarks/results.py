@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tfx.console import FOLDER
-from tfx.errors import DataError, TfxError
+from tfx.console import FOLDER, told_errors
+from tfx.errors import DataError
 
 from .measuring.accuracy import shown_accuracy
 from .measuring.machine import Machine
@@ -204,7 +204,7 @@ def _line(cells: Iterable[str]) -> str:
 @click.option("--check", is_flag=True, help="Write nothing; fail if the page is not up to date.")
 def results(folder: Path, output: Path, check: bool) -> None:
     """Write the page of the results that FOLDER holds."""
-    try:
+    with told_errors():
         page = page_of_results(read_results(folder))
         if not check:
             write_text(output, page)
@@ -213,8 +213,6 @@ def results(folder: Path, output: Path, check: bool) -> None:
             raise DataError(
                 f"{output} is not what {folder} makes of it", hint="Run it without --check."
             )
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
 
 
 if __name__ == "__main__":

@@ -19,8 +19,15 @@ import psutil
 
 from tfx.bundle import Bundle
 from tfx.codec import encode
-from tfx.console import FOLDER, chosen_bundle, console, emit_json, json_option, progress
-from tfx.errors import TfxError
+from tfx.console import (
+    FOLDER,
+    chosen_bundle,
+    console,
+    emit_json,
+    json_option,
+    progress,
+    told_errors,
+)
 from tfx.feeds import random_feed
 from tfx.runtime.backend import PRECISIONS
 from tfx.runtime.opening import open_session
@@ -252,7 +259,7 @@ def soak(
 ) -> None:
     """Run a bundle thousands of times with changing shapes, and watch its memory."""
     machine, created = this_machine(), now()
-    try:
+    with told_errors():
         opened = chosen_bundle(bundle)
         with progress() as shown:
             shown.step("running", predicts)
@@ -276,8 +283,6 @@ def soak(
         }
         if save is not None:
             save_result(save, "soak", created, document, machine)
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:
         emit_json(document)
     else:

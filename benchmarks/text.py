@@ -19,9 +19,9 @@ import numpy as np
 
 from tfx.bundle import Bundle, open_bundle
 from tfx.codec import encode
-from tfx.console import FOLDER, console, emit_json, json_option, progress
+from tfx.console import FOLDER, console, emit_json, json_option, progress, told_errors
 from tfx.dtypes import DType
-from tfx.errors import BundleError, DataError, TfxError
+from tfx.errors import BundleError, DataError
 from tfx.runtime.backend import BACKENDS, PRECISIONS, STREAMED
 from tfx.runtime.cpus import usable_cpus
 from tfx.runtime.pytorch.checkpoint import checkpoint_folder
@@ -226,7 +226,7 @@ def text(
         for backend in dict.fromkeys(backends)
         for precision in dict.fromkeys(precisions or ("",))
     ]
-    try:
+    with told_errors():
         opened = [open_bundle(path) for path in dict.fromkeys(bundles)]
         found = read_environments(environments) if environments else {}
         contestants = contestants_of(
@@ -264,8 +264,6 @@ def text(
         )
         if save is not None:
             save_result(save, "text", created, encode(report), machine)
-    except TfxError as error:
-        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
     if as_json:
         emit_json(encode(report))
         return

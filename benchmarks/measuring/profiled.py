@@ -24,7 +24,7 @@ from .workload import Plan, Shape, Way
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .report import BenchReport, Row
+    from .report import BenchReport
 
 RUNS = 10
 
@@ -142,7 +142,7 @@ def show_spent(out: Console, report: BenchReport) -> None:
         for kind in shown:
             table.add_column(kind, justify="right")
         table.add_column("most")
-        for row in sorted(known, key=_median):
+        for row in sorted(known, key=lambda row: row.median_ms):
             assert row.spent is not None
             shares = {one.name: one.share for one in row.spent.kinds}
             most = row.spent.ops[0]
@@ -163,11 +163,6 @@ def reasons_of(report: BenchReport) -> list[str]:
         if row.spent is not None and row.spent.reason
     }
     return list(found)
-
-
-def _median(row: Row) -> float:
-    assert row.measurement is not None
-    return row.measurement.latency.median_ms
 
 
 class Server:

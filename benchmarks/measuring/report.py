@@ -191,6 +191,12 @@ class Row:
         return f"{self.bundle} on {self.way}"
 
     @property
+    def median_ms(self) -> float:
+        """Of a call; only of a row that was measured."""
+        assert self.measurement is not None
+        return self.measurement.latency.median_ms
+
+    @property
     def title(self) -> str:
         """The shape it was measured at, as tables are called."""
         return str(Shape(self.sizes, self.load))

@@ -11,8 +11,16 @@ from typing import Any
 import numpy as np
 
 from tfx.console import Progress
+from tfx.signature import Signature
 
 from .throughput import Contestant, PeerProcess, PeerRun
+
+
+def random_prompt(signature: Signature, batch: int, length: int, seed: int) -> np.ndarray:
+    """Token ids drawn alike, of all that a bundle takes: ``int64[batch, length]``."""
+    (tokens,) = (spec for spec in signature.inputs if spec.name == "input_ids")
+    most = tokens.values.max if tokens.values else 1
+    return np.random.default_rng(seed).integers(0, most, (batch, length), endpoint=True)
 
 
 @dataclass(slots=True, eq=False)

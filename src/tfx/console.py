@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .bundle import Bundle, open_bundle
+from .errors import TfxError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +40,18 @@ def console(*, stderr: bool = False) -> Console:
     return Console(
         file=stream, width=None if stream.isatty() else 160, highlight=False, soft_wrap=False
     )
+
+
+@contextlib.contextmanager
+def told_errors() -> Iterator[None]:
+    """Our own errors as click's: message, hint, exit code 1.
+
+    For commands of their own; those of ``tfx`` are told by its group.
+    """
+    try:
+        yield
+    except TfxError as error:
+        raise click.ClickException(f"{error}\n{error.hint}".rstrip()) from error
 
 
 def emit_json(document: Any) -> None:

@@ -29,6 +29,26 @@ def test_json_option_and_document():
     assert CliRunner().invoke(command).stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("hint", "said"),
+    [("Do this.", "Error: what is wrong\nDo this.\n"), ("", "Error: what is wrong\n")],
+)
+def test_an_error_of_ours_is_told_without_a_traceback(hint, said):
+    @click.command
+    def command():
+        with console.told_errors():
+            raise BundleError("what is wrong", hint=hint)
+
+    result = CliRunner().invoke(command)
+    assert result.exit_code == 1
+    assert result.stderr == said
+
+
+def test_an_error_of_others_is_not_told_as_ours():
+    with pytest.raises(KeyError), console.told_errors():
+        raise KeyError("x")
+
+
 def test_nan_is_not_printed_as_json():
     with pytest.raises(ValueError, match="not JSON compliant"):
         console.emit_json({"x": float("nan")})

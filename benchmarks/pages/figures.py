@@ -1,0 +1,30 @@
+"""Tables whose rows have a name, and figures that are fields of what is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Head of a column, name of the field, and its format.
+Figure = tuple[str, str, str]
+
+
+def figure_table(title: str, columns: Sequence[Figure]) -> Table:
+    """A table without rows: names, then figures."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1), pad_edge=False, title=title, title_justify="left")
+    table.add_column("")
+    for head, _, _ in columns:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
+def figures_of(row: object, columns: Sequence[Figure]) -> Iterator[str]:
+    """The figures of a row as they are shown; "-" for one that is None."""
+    for _, name, form in columns:
+        value = getattr(row, name)
+        yield "-" if value is None else format(value, form)

@@ -1,0 +1,18 @@
+"""Figures of rows, as they are shown."""
+
+from types import SimpleNamespace
+
+from tfx.bench.pages.figures import figure_table, figures_of
+
+COLUMNS = (("ms", "took", ".2f"), ("MB", "memory", "+.0f"))
+
+
+def test_a_figure_has_its_format_and_one_that_is_missing_a_dash():
+    assert [*figures_of(SimpleNamespace(took=1.234, memory=None), COLUMNS)] == ["1.23", "-"]
+    assert [*figures_of(SimpleNamespace(took=0, memory=7), COLUMNS)] == ["0.00", "+7"]
+
+
+def test_the_table_has_names_and_figures_to_the_right():
+    table = figure_table("what", COLUMNS)
+    assert [column.header for column in table.columns] == ["", "ms", "MB"]
+    assert [column.justify for column in table.columns] == ["left", "right", "right"]
