@@ -308,8 +308,7 @@ def _openvino(
 ) -> list[Node]:
     """OpenVINO's counters, of the graph compiled again with them on."""
     from tfx.runtime.backend import float_type
-    from tfx.runtime.backends.openvino import CAPABILITIES, PLUGIN, settings_of
-    from tfx.runtime.backends.openvino_graph import repeat_heads
+    from tfx.runtime.backends.openvino import CAPABILITIES, PLUGIN, read_graph, settings_of
 
     openvino = need("openvino")
     core = openvino.Core()
@@ -317,8 +316,7 @@ def _openvino(
     able = core.get_property(PLUGIN, "OPTIMIZATION_CAPABILITIES")
     if CAPABILITIES[floats] not in able:  # as the backend does, which says so in its facts
         floats = next(dtype for dtype, name in CAPABILITIES.items() if name == "FP32")
-    model = core.read_model(str(bundle.model))
-    repeat_heads(model, bundle.manifest.signature)
+    model = read_graph(core, bundle)
     settings = settings_of(options.threads, floats) | {"PERF_COUNT": True}
     request = core.compile_model(model, PLUGIN, settings).create_infer_request()
     spent: dict[tuple[str, str], list[float]] = {}

@@ -50,7 +50,7 @@ TYPES = {
 # The file of an entry of the cache.
 BLOB = "model.blob"
 
-# What ``_compiled`` changes in a graph: another list makes other entries of the cache.
+# What a graph is changed by before it is compiled: another list makes other entries of the cache.
 CHANGES = "repeat_heads choose_masks drop_number_checks join_projections keep_state"
 
 # Nodes of its execution graph that multiply matrices.
@@ -155,13 +155,22 @@ def settings_of(threads: int, floats: DType, streams: int = 1) -> dict[str, Any]
     }
 
 
+def read_graph(core: Any, bundle: Bundle) -> Any:
+    """A bundle's graph as OpenVINO's ``Model``, with what is changed of it before it is compiled.
+
+    Its cache of keys and values, if it has one, is still among its inputs and outputs.
+    """
+    model = core.read_model(str(bundle.model))
+    repeat_heads(model, bundle.manifest.signature)
+    choose_masks(model)
+    drop_number_checks(model)
+    join_projections(model, bundle.manifest.signature)
+    return model
+
+
 def _compiled(core: Any, bundle: Bundle, settings: Mapping[str, Any]) -> Any:
     try:
-        model = core.read_model(str(bundle.model))
-        repeat_heads(model, bundle.manifest.signature)
-        choose_masks(model)
-        drop_number_checks(model)
-        join_projections(model, bundle.manifest.signature)
+        model = read_graph(core, bundle)
         keep_state(model, bundle.manifest.signature)
         return core.compile_model(model, PLUGIN, settings)
     except Exception as error:  # RuntimeError, and others of its frontend

@@ -7,6 +7,8 @@ import pytest
 from onnx import numpy_helper
 from support.bundles import write_bundle
 
+from tfx.bench.measuring.profile import profile_bundle
+from tfx.bench.measuring.workload import Shape
 from tfx.dtypes import DType
 from tfx.extras import need
 from tfx.runtime.backend import RunOptions, get_backend
@@ -149,6 +151,14 @@ def test_a_mask_of_several_choices_is_finite_if_all_are(tmp_path, rng, half, dro
     found = get_backend("openvino").load(bundle, RunOptions())
     feed = feed_of(rng, 2, 6)
     np.testing.assert_allclose(found.run(feed)["y"], expected.run(feed)["y"], atol=1e-4)
+
+
+def test_a_profile_is_of_the_graph_that_runs(tmp_path, rng):
+    bundle = write_attention(tmp_path, rng)
+    found = profile_bundle(bundle, "openvino", Shape({"batch": 2, "sequence": 5}), runs=1)
+    nodes = {one.name: one.nodes for one in found.ops}
+    assert "IsNaN" not in nodes
+    assert nodes["FullyConnected"] == 1
 
 
 @pytest.mark.parametrize("inputs", ["q, k, v", "q, k, v, hidden"])
