@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ PROSE = "text/wikitext2-test.txt"
 PARAGRAPH = (3, 12)
 
 
-def read_sentences(data: Path, count: int, seed: int = 0) -> list[str]:
+def read_sentences(data: Path, count: int, seed: int = 0, *, skip: int = 0) -> list[str]:
     """Texts in a random order: half single sentences, a quarter paragraphs, a quarter prose.
 
     Args:
@@ -24,6 +25,7 @@ def read_sentences(data: Path, count: int, seed: int = 0) -> list[str]:
             and ``PROSE``, in which a line is a paragraph and headings begin with "=".
         count: How many; no sentence and no line is in it twice.
         seed: Of the draw.
+        skip: Nothing of the first so many, which are those of ``count=skip``, is among them.
 
     Raises:
         DataError: If a file is missing, or there are too few texts.
@@ -39,21 +41,38 @@ def read_sentences(data: Path, count: int, seed: int = 0) -> list[str]:
     ]
     rng.shuffle(single)
     rng.shuffle(prose)
-    paragraphs = count // 4
-    lengths = rng.integers(*PARAGRAPH, paragraphs, endpoint=True)
-    wanted = count - 2 * paragraphs
-    if len(single) < wanted + lengths.sum() or len(prose) < paragraphs:
-        raise DataError(
-            f"{data} has {len(single)} sentences and {len(prose)} lines of prose: got {count} "
-            f"texts to make, expected fewer"
-        )
-    texts, rest = single[:wanted], single[wanted:]
-    for length in lengths:
-        texts.append(" ".join(rest[:length]))
-        rest = rest[length:]
-    texts += prose[:paragraphs]
-    rng.shuffle(texts)
-    return texts
+    pool = _Pool(data, single, prose, rng)
+    if skip:
+        pool.draw(skip)
+    return pool.draw(count)
+
+
+@dataclass
+class _Pool:
+    """What texts are made of, in a random order, without what was taken from it."""
+
+    data: Path
+    single: list[str]
+    prose: list[str]
+    rng: np.random.Generator
+
+    def draw(self, count: int) -> list[str]:
+        paragraphs = count // 4
+        lengths = self.rng.integers(*PARAGRAPH, paragraphs, endpoint=True)
+        wanted = count - 2 * paragraphs
+        if len(self.single) < wanted + lengths.sum() or len(self.prose) < paragraphs:
+            raise DataError(
+                f"{self.data} has {len(self.single)} sentences and {len(self.prose)} lines of "
+                f"prose left: got {count} texts to make, expected fewer"
+            )
+        texts, rest = self.single[:wanted], self.single[wanted:]
+        for length in lengths:
+            texts.append(" ".join(rest[:length]))
+            rest = rest[length:]
+        texts += self.prose[:paragraphs]
+        self.single, self.prose = rest, self.prose[paragraphs:]
+        self.rng.shuffle(texts)
+        return texts
 
 
 def _lines(path: Path) -> list[str]:

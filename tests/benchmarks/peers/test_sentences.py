@@ -1,19 +1,10 @@
+import re
+
 import pytest
+from support.sentences import write_data
 
 from tfx.bench.peers.sentences import read_sentences
 from tfx.errors import DataError
-
-
-def write_data(folder, sentences=200, prose=40):
-    (folder / "sst2").mkdir(parents=True)
-    (folder / "text").mkdir()
-    lines = [f"sentence {index} of many\t1" for index in range(sentences)]
-    half = sentences // 2
-    (folder / "sst2/dev.tsv").write_text("\n".join(["sentence\tlabel", *lines[:half]]) + "\n")
-    (folder / "sst2/train.tsv").write_text("\n".join(["sentence\tlabel", *lines[half:]]) + "\n")
-    text = "\n".join(f" \n = Heading = \n line {index} of prose " for index in range(prose))
-    (folder / "text/wikitext2-test.txt").write_text(text)
-    return folder
 
 
 def test_texts_are_of_three_kinds_and_each_is_used_once(tmp_path):
@@ -37,11 +28,22 @@ def test_the_draw_is_the_seeds(tmp_path):
     assert read_sentences(data, 20) != read_sentences(data, 20, seed=1)
 
 
+def test_what_is_skipped_is_in_none_of_the_others(tmp_path):
+    data = write_data(tmp_path)
+    first, others = read_sentences(data, 20), read_sentences(data, 20, skip=20)
+    assert len(others) == 20
+    numbers = [
+        set(re.findall(r"(sentence|line) (\d+)", " ".join(some))) for some in (first, others)
+    ]
+    assert not numbers[0] & numbers[1]
+    assert others == read_sentences(data, 20, skip=20)
+
+
 def test_too_few_texts_are_said(tmp_path):
     with pytest.raises(DataError) as raised:
         read_sentences(write_data(tmp_path), 4000)
     assert str(raised.value) == (
-        f"{tmp_path} has 200 sentences and 40 lines of prose: got 4000 texts to make, "
+        f"{tmp_path} has 200 sentences and 40 lines of prose left: got 4000 texts to make, "
         "expected fewer"
     )
 
