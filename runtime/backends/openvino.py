@@ -14,7 +14,7 @@ import numpy as np
 from tfx.bundle import Bundle
 from tfx.dtypes import DType
 from tfx.errors import BackendError
-from tfx.extras import need, version_of
+from tfx.extras import need
 from tfx.feeds import trial_feed
 from tfx.signature import Feed, Signature
 
@@ -99,7 +99,7 @@ class OpenVino:
             wider = (f"computes in float32: this CPU multiplies no {floats}",)
             floats = DType.FLOAT32
         settings = settings_of(options.threads, floats, options.streams)
-        version = version_of("openvino") or openvino.__version__
+        version = openvino.__version__.partition("-")[0]  # less its build
         entry = entry_for(bundle, f"openvino {version}", floats, CHANGES)
         kept = None if entry is None else _kept(openvino, core, entry, settings)
         compiled = _compiled(core, bundle, settings) if kept is None else kept

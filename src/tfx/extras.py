@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 from .errors import BackendError
 
@@ -30,6 +31,7 @@ EXTRAS = {
     "peft": "adapters",
     "sentence_transformers": "peers",
     "scipy": "eval",
+    "sacrebleu": "eval",
     "jinja2": "chat",
     "sentencepiece": "translation",
 }
@@ -40,16 +42,24 @@ DISTRIBUTION = "tfx-toolkit"
 # and the module that does it. They do without it where it is not installed.
 SENDERS = {"openvino": "openvino_telemetry", "nncf": "openvino_telemetry"}
 
+# Libraries that import with themselves what nothing here needs, and do without it where it is not
+# there: the module, and the one name they take from it. OpenVINO's converter is half of the time
+# its import takes.
+POSTPONED = {"openvino": ("openvino.tools.ovc", "convert_model")}
+
 
 def need(name: str) -> ModuleType:
     """Import the optional module ``name``; one that would send usage statistics does not.
 
+    What a library only passes on, as ``POSTPONED`` says, is imported when somebody asks for it.
+
     Raises:
         BackendError: If it is not installed, or is installed and does not import.
     """
+    later, asked_for = POSTPONED.get(name, (None, ""))
     try:
-        with _without(SENDERS.get(name.partition(".")[0])):
-            return importlib.import_module(name)
+        with _without(SENDERS.get(name.partition(".")[0])), _without(later):
+            module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name.partition(".")[0]:
             raise BackendError(
@@ -62,6 +72,22 @@ def need(name: str) -> ModuleType:
             f"{name} is installed but does not import: {error}",
             hint=f"Reinstall it: pip install --force-reinstall {name}",
         ) from error
+    if later is not None and asked_for not in vars(module):
+        _postpone(module, asked_for, later)
+    return module
+
+
+def _postpone(library: ModuleType, name: str, source: str) -> None:
+    """Let ``library`` import what it calls ``name`` from ``source`` when it is asked for it."""
+
+    def get(asked: str) -> Any:
+        if asked != name:
+            raise AttributeError(f"module {library.__name__!r} has no attribute {asked!r}")
+        value = getattr(need(source), name)
+        setattr(library, name, value)
+        return value
+
+    library.__getattr__ = get  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tfx.errors import BackendError
-from tfx.extras import SENDERS, need
+from tfx.extras import POSTPONED, SENDERS, need
 
 
 def test_a_library_that_is_there():
@@ -53,3 +53,44 @@ def test_what_others_loaded_before_stays_loaded(sender):
     before = need("sender_x")
     assert need("library_x").sends is True
     assert sys.modules["sender_x"] is before
+
+
+def test_openvino_is_loaded_without_its_converter_until_someone_asks_for_it():
+    code = (
+        "import sys; from tfx.extras import need; openvino = need('openvino');"
+        "early = 'openvino.tools.ovc' in sys.modules;"
+        "from openvino import convert_model;"
+        "print(early, openvino.convert_model.__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False openvino.tools.ovc.convert\n", done.stderr
+
+
+@pytest.fixture
+def passing_on(tmp_path, monkeypatch):
+    """A library that passes on a name of another module, if that is there."""
+    (tmp_path / "library_y.py").write_text(
+        "try:\n    from converter_y import convert\nexcept ImportError:\n    pass\n"
+    )
+    (tmp_path / "converter_y.py").write_text("convert = 'converted'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(POSTPONED, "library_y", ("converter_y", "convert"))
+    yield
+    for name in ("library_y", "converter_y"):
+        sys.modules.pop(name, None)
+
+
+def test_what_is_postponed_is_imported_when_asked_for(passing_on):
+    library = need("library_y")
+    assert "converter_y" not in sys.modules
+    assert library.convert == "converted"
+    assert vars(library)["convert"] == "converted"  # from now on without a detour
+    with pytest.raises(AttributeError, match=r"^module 'library_y' has no attribute 'other'$"):
+        _ = library.other
+
+
+def test_a_library_that_others_loaded_is_left_as_it_is(passing_on):
+    import library_y
+
+    assert need("library_y") is library_y
+    assert "__getattr__" not in vars(library_y)
