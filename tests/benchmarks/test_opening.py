@@ -81,7 +81,7 @@ def test_the_command_measures_fresh_processes(bundle, tmp_path):
 
 
 def test_the_command_prints_a_table(bundle, monkeypatch):
-    monkeypatch.setattr(module, "opened_in_a_process", lambda *all, verify: document(200.0))
+    monkeypatch.setattr(module, "opened_in_a_process", lambda *all, **options: document(200.0))
     monkeypatch.setenv("COLUMNS", "200")
     found = CliRunner().invoke(opening, [str(bundle.path), "--backend", "onnxruntime"])
     assert found.exit_code == 0, found.output
@@ -94,25 +94,31 @@ def test_the_command_prints_a_table(bundle, monkeypatch):
     assert load.startswith("load average ")
 
 
+def test_modules_are_compiled_as_an_installed_package_is(bundle, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    opened_in_a_process(bundle.path, "onnxruntime", verify=True, bytecode=tmp_path)
+    assert list(tmp_path.rglob("tfx/runtime/session.*.pyc"))
+
+
 def test_our_errors_of_a_process_are_ours_here(bundle, tmp_path):
     with pytest.raises(BackendError) as caught:
-        opened_in_a_process(bundle.path, "none", verify=True)
+        opened_in_a_process(bundle.path, "none", verify=True, bytecode=tmp_path)
     assert str(caught.value) == "no backend called 'none'"
     assert caught.value.hint.startswith("Choose one of: ")
 
 
-def test_a_process_that_says_nothing(bundle, monkeypatch):
+def test_a_process_that_says_nothing(bundle, monkeypatch, tmp_path):
     ended = subprocess.CompletedProcess([], -11, "", "some\nlast words\n")
     monkeypatch.setattr(module.subprocess, "run", lambda *all, **options: ended)
     with pytest.raises(BackendError) as caught:
-        opened_in_a_process(bundle.path, "onnxruntime", verify=False)
+        opened_in_a_process(bundle.path, "onnxruntime", verify=False, bytecode=tmp_path)
     assert str(caught.value) == "onnxruntime ended with exit status -11: last words"
 
 
-def test_a_process_that_takes_too_long(bundle, monkeypatch):
+def test_a_process_that_takes_too_long(bundle, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "LIMIT_S", 0.01)
     with pytest.raises(BackendError) as caught:
-        opened_in_a_process(bundle.path, "onnxruntime", verify=False)
+        opened_in_a_process(bundle.path, "onnxruntime", verify=False, bytecode=tmp_path)
     assert str(caught.value) == f"onnxruntime did not open {bundle.path} in 0.01 s"
 
 
