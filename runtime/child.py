@@ -11,15 +11,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any, Protocol, runtime_checkable
 
 from tfx.errors import BackendError, TfxError
+
+# A process that ends closes its pipes a moment before it is gone.
+GONE_S = 5.0
 
 
 class Child:
@@ -168,7 +173,9 @@ class Telling(Answering, Protocol):
 
 
 def serve(server: Answering) -> None:
-    """Answer questions from stdin until it ends."""
+    """Answer questions from stdin until it ends, or until the parent is gone."""
+    if hasattr(select, "poll") and hasattr(os, "killpg"):
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # Answers have a descriptor of their own: what libraries print must not mix with them.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -189,3 +196,18 @@ def serve(server: Answering) -> None:
         except Exception as error:  # noqa: BLE001
             answer = {"error": f"{type(error).__name__}: {error}", "hint": ""}
         write(answer)
+
+
+def _end_with(parent: int) -> None:
+    """End this process and those it started once its parent is gone, also while it answers."""
+    watch = select.poll()
+    watch.register(0, 0)  # nothing but that the parent's end of the pipe was closed
+    watch.poll()
+    until = time.monotonic() + GONE_S
+    while os.getppid() == parent:
+        if time.monotonic() > until:  # it closed the pipe and lives: `serve` returns
+            return
+        time.sleep(GONE_S / 100)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)

@@ -1,6 +1,8 @@
 """A process that answers: what it says before its answer, and what becomes of one that dies."""
 
 import contextlib
+import subprocess
+import sys
 import time
 
 import psutil
@@ -76,3 +78,25 @@ def test_parts_do_not_make_the_limit_longer(counting):
     counting.limit_s = 1.0
     with pytest.raises(BackendError, match="no answer to 'hang' within 1 s, killed"):
         counting.ask(do="hang", parts=2)
+
+
+PARENT = """
+from tfx.runtime.child import Child
+
+child = Child("counting", 60)
+child.start()
+print(child.process.pid, child.ask(do="compile"), flush=True)
+child.ask(do="hang")
+"""
+
+
+def test_it_ends_with_a_parent_that_is_killed_while_it_answers(tmp_path, monkeypatch):
+    (tmp_path / "counting.py").write_text(ANSWERS.format(stdout=3))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    with parent:
+        pids = parent.stdout.readline().split()
+        left = [psutil.Process(int(pid)) for pid in pids]
+        parent.kill()
+    gone, alive = psutil.wait_procs(left, timeout=20)
+    assert len(gone) == 2, alive
