@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import secrets
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from tfx import __version__
 from tfx.bundle import Bundle
 from tfx.errors import BackendError
 
 from .cpus import read_cpu
+from .sums import Sums
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +37,7 @@ OTHERS_WRITE = 0o022
 # Beside the user: root, who may fill a cache for many.
 TRUSTED_USER = 0
 
-# Read at a time: small enough to stay in a processor's cache.
-PIECE_BYTES = 1 << 20
-
-# In an entry that is a folder: file name to CRC-32 of each other file. A disk's error is found by
-# it in a third of the time of SHA-256; that nobody else wrote is known by the owner.
-SUMS = "crc32.json"
+T = TypeVar("T")
 
 
 class Unfit(Exception):
@@ -92,69 +87,68 @@ def entry_for(bundle: Bundle, engine: str, *conditions: str) -> Path | None:
 
 
 def found(entry: Path) -> bool:
-    """Whether an entry is there, as it was kept; marks it as used now.
+    """Whether an entry is there as it was kept; marks it as used now."""
+    return reopened(entry, lambda path: True) is True
+
+
+def reopened(entry: Path, read: Callable[[Path], T], *, mapped: str = "") -> T | None:
+    """What an engine reads of an entry; None if there is none as it was kept. Marks it as used now.
 
     What an engine maps it runs unchecked: what another user may write is not taken, and a folder
-    whose files changed is removed.
+    whose files changed, or that the engine refuses, is removed.
+
+    Args:
+        entry: From ``entry_for``.
+        read: Reads it. Nothing of what it gives is run before this returns.
+        mapped: Name of a file that ``read`` maps and does not look into, such as one of weights:
+            it is checked meanwhile.
     """
     try:
         os.utime(entry)
     except FileNotFoundError:
-        return False
+        return None
     except OSError:  # of root, or on a file system that is read only
         if not os.access(entry, os.R_OK):
-            return False
+            return None
     try:
-        if problem := _problem(entry):
-            log.warning("not used: %s: %s", entry, problem)
-            return False
+        if path := _writable_by_others(entry):
+            log.warning("not used: %s: another user may write to %s", entry, path)
+            return None
+        if not entry.is_dir():
+            return read(entry)
+        with Sums(entry) as sums:
+            sums.compare(later=mapped)
+            value = read(entry)
+            sums.compare()
+        return value
     except FileNotFoundError:  # another process cleans
-        return False
-    except (OSError, ValueError) as error:
+        return None
+    except Exception as error:  # noqa: BLE001  whatever is wrong with it, it can be made again
         log.warning("not used: %s: %s", entry, error)
         discard(entry)
-        return False
-    return True
+        return None
 
 
-def _problem(entry: Path) -> str:
-    """Why an entry is not to be trusted, or "".
+def _writable_by_others(entry: Path) -> Path | None:
+    """What another user may write to: the folder of an entry, the entry, or what is in it.
 
     Raises:
-        ValueError: If it is damaged.
-        OSError: If it cannot be read.
+        OSError: If it cannot be looked at.
     """
+    if not hasattr(os, "geteuid"):  # not on Windows
+        return None
     inside = [*entry.iterdir()] if entry.is_dir() else []
-    if hasattr(os, "geteuid"):  # not on Windows
-        for path in (entry.parent, entry, *inside):
-            status = path.stat()
-            if status.st_uid not in (TRUSTED_USER, os.geteuid()) or status.st_mode & OTHERS_WRITE:
-                return f"another user may write to {path}"
-    if entry.is_dir():
-        sums = json.loads((entry / SUMS).read_bytes()) if (entry / SUMS).exists() else {}
-        if sums != _sums(entry):
-            raise ValueError("its files are not as they were written")
-    return ""
+    for path in (entry.parent, entry, *inside):
+        status = path.stat()
+        if status.st_uid not in (TRUSTED_USER, os.geteuid()) or status.st_mode & OTHERS_WRITE:
+            return path
+    return None
 
 
 def discard(entry: Path) -> None:
     """Remove an entry that is no good, so that another is made when it is asked for again."""
     _remove(entry)
     _remove(entry.with_name(f".{entry.name}.tried"))
-
-
-def _sums(folder: Path) -> dict[str, int]:
-    """CRC-32 of each file but ``SUMS``, by name."""
-    return {path.name: _crc32(path) for path in folder.iterdir() if path.name != SUMS}
-
-
-def _crc32(path: Path) -> int:
-    found = 0
-    with path.open("rb", buffering=0) as stream:
-        piece = memoryview(bytearray(PIECE_BYTES))
-        while count := stream.readinto(piece):
-            found = zlib.crc32(piece[:count], found)
-    return found
 
 
 def wanted(entry: Path) -> bool:
@@ -197,7 +191,8 @@ def keep(entry: Path, write: Callable[[Path], object]) -> bool:
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write(staged)
         if staged.is_dir():
-            (staged / SUMS).write_text(json.dumps(_sums(staged)))
+            with Sums(staged) as sums:
+                sums.write()
         for path in (staged, *(staged.iterdir() if staged.is_dir() else ())):
             path.chmod(path.stat().st_mode & ~OTHERS_WRITE)  # where the umask is 002
         size = _size_bytes(staged)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from pathlib import Path
@@ -14,9 +13,7 @@ from tfx.bundle import Bundle
 from tfx.feeds import trial_feed
 
 from ..backend import PRECISIONS
-from ..cache import Unfit, discard, entry_for, found, keep, limit_mb, wanted
-
-log = logging.getLogger(__name__)
+from ..cache import Unfit, entry_for, keep, limit_mb, reopened, wanted
 
 # Files of an entry.
 GRAPH, WEIGHTS = "graph.onnx", "weights.bin"
@@ -65,14 +62,9 @@ def packed_session(ort: Any, entry: Path, settings: Any, provider: str) -> Any:
         settings: Of the session; changed.
         provider: The execution provider.
     """
-    if not found(entry):
-        return None
-    try:
-        return _read_back(ort, entry, settings, provider)
-    except Exception as error:  # noqa: BLE001  whatever is wrong with it, there is the graph
-        log.warning("not used: %s: %s", entry, error)
-        discard(entry)
-        return None
+    return reopened(
+        entry, lambda folder: _read_back(ort, folder, settings, provider), mapped=WEIGHTS
+    )
 
 
 def _read_back(ort: Any, folder: Path, settings: Any, provider: str) -> Any:

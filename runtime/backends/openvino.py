@@ -26,7 +26,7 @@ from ..backend import (
     require_graph,
     session_closed,
 )
-from ..cache import discard, entry_for, found, keep
+from ..cache import entry_for, keep, reopened
 from ..generation.kv_cache import cache_specs
 from .openvino_attention import drop_number_checks, join_projections
 from .openvino_graph import choose_masks, output_ports, repeat_heads, said
@@ -101,7 +101,9 @@ class OpenVino:
         settings = settings_of(options.threads, floats, options.streams)
         version = openvino.__version__.partition("-")[0]  # less its build
         entry = entry_for(bundle, f"openvino {version}", floats, CHANGES)
-        kept = None if entry is None else _kept(openvino, core, entry, settings)
+        kept = None
+        if entry is not None:
+            kept = reopened(entry, lambda folder: _read_back(openvino, core, folder, settings))
         compiled = _compiled(core, bundle, settings) if kept is None else kept
         notes = () if kept is None else ("its compiled model came from the cache",)
         hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
@@ -211,18 +213,13 @@ def _write_blob(folder: Path, content: np.ndarray) -> None:
     (folder / BLOB).write_bytes(content.data)
 
 
-def _kept(openvino: Any, core: Any, entry: Path, settings: Mapping[str, Any]) -> Any:
-    """The compiled model of a cache entry; None if there is none that can be read."""
-    if not found(entry):
-        return None
+def _read_back(openvino: Any, core: Any, folder: Path, settings: Mapping[str, Any]) -> Any:
+    blob = folder / BLOB
+    content = openvino.Tensor(_mapped(blob, blob.stat().st_ino), shared_memory=True)
     try:
-        blob = entry / BLOB
-        content = openvino.Tensor(_mapped(blob, blob.stat().st_ino), shared_memory=True)
         return core.import_model(content, PLUGIN, settings)
-    except Exception as error:  # noqa: BLE001  whatever is wrong with it, there is the graph
-        log.warning("not used: %s: %s", entry, said(error))
-        discard(entry)
-        return None
+    except Exception as error:  # RuntimeError, and others of its plugin
+        raise BackendError(said(error)) from error
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from support.bundles import HIDDEN, VOCABULARY, write_bundle
 
 import tfx
 from tfx.dtypes import DType
-from tfx.runtime import cache
+from tfx.runtime import cache, sums
 from tfx.runtime.backends import onnxruntime_packed as packed
 
 INNER = 96
@@ -95,7 +95,7 @@ def test_kept_when_asked_for_twice_with_the_same_numbers(bundle, folder):
     third, values = opened(bundle)
     assert (first, second, third) == ((), (), (NOTE,))
     np.testing.assert_array_equal(values, expected)
-    assert {path.name for path in entry.iterdir()} == {packed.GRAPH, packed.WEIGHTS, cache.SUMS}
+    assert {path.name for path in entry.iterdir()} == {packed.GRAPH, packed.WEIGHTS, sums.FILE_NAME}
     assert packed.kernels_in(entry / packed.GRAPH) == {"MatMul"}
 
 
