@@ -267,6 +267,9 @@ def tune(
 @click.option("--reference", type=FOLDER, help="A bundle to compare with, e.g. the parent.")
 @click.option("--samples", type=click.IntRange(1), help="Most samples, drawn by --seed.")
 @click.option("--seed", default=0, help="Of which samples are taken, and of the interval.")
+@click.option("--task", default="", help="Of translations: as of tfx generate --translate.")
+@click.option("--source", default="", help="Of translations: code of the language to read.")
+@click.option("--target", default="", help="Of translations: code of the language to write in.")
 @BACKEND
 @DEVICE
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
@@ -281,6 +284,9 @@ def evaluate(
     reference: Path | None,
     samples: int | None,
     seed: int,
+    task: str,
+    source: str,
+    target: str,
     backend: str,
     device: str,
     threads: int | None,
@@ -293,9 +299,10 @@ def evaluate(
 
     Reads TSV or CSV with a header (sentence, or sentence1 and sentence2; label or score), JSONL
     with such fields, text, CoNLL (.conll), SQuAD 1.1 (.json), npz with arrays named as the
-    model's inputs, and labels, a list of WAV files (audio; text or label), or a folder of images:
-    one for each class. With --reference the difference is measured on the same samples; without
-    labels, how far the outputs agree. Without BUNDLE: the newest of the current folder.
+    model's inputs, and labels, a list of WAV files (audio; text or label), texts and their
+    translations (source and target), or a folder of images: one for each class. With --reference
+    the difference is measured on the same samples; without labels, how far the outputs agree.
+    Without BUNDLE: the newest of the current folder.
     """
     import numpy as np
 
@@ -305,6 +312,7 @@ def evaluate(
     from .opening import open_session
     from .session import Session
 
+    wishes = {"task": task, "source": source, "target": target}
     dataset = read_dataset(data, limit=samples, seed=seed)
     opened = chosen_bundle(bundle, verify=True)
     with contextlib.ExitStack() as stack:
@@ -331,6 +339,7 @@ def evaluate(
             metric,
             reference=other,
             max_rows=batch,
+            wishes=wishes,
             seed=seed,
             on_progress=shown.advance,
         )
@@ -338,7 +347,13 @@ def evaluate(
         if other is not None and not found.reference:
             shown.step("evaluating the reference", len(dataset))
             theirs = measured(
-                other, dataset, found.metric, max_rows=batch, seed=seed, on_progress=shown.advance
+                other,
+                dataset,
+                found.metric,
+                max_rows=batch,
+                wishes=wishes,
+                seed=seed,
+                on_progress=shown.advance,
             )
             difference = compare_evaluations(theirs, found, np.random.default_rng(seed))
     if as_json:

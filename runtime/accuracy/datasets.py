@@ -50,6 +50,7 @@ class DatasetKind(StrEnum):
     QUESTIONS = "questions"  # a question and its context; labels are the accepted answers
     TOKENS = "tokens"  # words joined by one space each; labels are a tag for every word
     IMAGES = "images"  # uint8[height, width, 3]; labels are classes
+    TRANSLATIONS = "texts to translate"  # a text; labels are its translations
     SOUNDS = "sounds"  # the path of a WAV file; labels are what is said, or classes or scores
     FEEDS = "feeds"  # a row of each of the model's inputs; labels are classes or scores
 
@@ -226,7 +227,8 @@ def read_dataset(path: Path, *, limit: int | None = None, seed: int = 0) -> Data
     - ``.json``: SQuAD version 1.1.
     - ``.npz``: arrays named as the model's inputs; or ``images``, uint8 of
       ``[samples, height, width, 3]``. ``labels`` and the names of the ``classes`` are optional.
-    - a table or JSONL whose first row names a WAV file: sounds, as ``read_sound_list`` says.
+    - a table or JSONL whose first row names a WAV file: sounds, as ``read_sound_list`` says; or
+      with columns of a text and its translation, as ``read_translation_list`` says.
     - a folder: images, as ``read_image_folder`` says.
 
     Args:
@@ -242,11 +244,10 @@ def read_dataset(path: Path, *, limit: int | None = None, seed: int = 0) -> Data
         from .image_folders import read_image_folder
 
         return read_image_folder(path, limit=limit, seed=seed)
-    from .sound_lists import is_sound_list, read_sound_list
+    from .lists import read_list
 
-    if is_sound_list(path):
-        sounds = read_sound_list(path)
-        return sounds if limit is None else sounds.sample(limit, seed=seed)
+    if (listed := read_list(path)) is not None:
+        return listed if limit is None else listed.sample(limit, seed=seed)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(

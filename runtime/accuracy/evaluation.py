@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ WITH_LABELS: dict[Head, str] = {
     Head.EMBEDDING: "spearman",
     Head.ANSWER: "squad-f1",
     Head.SPEECH: "wer",
+    Head.TRANSLATION: "bleu",
     Head.LOGITS: "accuracy",
 }
 WITH_REFERENCE: dict[Head, str] = {
@@ -155,6 +156,7 @@ def evaluate(
     *,
     reference: Session | Recorded | None = None,
     max_rows: int | None = None,
+    wishes: Mapping[str, Any] | None = None,
     seed: int = 0,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> Evaluation:
@@ -166,6 +168,7 @@ def evaluate(
         metric: Name in ``METRICS``; "auto" as ``metric_for``.
         reference: What to compare with: another session, or what it was recorded to say.
         max_rows: Most samples in one run of the model.
+        wishes: More of what ``Session.translate`` is to be asked for, such as a task.
         seed: Of the bootstrap.
         on_progress: Told how many more samples are done.
 
@@ -191,7 +194,7 @@ def evaluate(
         if metric == "auto"
         else find_metric(metric)
     )
-    seen = Observations(session, dataset, max_rows=max_rows)
+    seen = Observations(session, dataset, max_rows=max_rows, wishes=wishes)
     _check_fits(chosen, seen, bundle, dataset, reference)
     labels = seen.expected(chosen.form) if chosen.needs is Needs.LABELS else []
     cut = session.report.truncated
@@ -350,6 +353,8 @@ def _labels_fit(head: Head, dataset: Dataset) -> bool:
             return dataset.kind is DatasetKind.TOKENS
         case Head.SPEECH:
             return dataset.kind is DatasetKind.SOUNDS
+        case Head.TRANSLATION:
+            return dataset.kind is DatasetKind.TRANSLATIONS
         case Head.ANSWER:
             return dataset.kind is DatasetKind.QUESTIONS
         case Head.EMBEDDING:

@@ -17,6 +17,7 @@ from tfx.errors import DataError
 from tfx.extras import need
 
 from .spoken import character_rows, error_rate, word_rows
+from .translated import translation_rows, translation_score
 
 # Probabilities below this are taken for it: their logarithm would be -inf where they underflow.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
@@ -28,6 +29,7 @@ class Form(StrEnum):
     CLASS = "a class"  # its number
     NUMBER = "a number"
     SPEECH = "what is said"  # text
+    TRANSLATION = "a translation"  # text
     ANSWER = "an answer"  # text; expected: all accepted texts
     TAGS = "tags"  # BIO, one for each word
     CHOICES = "choices"  # array of what scored best, at one place or many
@@ -324,6 +326,19 @@ METRICS: dict[str, Metric] = {
         Metric("wer", Form.SPEECH, Needs.LABELS, LOWER, 0, "per word", word_rows, error_rate),
         Metric(
             "cer", Form.SPEECH, Needs.LABELS, LOWER, 0, "per character", character_rows, error_rate
+        ),
+        *(
+            Metric(
+                name,
+                Form.TRANSLATION,
+                Needs.LABELS,
+                HIGHER,
+                100,
+                "points",
+                translation_rows(score),
+                translation_score(score),
+            )
+            for name, score in (("bleu", "BLEU"), ("chrf", "CHRF"))
         ),
         Metric(
             "perplexity",

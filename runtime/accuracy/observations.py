@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -42,7 +42,9 @@ CHUNK_SMALL, CHUNK_LARGE = 256, 16
 
 # An image of the size models take is about a megabyte of numbers.
 CHUNK_IMAGES = 32
-CHUNK_SOUNDS = 8
+# What is answered with a text, token by token.
+CHUNK_WRITTEN = 8
+WRITTEN = (DatasetKind.SOUNDS, DatasetKind.TRANSLATIONS)
 
 # What is run as it is, without a tokenizer.
 ARRAYS = (DatasetKind.FEEDS, DatasetKind.IMAGES)
@@ -64,6 +66,7 @@ class Head(StrEnum):
     EMBEDDING = "embeddings"
     ANSWER = "answers to questions"
     SPEECH = "what is said"
+    TRANSLATION = "translations"
     LOGITS = "logits"
     OUTPUTS = "outputs"
 
@@ -75,6 +78,7 @@ FORMS: dict[Head, tuple[Form, ...]] = {
     Head.TAGS: (Form.TAGS, Form.CHOICES),
     Head.EMBEDDING: (Form.NUMBER, Form.VECTORS),
     Head.SPEECH: (Form.SPEECH,),
+    Head.TRANSLATION: (Form.TRANSLATION,),
     Head.ANSWER: (Form.ANSWER, Form.CHOICES),
     Head.LOGITS: (
         Form.CLASS,
@@ -94,6 +98,9 @@ def head_of(bundle: Bundle, dataset: Dataset) -> Head:
     writes = processing.transcription is not None or processing.dictation is not None
     if dataset.kind is DatasetKind.SOUNDS and writes:
         return Head.SPEECH
+    generation = processing.generation
+    if dataset.kind is DatasetKind.TRANSLATIONS and generation and generation.target:
+        return Head.TRANSLATION
     arrays = dataset.kind in ARRAYS
     if (said := processing.classification) is not None:
         if not said.per_token:
@@ -135,15 +142,24 @@ class Observations:
         chunk: Samples worth asking for at a time.
     """
 
-    def __init__(self, session: Session, dataset: Dataset, *, max_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        dataset: Dataset,
+        *,
+        max_rows: int | None = None,
+        wishes: Mapping[str, Any] | None = None,
+    ) -> None:
         """Look at what the session can say of the dataset; nothing runs yet.
 
         Args:
             session: What answers.
             dataset: What it is asked.
             max_rows: Most samples in one run of the model.
+            wishes: More of what ``Session.translate`` is to be asked for, such as a task.
         """
         self._session = session
+        self._wishes = dict(wishes or {})
         self._dataset = dataset
         self._max_rows = max_rows
         self.head = head_of(session.bundle, dataset)
@@ -151,8 +167,8 @@ class Observations:
         self.chunk = CHUNK_LARGE if large else CHUNK_SMALL
         if dataset.kind is DatasetKind.IMAGES:
             self.chunk = min(self.chunk, CHUNK_IMAGES)
-        elif dataset.kind is DatasetKind.SOUNDS:
-            self.chunk = CHUNK_SOUNDS
+        elif dataset.kind in WRITTEN:
+            self.chunk = CHUNK_WRITTEN
 
     @property
     def forms(self) -> tuple[Form, ...]:
@@ -175,6 +191,9 @@ class Observations:
         if form is Form.SPEECH:
             heard = self._session.transcribe(list(self._dataset.files[rows]))
             return [one.text for one in heard]
+        if form is Form.TRANSLATION:
+            given = [str(text) for text in self._dataset.texts[rows]]
+            return list(self._session.translate(given, **self._wishes))
         if form is Form.NUMBER and self.head is Head.EMBEDDING:
             return self._finite([mean_cosine(*pair) for pair in self._vectors(rows)], rows)
         if form is Form.VECTORS and self.head is Head.EMBEDDING:

@@ -10,7 +10,7 @@ from tfx.errors import DataError, listing
 
 from ..records import bad_line
 from .datasets import LABEL_COLUMNS, Dataset, DatasetKind, typed_labels
-from .tables import read_rows
+from .tables import TABLES, first_row, read_rows
 
 # Columns that name a WAV file, and those that say what is said in it.
 SOUND_COLUMNS = ("audio", "path", "file", "wav")
@@ -28,19 +28,7 @@ def is_sound_list(path: Path) -> bool:
     Raises:
         DataError: If it cannot be read.
     """
-    if path.suffix.lower() not in (".tsv", ".csv", ".jsonl", ".ndjson"):
-        return False
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(1 << 16)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if SUFFIX not in start.decode(errors="replace").lower():
-        return False
-    try:
-        return bool(_sound_column(read_rows(path)[0][1]))
-    except DataError:
-        return False  # the reader of texts says what is wrong
+    return path.suffix.lower() in TABLES and bool(_sound_column(first_row(path)))
 
 
 def read_sound_list(path: Path) -> Dataset:

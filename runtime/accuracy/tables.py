@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,9 @@ from tfx.errors import DataError
 from ..records import bad_line, numbered_lines, read_json_lines
 
 TSV, CSV = ".tsv", ".csv"
+
+# Suffixes of files with fields by name.
+TABLES = (TSV, CSV, ".jsonl", ".ndjson")
 
 Row = tuple[int, Mapping[str, Any]]
 
@@ -48,19 +52,41 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         DataError: If it cannot be read, is damaged or has no row.
     """
-    try:
-        with path.open("rb") as stream:
-            rows: Iterable[Row]
-            if path.suffix in (TSV, CSV):
-                _, rows = read_table(stream, path.name, path.suffix)
-            else:
-                rows = _objects(stream, path.name)
-            found = list(rows)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    with _opened(path) as rows:
+        found = list(rows)
     if not found:
         raise DataError(f"{path} is empty, expected at least one row")
     return found
+
+
+def first_row(path: Path) -> Mapping[str, Any]:
+    """The fields of a file's first row; none of one that is empty or damaged there.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    with _opened(path) as rows:
+        try:
+            return next(iter(rows))[1]
+        except (DataError, StopIteration):
+            return {}  # whoever reads all of it says what is wrong
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Iterable[Row]]:
+    """The rows of a file, read as they are taken.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            if (suffix := path.suffix.lower()) in (TSV, CSV):
+                yield read_table(stream, path.name, suffix)[1]
+            else:
+                yield _objects(stream, path.name)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _rows_below(header: list[str], rows: Any, where: str) -> Iterator[Row]:

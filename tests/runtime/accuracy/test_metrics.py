@@ -39,8 +39,8 @@ def value(name, predicted, expected):
 
 
 def test_a_metric_that_does_not_exist():
-    with pytest.raises(DataError, match="no metric called 'bleu'") as caught:
-        find_metric("bleu")
+    with pytest.raises(DataError, match="no metric called 'meteor'") as caught:
+        find_metric("meteor")
     assert caught.value.hint.startswith("Use one of: accuracy, f1, f1-macro, spearman, ")
 
 

@@ -225,3 +225,26 @@ def test_other_backends_write_the_same(pair, session, backend):
         for beams in (1, 2):
             options = {"max_new_tokens": 8, "num_beams": beams}
             assert opened.generate(prompts, **options) == session.generate(prompts, **options)
+
+
+def test_translations_are_scored(pair, session, tmp_path):
+    name, *_ = pair
+    pytest.importorskip("sacrebleu")
+    task = "alpha beta:" if name == "t5" else ""
+    texts = ["alpha beta gamma", "masks of a model and heads"]
+    said = session.translate(texts, task=task)
+    path = tmp_path / "pairs.tsv"
+    path.write_text(
+        f"source\ttarget\n{texts[0]}\t{said[0]}\n{texts[1]}\tnothing like it\n", encoding="utf-8"
+    )
+    arguments = ["evaluate", str(pair[3].path), "--eval", str(path), "--task", task, "--json"]
+    for metric in ("auto", "chrf"):
+        result = CliRunner().invoke(main, [*arguments, "--metric", metric])
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout)["evaluation"]
+        assert found["metric"] == ("bleu" if metric == "auto" else metric)
+        assert 0 < found["value"] < 100
+        assert found["low"] <= found["value"] <= found["high"]
+    result = CliRunner().invoke(main, [*arguments, "--metric", "accuracy"])
+    assert result.exit_code == 1
+    assert "gives translations, and pairs.tsv holds texts to translate" in result.stderr
