@@ -231,8 +231,9 @@ def tune(
     this machine and with these versions. Without BUNDLE: the newest of the current folder.
     """
     from .tuning.choices import stored_choice
+    from .tuning.shapes import shape_of
     from .tuning.table import show_tuning
-    from .tuning.tuner import TuningPlan, shape_of, tune_bundle
+    from .tuning.tuner import TuningPlan, tune_bundle
 
     given = {name: value for name, value in limits.items() if value is not None}
     found, problems = [], []

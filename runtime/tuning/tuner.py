@@ -7,14 +7,13 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tfx.bundle import Bundle
 from tfx.console import Progress
-from tfx.errors import BackendError, FeedError, RecipeError, listing
-from tfx.signature import BATCH, SEQUENCE, Signature
+from tfx.errors import BackendError, RecipeError, listing
 from tfx.workspace import family_of
 
 from ..backend import GRAPH_BACKENDS
@@ -31,11 +30,9 @@ from .candidates import (
 )
 from .choices import Tuning, alone, conditions_here, now_utc, store_choice, stored_choice
 from .contest import Contest, Start
-from .texts import NEW, compared_feed, default_texts, text_label, text_sizes
+from .shapes import default_shapes, label_of
+from .texts import compared_feed
 from .worker import ProcessWorker, Worker, feed_of, write_feeds
-
-# Batch and length of what is measured unless a caller names others: one text, and a batch.
-DEFAULT_SHAPES = ((1, 128), (16, 128))
 
 DEFAULT_SECONDS = 120.0
 DEFAULT_LIMIT_S = 60.0
@@ -95,64 +92,6 @@ class TuningPlan:
             raise RecipeError(listing("nothing can be tuned like this:", problems))
 
 
-def shape_of(text: str, signature: Signature) -> dict[str, int]:
-    """Read a shape: ``16x128`` is batch x length, ``batch=16,sequence=128`` names any axes.
-
-    Axes that are not named have the size they are tuned for. Of a bundle with a cache it is
-    ``1x128+64``: batch x prompt + new tokens.
-
-    Raises:
-        FeedError: If it is neither, or names an axis that the model has not.
-    """
-    if is_generator(signature):
-        return text_sizes(text, signature)
-    sizes = {axis: _tuned_for(signature, axis) for axis in signature.axes}
-    hint = f"Give BATCHxLENGTH, or sizes of: {', '.join(sizes) or 'nothing, the shape is fixed'}."
-    try:
-        if "=" in text:
-            pairs = [part.split("=") for part in text.split(",")]
-            asked = {name.strip(): int(size) for name, size in pairs}
-        else:
-            batch, length = map(int, text.split("x"))
-            asked = {
-                axis: batch if axis == BATCH else length
-                for axis in sizes
-                if axis == BATCH or SEQUENCE in axis
-            }
-    except ValueError as error:
-        raise FeedError(f"shape is {text!r}, expected one like 16x128", hint=hint) from error
-    if unknown := sorted(asked.keys() - sizes.keys()):
-        raise FeedError(f"shape {text!r}: no axis called {', '.join(unknown)}", hint=hint)
-    return sizes | asked
-
-
-def default_shapes(signature: Signature) -> tuple[dict[str, int], ...]:
-    """One text and a batch of them, as near as the signature admits."""
-    if is_generator(signature):
-        return default_texts(signature)
-    found = []
-    for batch, length in DEFAULT_SHAPES:
-        sizes = {}
-        for axis in signature.axes:
-            wanted = batch if axis == BATCH else length if SEQUENCE in axis else None
-            limits = signature.ranges.get(axis)
-            if wanted is None:
-                wanted = _tuned_for(signature, axis)
-            sizes[axis] = limits.nearest(wanted) if limits else wanted
-        if sizes not in found:
-            found.append(sizes)
-    return tuple(found)
-
-
-def label_of(sizes: Mapping[str, int]) -> str:
-    """What a shape is called: ``16x128`` where it has a batch and one length, else all sizes."""
-    if NEW in sizes:
-        return text_label(sizes)
-    if list(sizes) == [BATCH, SEQUENCE]:
-        return f"{sizes[BATCH]}x{sizes[SEQUENCE]}"
-    return ", ".join(f"{axis} {size}" for axis, size in sizes.items()) or "fixed shape"
-
-
 def tune(
     bundle: Bundle,
     plan: TuningPlan,
@@ -188,23 +127,53 @@ def tune(
             hint="Tune the bundle it was built from.",
         )
     bundle.verify()
-    asked = plan.shapes or default_shapes(bundle.manifest.signature)
-    shapes = {label_of(sizes): sizes for sizes in asked}
-    weights = Counter(map(label_of, asked))
-    feeds = {label: feed_of(bundle, sizes, plan.seed) for label, sizes in shapes.items()}
-    writes = is_generator(bundle.manifest.signature)
-    compared = {label: compared_feed(feed) if writes else feed for label, feed in feeds.items()}
-    paths = {one.digest: one for one in family_of(bundle)} | {bundle.digest: bundle}
-    counts = sorted(set(plan.threads or thread_counts(usable_cpus())), reverse=True)
+    shapes = plan.shapes or default_shapes(bundle.manifest.signature)
     backends = plan.backends or GRAPH_BACKENDS
+    threads = sorted(set(plan.threads or thread_counts(usable_cpus())), reverse=True)
+    family = {one.digest: one for one in family_of(bundle)} | {bundle.digest: bundle}
     ways, dismissed = candidates_of(
         bundle,
-        descendants(bundle, paths.values()),
+        descendants(bundle, family.values()),
         backends=backends,
-        threads=counts,
+        threads=threads,
         max_drop=plan.max_drop,
     )
     conditions, created, started = conditions_here(), now_utc(), clock()
+    with _contest(bundle, family, shapes, plan, progress, start, clock) as contest:
+        contest.first_round(ways)
+        if plan.torch and REFERENCE not in backends:
+            contest.add_reference(
+                Candidate(bundle.name, bundle.digest, REFERENCE, "fp32", threads[0])
+            )
+        rounds = contest.final_rounds(sleep)
+        trials = contest.decide(ways)
+    return Tuning(
+        bundle=str(bundle.path.resolve()),
+        digest=bundle.digest,
+        created=created,
+        conditions=conditions,
+        shapes={label_of(sizes): sizes for sizes in shapes},
+        weights=dict(Counter(map(label_of, shapes))),
+        trials=(*trials, *dismissed),
+        rounds=rounds,
+        duration_s=round((clock() - started) / 1e9, 1),
+        notes=_notes(bundle),
+    )
+
+
+@contextlib.contextmanager
+def _contest(
+    bundle: Bundle,
+    family: Mapping[str, Bundle],
+    shapes: Sequence[Mapping[str, int]],
+    plan: TuningPlan,
+    progress: Progress,
+    start: Start | None,
+    clock: Clock,
+) -> Iterator[Contest]:
+    """A contest on feeds of all shapes, which its candidates' processes find in a file."""
+    feeds = {label_of(sizes): feed_of(bundle, sizes, plan.seed) for sizes in shapes}
+    writes = is_generator(bundle.manifest.signature)
     with tempfile.TemporaryDirectory(prefix="tfx-tune-") as folder:
         file = Path(folder) / "feeds.npz"
         write_feeds(file, list(feeds.values()))
@@ -214,9 +183,9 @@ def tune(
 
         with Contest(
             text_view(bundle),
-            paths,
-            compared,
-            weights,
+            family,
+            {label: compared_feed(feed) if writes else feed for label, feed in feeds.items()},
+            Counter(map(label_of, shapes)),
             min_cosine=plan.min_cosine,
             seconds=plan.seconds,
             seed=plan.seed,
@@ -224,31 +193,17 @@ def tune(
             start=start or process,
             clock=clock,
         ) as contest:
-            contest.first_round(ways)
-            if plan.torch and REFERENCE not in backends:
-                contest.add_reference(
-                    Candidate(bundle.name, bundle.digest, REFERENCE, "fp32", counts[0])
-                )
-            rounds = contest.final_rounds(sleep)
-            trials = contest.decide(ways)
-    spent_s = (clock() - started) / 1e9
-    notes: tuple[str, ...] = ()
+            yield contest
+
+
+def _notes(bundle: Bundle) -> tuple[str, ...]:
+    """What a reader of the times must know."""
+    notes = []
     if bundle.manifest.source.random_weights:
-        notes = ("its weights are random: what a lower precision costs is not that of a model",)
-    if writes:
-        notes = (*notes, "each time is of a whole text: its prompt is read, new tokens are written")
-    return Tuning(
-        bundle=str(bundle.path.resolve()),
-        digest=bundle.digest,
-        created=created,
-        conditions=conditions,
-        shapes=shapes,
-        weights=dict(weights),
-        trials=(*trials, *dismissed),
-        rounds=rounds,
-        duration_s=round(spent_s, 1),
-        notes=notes,
-    )
+        notes.append("its weights are random: what a lower precision costs is not that of a model")
+    if is_generator(bundle.manifest.signature):
+        notes.append("each time is of a whole text: its prompt is read, new tokens are written")
+    return tuple(notes)
 
 
 def tune_bundle(
@@ -278,8 +233,3 @@ def tune_bundle(
         except BackendError as error:
             return tuning, error
         return tuning, None
-
-
-def _tuned_for(signature: Signature, axis: str) -> int:
-    limits = signature.ranges.get(axis)
-    return limits.opt if limits else 1
