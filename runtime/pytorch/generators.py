@@ -9,6 +9,7 @@ from tfx.errors import SourceError
 from tfx.extras import need
 
 from ..generation.kv_cache import PAST, PRESENT
+from .around import around
 from .windows import count_windows_by_place
 
 if TYPE_CHECKING:
@@ -64,17 +65,12 @@ def generator_of(model: Any) -> torch.nn.Module:
     """
     from .modules import forward_names
 
-    torch = need("torch")
     sizes = cache_sizes(model)
     rows = "position_ids" in forward_names(model)
     count_windows_by_place(model)
 
-    class Generator(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class Generator(around()):  # type: ignore[misc]
         main_input_name = "input_ids"
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
 
         def forward(
             self,
@@ -102,7 +98,7 @@ def generator_of(model: Any) -> torch.nn.Module:
             )
             return {"logits": outputs.logits, **tensors_of(cache.layers, PRESENT)}
 
-    return Generator().eval()
+    return Generator(model=model)
 
 
 def reader_of(generator: Any) -> Any:

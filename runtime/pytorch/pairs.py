@@ -9,6 +9,7 @@ from tfx.extras import need
 from tfx.recipe import GENERATING_DECODER, GENERATING_ENCODER
 
 from ..generation.kv_cache import CROSS, PAST, PRESENT
+from .around import around
 from .generators import (
     NO_CACHE,
     cache_of,
@@ -76,9 +77,9 @@ def pair_part_of(model: Any, part: str) -> torch.nn.Module:
             values of every token.
     """
     if part == GENERATING_ENCODER:
-        return _encoder(model).eval()
+        return _encoder(model)
     if part == GENERATING_DECODER:
-        return _decoder(model).eval()
+        return _decoder(model)
     raise SourceError(f"no part called {part!r}")
 
 
@@ -134,37 +135,26 @@ def _cross_layers(model: Any, states: Any) -> list[Any]:
 
 
 def _encoder(model: Any) -> torch.nn.Module:
-    torch = need("torch")
-
-    class CrossEncoder(torch.nn.Module):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-            self.encoder = model.get_encoder()
-
+    class CrossEncoder(around()):  # type: ignore[misc]
         def forward(self, **inputs: Any) -> dict[str, Any]:
             states = self.encoder(**inputs, return_dict=True).last_hidden_state
             return {"last_hidden_state": states, **cross_of(self.model, states)}
 
-    return CrossEncoder()
+    return CrossEncoder(model=model, encoder=model.get_encoder())
 
 
 def _decoder(model: Any) -> torch.nn.Module:
+    import torch
+
     from .modules import forward_names
 
-    torch = need("torch")
     count = len(pair_sizes(model))
     keeps = "logits_to_keep" in forward_names(model)
     outputs_of_encoder = need("transformers.modeling_outputs").MoEModelOutput
-    caches = need("transformers.cache_utils")
     width = model.get_encoder().config.hidden_size
 
-    class CachedDecoder(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class CachedDecoder(around()):  # type: ignore[misc]
         main_input_name = "input_ids"
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
 
         def forward(
             self,
@@ -179,12 +169,7 @@ def _decoder(model: Any) -> torch.nn.Module:
                 for names in (PAST, CROSS)
             )
             capacity = own[0][0].shape[2]
-            cache = caches.EncoderDecoderCache(
-                cache_of(own, cache_position, capacity), caches.DynamicCache()
-            )
-            # Put in afterwards: asked for their length, they would have none that is known.
-            cache.cross_attention_cache = cache_of(cross, cache_position, capacity)
-            cache.is_updated = dict.fromkeys(range(count), True)
+            cache = _pair_cache(own, cross, cache_position)
             places = torch.arange(capacity, device=cache_position.device)
             # Of the states only the shape is looked at: keys and values are there.
             states = cross[0][0][:, 0, :, :1].expand(-1, -1, width)
@@ -205,4 +190,15 @@ def _decoder(model: Any) -> torch.nn.Module:
                 **tensors_of(cache.self_attention_cache.layers, PRESENT),
             }
 
-    return CachedDecoder()
+    return CachedDecoder(model=model)
+
+
+def _pair_cache(own: list[Any], cross: list[Any], positions: Any) -> Any:
+    """Transformers' cache of a decoder: of its own tokens, and of the encoder's, which is whole."""
+    caches = need("transformers.cache_utils")
+    capacity = own[0][0].shape[2]
+    cache = caches.EncoderDecoderCache(cache_of(own, positions, capacity), caches.DynamicCache())
+    # Put in afterwards: asked for their length, they would have none that is known.
+    cache.cross_attention_cache = cache_of(cross, positions, capacity)
+    cache.is_updated = dict.fromkeys(range(len(cross)), True)
+    return cache

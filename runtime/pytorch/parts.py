@@ -9,6 +9,7 @@ from tfx.errors import SourceError
 from tfx.extras import need
 from tfx.recipe import DECODER, ENCODER, GENERATING_PARTS, GENERATOR, PARTS
 
+from .around import around
 from .generators import generator_of
 from .pairs import pair_part_of
 
@@ -51,9 +52,9 @@ def whole_of(model: Any) -> torch.nn.Module:
     """
     base = getattr(model, "model", model)
     if hasattr(base, "create_network_inputs"):
-        return _forecaster(model, base).eval()
+        return _forecaster(model, base)
     if _by_end_token(type(model).__name__, model.config):
-        return _classifier(model).eval()
+        return _classifier(model)
     itself: torch.nn.Module = model
     return itself
 
@@ -97,8 +98,8 @@ def part_of(model: Any, part: str) -> torch.nn.Module:
     if part not in PARTS:
         raise SourceError(f"no part called {part!r}", hint=f"Use one of: {', '.join(PARTS)}.")
     if part == ENCODER:
-        return _encoder(model).eval()
-    return (_speaker(model) if speaks(model) else _decoder(model)).eval()
+        return _encoder(model)
+    return _speaker(model) if speaks(model) else _decoder(model)
 
 
 def speaks(model: Any) -> bool:
@@ -107,48 +108,32 @@ def speaks(model: Any) -> bool:
 
 
 def _encoder(model: Any) -> torch.nn.Module:
-    torch = need("torch")
-
-    class Encoder(torch.nn.Module):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = _reader(model.get_encoder())
-
+    class Encoder(around()):  # type: ignore[misc]
         def forward(self, **inputs: Any) -> dict[str, Any]:
             return {"last_hidden_state": self.encoder(**inputs, return_dict=True).last_hidden_state}
 
-    return Encoder()
+    return Encoder(encoder=_reader(model.get_encoder()))
 
 
 def _reader(encoder: Any) -> Any:
     """The encoder; one of text that calls its tokens ``input_values`` with their usual name."""
     if not hasattr(getattr(encoder, "prenet", None), "embed_tokens"):
         return encoder
-    torch = need("torch")
 
-    class TextEncoder(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class TextEncoder(around()):  # type: ignore[misc]
         main_input_name = "input_ids"
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = encoder
 
         def forward(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Any:
             return self.encoder(input_values=input_ids, attention_mask=attention_mask, **options)
 
-    return TextEncoder()
+    return TextEncoder(encoder=encoder)
 
 
 def _decoder(model: Any) -> torch.nn.Module:
-    torch = need("torch")
     # With the fields of a mixture of experts, which Switch and NLLB-MoE look up.
     outputs_of_encoder = need("transformers.modeling_outputs").MoEModelOutput
 
-    class Decoder(torch.nn.Module):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
+    class Decoder(around()):  # type: ignore[misc]
         def forward(
             self,
             input_ids: Any,
@@ -165,11 +150,10 @@ def _decoder(model: Any) -> torch.nn.Module:
             name = "logits" if "logits" in outputs else "last_hidden_state"
             return {name: outputs[name]}
 
-    return Decoder()
+    return Decoder(model=model)
 
 
 def _speaker(model: Any) -> torch.nn.Module:
-    torch = need("torch")
     outputs_of_encoder = need("transformers.modeling_outputs").BaseModelOutput
 
     def average(inputs: Any, p: float) -> Any:
@@ -179,11 +163,7 @@ def _speaker(model: Any) -> torch.nn.Module:
     (base,) = (child for child in model.children() if hasattr(child, "decoder"))
     base.decoder.prenet._consistent_dropout = average
 
-    class Speaker(torch.nn.Module):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
+    class Speaker(around()):  # type: ignore[misc]
         def forward(
             self,
             input_values: Any,
@@ -202,18 +182,14 @@ def _speaker(model: Any) -> torch.nn.Module:
             before, after, stop = self.model.speech_decoder_postnet(states)
             return {"spectrogram": after, "frames": before, "stop_logits": stop}
 
-    return Speaker()
+    return Speaker(model=model)
 
 
 def _classifier(model: Any) -> torch.nn.Module:
     torch = need("torch")
 
-    class Classifier(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class Classifier(around()):  # type: ignore[misc]
         main_input_name = "input_ids"
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
 
         def forward(self, input_ids: Any, attention_mask: Any = None) -> dict[str, Any]:
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -228,19 +204,14 @@ def _classifier(model: Any) -> torch.nn.Module:
             picked = states.gather(1, last[:, None, None].expand(-1, 1, states.shape[-1]))
             return {"logits": self.model.classification_head(picked[:, 0])}
 
-    return Classifier()
+    return Classifier(model=model)
 
 
 def _forecaster(model: Any, base: Any) -> torch.nn.Module:
-    torch = need("torch")
     head = getattr(model, "parameter_projection", None)
 
-    class Forecaster(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class Forecaster(around()):  # type: ignore[misc]
         main_input_name = "past_values"
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
 
         def forward(
             self,
@@ -270,4 +241,4 @@ def _forecaster(model: Any, base: Any) -> torch.nn.Module:
                 given = {"params": dict(zip(names, values, strict=True))}
             return given | {"loc": outputs.loc, "scale": outputs.scale}
 
-    return Forecaster()
+    return Forecaster(model=model)
