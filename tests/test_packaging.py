@@ -127,7 +127,7 @@ def test_tested_pins_are_what_runs():
 
 
 # Their libraries need a GPU, or no test runs them yet.
-UNPINNED = {"onnxruntime-gpu", "tensorrt", "cuda-bindings"}
+UNPINNED = {"onnxruntime-gpu", "tensorrt"}
 UNPINNED |= {"tfx-toolkit"}
 
 
