@@ -19,7 +19,7 @@ import numpy as np
 from tfx.bundle import Bundle, Staging, create_bundle, open_bundle
 from tfx.chatter import quiet
 from tfx.dtypes import DType
-from tfx.errors import BundleError, ExportError, listing
+from tfx.errors import BundleError
 from tfx.extras import need, version_of
 from tfx.manifest import Manifest, Parent, Step
 from tfx.processing import Processing
@@ -31,16 +31,15 @@ from tfx.runtime.proof import FILE_NAME as PROOF_FILE
 from tfx.runtime.proof import Run, store_cases
 from tfx.runtime.pytorch.generators import reader_of
 from tfx.runtime.pytorch.modules import run_module
+from tfx.signature import Signature
 
-from .changes import require_attentions
 from .checkpoint.generation import read_generation
 from .checkpoint.loader import Loaded, find_source, load, name_of, parts_of
 from .checkpoint.targets import read_target
 from .pairs import decoder_reference
+from .portable import PortableGraph, portable_graph
 from .proof import Reference, example_cases, is_text, prove, reference, text_cases, torch_arrays
-from .tracing.architectures import InputPlan, plan_examples, plan_inputs
 from .tracing.thrift import unscanned
-from .tracing.tracer import trace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -181,122 +180,89 @@ def _write_graph(
     examples: Any,
     on_step: Callable[[str], None],
 ) -> _Draft:
-    from .checkpoint.processing import read_processing
-    from .passes.attention import expand_masks, expand_rotary_caches, raise_masks
-    from .passes.cleanup import clean_metadata, simplify
-    from .passes.pooling import keep_padding
-    from .passes.shapes import complete_shapes, name_axes, settle_axes
-    from .rewrite.attention import fuse_attention
-    from .rewrite.einsum import lower_einsums
-    from .rewrite.flat_heads import flatten_heads
-    from .rewrite.grouped_query import share_key_heads
-    from .tracing.signature import signature_of
-
     on_step("loading the model")
     loaded = load(model, recipe, examples)
-    plan = _plan(loaded, recipe)
     on_step("tracing")
-    traced = trace(loaded.module, plan.examples, plan.dynamic, opset=recipe.opset)
-    graph, dynamic = traced.model, plan.dynamic
-    notes = [*loaded.notes, *traced.notes]
-    if recipe.changes.attentions:
-        require_attentions([value.name for value in graph.graph.outputs], loaded.source.class_name)
-    if plan.inferred:
-        dynamic, fixed = settle_axes(graph, dynamic)
-        notes += fixed
-    names = name_axes(graph, dynamic)
-    clean_metadata(graph)
-    complete_shapes(graph)
-    lower_einsums(graph)
-    fuse_attention(graph)
-    share_key_heads(graph)
-    expand_masks(graph)
-    raise_masks(graph)
-    flatten_heads(graph)
-    expand_rotary_caches(graph)
-    keep_padding(graph)
-    simplify(graph)
-    _require_portable(graph)
-    limits = dict(plan.limits)
-    for symbol, bound in traced.upper_bounds.items():
-        if symbol in names:
-            limits[names[symbol]] = min(bound, limits.get(names[symbol], bound))
-    smallest = dict(plan.smallest)
-    for symbol, bound in traced.lower_bounds.items():
-        if symbol in names:
-            smallest[names[symbol]] = max(bound, smallest.get(names[symbol], 1))
-    known = loaded.examples is None
-    signature = signature_of(graph, recipe, limits, smallest, text=known)
+    graph = portable_graph(loaded, recipe)
     on_step("writing the graph")
-    _save(graph, staging.path)
-    processing = Processing()
-    if loaded.config is not None:
-        _save_config(loaded.config, staging.path)
-    if loaded.folder is not None:
-        with quiet():
-            processing, more = read_processing(
-                loaded.folder,
-                loaded.config,
-                loaded.task,
-                signature,
-                staging.path,
-                loaded.source.part,
-            )
-        notes += more
-    if recipe.part in (GENERATOR, GENERATING_DECODER):
-        with quiet():
-            said = read_generation(loaded.config, loaded.folder, staging.path)
-            if recipe.part == GENERATING_DECODER:
-                target, more = read_target(loaded.config, loaded.folder)
-                said = dataclasses.replace(said, target=target)
-                notes += more
-        processing = dataclasses.replace(processing, generation=said)
+    _save(graph.model, staging.path)
+    processing, notes = _carry_over(loaded, graph.signature, staging.path)
     on_step("running PyTorch on the feeds to compare")
     rng = np.random.default_rng(recipe.seed)
-    # Of a graph with a cache whole texts are compared, and PyTorch runs them without one.
-    compared, module = text_signature(signature), loaded.module
-    if recipe.part == GENERATOR:
-        module = reader_of(module)
-    # Another number of threads sums in another order: the proof's last bits would differ.
-    threads = usable_cpus()
-    with quiet():
-        if recipe.part == GENERATING_DECODER:
-            given = decoder_reference(module, compared, rng, threads)
-        else:
-            if known and is_text(compared):
-                cases = text_cases(compared, rng)
-            else:
-                cases = example_cases(compared, torch_arrays(plan.examples), rng)
-            run = functools.partial(run_module, module, threads=threads)
-            given = reference(run, compared, cases)
-    store_cases(staging.path / PROOF_FILE, compared, given.cases, given.outputs, rng)
-    operators = collections.Counter(node.op_type for node in graph.graph.all_nodes())
+    known = _reference_of(loaded, graph, rng)
+    compared = text_signature(graph.signature)
+    store_cases(staging.path / PROOF_FILE, compared, known.cases, known.outputs, rng)
+    tools = (*TOOLS, "peft") if recipe.changes.adapter else TOOLS
     manifest = Manifest(
         name=loaded.name,
         step=Step.EXPORT,
         task=loaded.task,
         precision=DType.FLOAT32,
         model=MODEL_FILE,
-        signature=signature,
+        signature=graph.signature,
         source=loaded.source.seen_from(staging.path.parent),
         recipe=recipe,
         processing=processing,
         parity=None,
-        tools={
-            tool: version
-            for tool in (*TOOLS, *(["peft"] if recipe.changes.adapter else []))
-            if (version := version_of(tool))
-        },
+        tools={tool: version for tool in tools if (version := version_of(tool))},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
-        facts={
-            "parameters": sum(weight.numel() for weight in loaded.module.parameters()),
-            "nodes": sum(operators.values()),
-            "attention": operators["Attention"],
-            "softmax": operators["Softmax"],
-        },
-        notes=(*notes, *given.notes),
+        facts=_facts(loaded.module, graph.model),
+        notes=(*loaded.notes, *graph.notes, *notes, *known.notes),
     )
-    return _Draft(manifest, given)
+    return _Draft(manifest, known)
+
+
+def _carry_over(
+    loaded: Loaded, signature: Signature, folder: Path
+) -> tuple[Processing, tuple[str, ...]]:
+    """What the checkpoint says besides weights, its files written to ``folder``; and notes."""
+    from .checkpoint.processing import read_processing
+
+    processing = Processing()
+    notes: tuple[str, ...] = ()
+    part = loaded.source.part
+    if loaded.config is not None:
+        _save_config(loaded.config, folder)
+    with quiet():
+        if loaded.folder is not None:
+            processing, notes = read_processing(
+                loaded.folder, loaded.config, loaded.task, signature, folder, part
+            )
+        if part in (GENERATOR, GENERATING_DECODER):
+            said = read_generation(loaded.config, loaded.folder, folder)
+            if part == GENERATING_DECODER:
+                target, more = read_target(loaded.config, loaded.folder)
+                said, notes = dataclasses.replace(said, target=target), (*notes, *more)
+            processing = dataclasses.replace(processing, generation=said)
+    return processing, notes
+
+
+def _reference_of(loaded: Loaded, graph: PortableGraph, rng: np.random.Generator) -> Reference:
+    """What PyTorch gives for the feeds that the graph is compared on."""
+    # Of a graph with a cache whole texts are compared, and PyTorch runs them without one.
+    signature, module = text_signature(graph.signature), loaded.module
+    # Another number of threads sums in another order: the proof's last bits would differ.
+    threads = usable_cpus()
+    with quiet():
+        if loaded.source.part == GENERATING_DECODER:
+            return decoder_reference(module, signature, rng, threads)
+        if loaded.source.part == GENERATOR:
+            module = reader_of(module)
+        if loaded.examples is None and is_text(signature):
+            cases = text_cases(signature, rng)
+        else:
+            cases = example_cases(signature, torch_arrays(graph.examples), rng)
+        return reference(functools.partial(run_module, module, threads=threads), signature, cases)
+
+
+def _facts(module: torch.nn.Module, graph: ir.Model) -> dict[str, int]:
+    operators = collections.Counter(node.op_type for node in graph.graph.all_nodes())
+    return {
+        "parameters": sum(weight.numel() for weight in module.parameters()),
+        "nodes": sum(operators.values()),
+        "attention": operators["Attention"],
+        "softmax": operators["Softmax"],
+    }
 
 
 def _proven(staging: Staging, draft: _Draft) -> Manifest:
@@ -317,44 +283,6 @@ def _proven(staging: Staging, draft: _Draft) -> Manifest:
     finally:
         executable.close()
     return dataclasses.replace(draft.manifest, parity=parity)
-
-
-def _plan(loaded: Loaded, recipe: ExportRecipe) -> InputPlan:
-    if loaded.examples is not None:
-        if recipe.task != "auto" or recipe.image_size:
-            raise ExportError(
-                f"--task and --image-size are for transformers models, {loaded.name} is not one",
-                hint="Leave them out.",
-            )
-        return plan_examples(loaded.module, loaded.examples, recipe.dynamic)
-    if recipe.dynamic:
-        raise ExportError(
-            f"--dynamic is for hand-written modules, {loaded.name} has known axes",
-            hint="Leave it out; bound the axes with --max-batch and --max-seq.",
-        )
-    return plan_inputs(
-        loaded.module,
-        loaded.config,
-        loaded.source.part,
-        recipe.image_size,
-        recipe.max_sequence,
-    )
-
-
-def _require_portable(graph: ir.Model) -> None:
-    foreign = collections.Counter(
-        f"{node.domain}::{node.op_type}"
-        for node in graph.graph.all_nodes()
-        if node.domain not in ("", "ai.onnx")
-    )
-    if foreign:
-        raise ExportError(
-            listing(
-                "the graph needs operators outside the ONNX standard:",
-                (f"{name} ({count} times)" for name, count in sorted(foreign.items())),
-            ),
-            hint="Replace the PyTorch operators they come from.",
-        )
 
 
 def _save(graph: ir.Model, folder: Path) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 import tfx
 from tfx.bundle import open_bundle, sha256_of
 from tfx.errors import ExportError
-from tfx.export import pipeline
+from tfx.export import pipeline, portable
 from tfx.export.pipeline import export_bundle
 from tfx.processing import Activation, Pooling
 from tfx.recipe import ExportRecipe
@@ -247,7 +247,7 @@ def test_operators_outside_the_standard_are_refused():
     for node, name in zip(model.graph, ["Gelu", "Gelu", "Swish"], strict=True):
         node.domain, node.op_type = "com.microsoft", name
     with pytest.raises(ExportError) as caught:
-        pipeline._require_portable(model)
+        portable._require_portable(model)
     assert str(caught.value) == (
         "the graph needs operators outside the ONNX standard:\n"
         "  com.microsoft::Gelu (2 times)\n"

@@ -13,29 +13,29 @@ from torch import nn
 import tfx
 from tfx.bundle import open_bundle
 from tfx.errors import BundleError, ExportError, ParityError, SourceError
-from tfx.export import pipeline
+from tfx.export import pipeline, portable
 from tfx.export.pipeline import export_bundle
 from tfx.staging import STAGING_PREFIX
 
 STAGES = [
-    ("load", SourceError),
-    ("trace", ExportError),
-    ("_require_portable", ExportError),
-    ("_save", OSError),
-    ("reference", ExportError),
-    ("store_cases", MemoryError),
-    ("prove", ParityError),
-    ("load", KeyboardInterrupt),
-    ("prove", KeyboardInterrupt),
+    (pipeline, "load", SourceError),
+    (portable, "trace", ExportError),
+    (portable, "_require_portable", ExportError),
+    (pipeline, "_save", OSError),
+    (pipeline, "reference", ExportError),
+    (pipeline, "store_cases", MemoryError),
+    (pipeline, "prove", ParityError),
+    (pipeline, "load", KeyboardInterrupt),
+    (pipeline, "prove", KeyboardInterrupt),
 ]
 
 
-@pytest.mark.parametrize(("stage", "error"), STAGES)
-def test_failure_leaves_nothing(stage, error, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("module", "stage", "error"), STAGES)
+def test_failure_leaves_nothing(module, stage, error, tmp_path, monkeypatch):
     def fail(*args, **options):
         raise error("planted")
 
-    monkeypatch.setattr(pipeline, stage, fail)
+    monkeypatch.setattr(module, stage, fail)
     expected = BundleError if error is OSError else error  # create_bundle translates it
     with pytest.raises(expected, match="planted"):
         export_bundle(nn.Linear(4, 3), tmp_path / "deep" / "to", examples=torch.ones(2, 4))
@@ -85,7 +85,7 @@ def test_default_target_is_named_after_the_model(factories, tmp_path, monkeypatc
 
 KILLED = """
 import sys, time
-from tfx.export import pipeline
+from tfx.export import pipeline, portable
 
 prove = pipeline.prove
 def stop(*args, **options):
