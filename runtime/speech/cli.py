@@ -5,24 +5,32 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from tfx.codec import encode
-from tfx.console import FILE, FOLDER, Progress, chosen_bundle, emit_json, json_option, progress
+from tfx.console import DATA, FOLDER, Progress, chosen_bundle, emit_json, json_option, progress
+from tfx.errors import DataError, FeedError
 
 from ..backend import PRECISIONS
+from ..records import json_line
 from .dictation import Task
+from .transcript import Transcript
+
+SUFFIX = ".wav"
 
 
 @click.command
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=DATA)
 @click.option("--bundle", type=FOLDER, help="The decoder, its encoder beside it; or with CTC.")
 @click.option("--language", help="Code of what is spoken, e.g. en; default: found out.")
 @click.option("--task", type=click.Choice(list(Task)), help="Or translate into English.")
 @click.option("--timestamps", is_flag=True, help="A line for each part, with its seconds.")
 @click.option("--max-new-tokens", type=int, help="Most tokens of a window; default: all there is.")
+@click.option("--fallback", is_flag=True, help="Draw a text that went wrong again, ever freer.")
 @click.option("--backend", default="", help="What to run it on; default: the first there is.")
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @click.option(
@@ -30,6 +38,7 @@ from .dictation import Task
     type=click.Choice(list(PRECISIONS)),
     help="Type of float matrix products; default: the bundle's own.",
 )
+@click.option("--jsonl", "as_jsonl", is_flag=True, help="A line of JSON for each file, at once.")
 @json_option
 def transcribe(
     files: tuple[Path, ...],
@@ -38,21 +47,30 @@ def transcribe(
     task: str | None,
     timestamps: bool,
     max_new_tokens: int | None,
+    fallback: bool,
     backend: str,
     threads: int | None,
     precision: str | None,
+    as_jsonl: bool,
     as_json: bool,
 ) -> None:
     """Write down what is said in WAV files: Whisper, or CTC.
 
-    A line for each file; with --timestamps one for each part of it. With --json one document: for
-    each file its text, language and parts. Without --bundle: the newest of the current folder.
+    FILE may be a folder: its WAV files by name. A line for each file; with --timestamps one for
+    each part of it. With --json one document: for each file its text, language and parts; with
+    --jsonl a line for each as soon as it is done. A file that cannot be read is said, the others
+    go on, and the exit code is 1. Without --bundle: the newest of the current folder.
     """
     from ..opening import open_session
+    from .fallback import Fallback
     from .wav import read_wav
 
+    if as_jsonl and as_json:
+        raise click.UsageError("--jsonl is not for --json")
+    paths = wav_files(files)
     opened = chosen_bundle(bundle, verify=True)
-    found, seconds = [], 0.0
+    found: list[dict[str, Any]] = []
+    failed, seconds = 0, 0.0
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(
             open_session(
@@ -62,30 +80,66 @@ def transcribe(
         # A live line and the text would write over each other on a terminal.
         live = as_json or not sys.stdout.isatty()
         shown = stack.enter_context(progress()) if live else Progress()
-        shown.step(f"listening with {session.report.facts}", len(files))
+        shown.step(f"listening with {session.report.facts}", len(paths))
         started = time.perf_counter()
-        for file in files:
-            sound = read_wav(file)
-            answer = session.transcribe(
-                sound.samples,
-                language=language,
-                task=task or Task.TRANSCRIBE,
-                timestamps=timestamps,
-                max_new_tokens=max_new_tokens,
-                sampling_rate=sound.rate,
-            )
-            seconds += sound.seconds
-            found.append({"audio": str(file), **encode(answer)})
-            if not as_json:
-                lines = [answer.text]
-                if timestamps:
-                    lines = [
-                        f"{one.start_s:8.2f} {one.end_s:8.2f}  {one.text}"
-                        for one in answer.segments
-                    ]
-                click.echo("\n".join(lines))
+        for file in paths:
+            try:
+                sound = read_wav(file)
+                answer = session.transcribe(
+                    sound.samples,
+                    language=language,
+                    task=task or Task.TRANSCRIBE,
+                    timestamps=timestamps,
+                    max_new_tokens=max_new_tokens,
+                    fallback=Fallback() if fallback else None,
+                    sampling_rate=sound.rate,
+                )
+            except (DataError, FeedError) as error:
+                if len(paths) == 1:
+                    raise
+                failed += 1
+                found.append({"audio": str(file), "error": str(error)})
+                click.echo(f"error: {_named(file, error)}", err=True)
+            else:
+                seconds += sound.seconds
+                found.append({"audio": str(file), **encode(answer)})
+                if not (as_json or as_jsonl):
+                    click.echo("\n".join(_lines(answer, timestamps=timestamps)))
+            if as_jsonl:
+                click.echo(json_line(found[-1]), nl=False)
             shown.advance(1)
         duration_s = time.perf_counter() - started
     if as_json:
         emit_json({"bundle": str(opened.path), "transcripts": found})
     click.echo(f"{seconds:.1f} s of sound in {duration_s:.1f} s", err=True)
+    if failed:
+        raise DataError(f"{failed} of {len(paths)} files could not be written down")
+
+
+def wav_files(paths: Sequence[Path]) -> list[Path]:
+    """The files of a list; of a folder its WAV files, by name.
+
+    Raises:
+        DataError: If a folder has none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(one for one in path.iterdir() if one.suffix.lower() == SUFFIX)
+        if not inside:
+            raise DataError(f"{path} has no WAV files", hint="Name a folder with files in it.")
+        found += inside
+    return found
+
+
+def _named(file: Path, error: Exception) -> str:
+    """What is wrong, with the file it is wrong with."""
+    said = str(error)
+    return said if str(file) in said else f"{file}: {said}"
+
+
+def _lines(answer: Transcript, *, timestamps: bool) -> list[str]:
+    if not timestamps:
+        return [answer.text]
+    return [f"{one.start_s:8.2f} {one.end_s:8.2f}  {one.text}" for one in answer.segments]

@@ -18,6 +18,7 @@ from tfx.errors import FeedError
 from tfx.export.pipeline import export_bundles
 from tfx.processing import AudioFeatures, AudioPreparation
 from tfx.runtime.opening import open_session
+from tfx.runtime.speech.fallback import Fallback
 from tfx.runtime.speech.transcript import Transcript
 
 
@@ -122,6 +123,86 @@ def test_the_command_with_a_ctc_head(tmp_path):
     done = CliRunner().invoke(main, ["transcribe", *paths, "--bundle", str(tmp_path / "speller")])
     assert done.exit_code == 0, done.stderr
     assert done.stdout == "AA\nB B\n"
+
+
+def transcribed(*arguments):
+    return CliRunner().invoke(main, ["transcribe", *map(str, arguments)])
+
+
+def test_a_folder_and_lines_of_json(tmp_path):
+    write_speller(tmp_path / "speller")
+    folder = tmp_path / "wav"
+    folder.mkdir()
+    for name, said in (("b.WAV", "B|B"), ("a.wav", "A_A")):
+        write_sound(folder / name, spelled(said), 8000)
+    (folder / "notes.txt").write_text("no sound")
+    done = transcribed(folder, "--bundle", tmp_path / "speller")
+    assert (done.exit_code, done.stdout) == (0, "AA\nB B\n")
+    done = transcribed(folder, folder / "a.wav", "--bundle", tmp_path / "speller", "--jsonl")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["text"] for line in lines] == ["AA", "B B", "AA"]
+    assert lines[1]["audio"] == str(folder / "b.WAV")
+    done = transcribed(folder, "--bundle", tmp_path / "speller", "--jsonl", "--json")
+    assert done.exit_code == 2
+    assert "--jsonl is not for --json" in done.stderr
+    (tmp_path / "empty").mkdir()
+    done = transcribed(tmp_path / "empty", "--bundle", tmp_path / "speller")
+    assert done.exit_code == 1
+    assert "empty has no WAV files\nhint: Name a folder with files in it." in done.stderr
+
+
+@pytest.mark.parametrize("kind", [[], ["--json"], ["--jsonl"]])
+def test_a_file_that_fails_loses_no_other(tmp_path, kind):
+    write_speller(tmp_path / "speller")
+    good = [write_sound(tmp_path / f"{x}.wav", spelled(x), 8000) for x in ("A", "B")]
+    short = write_sound(tmp_path / "short.wav", np.zeros(20, np.float32), 8000)
+    bad = tmp_path / "bad.wav"
+    bad.write_text("no sound")
+    done = transcribed(good[0], bad, short, good[1], "--bundle", tmp_path / "speller", *kind)
+    assert done.exit_code == 1
+    assert f"error: {bad} is not a WAV file\n" in done.stderr
+    assert f"error: {short}: a sound is 0.003 s, speller takes 0.013 s or more" in done.stderr
+    assert "error: 2 of 4 files could not be written down" in done.stderr
+    if not kind:
+        assert done.stdout == "A\nB\n"
+        return
+    found = list(map(json.loads, done.stdout.splitlines())) if kind == ["--jsonl"] else []
+    found = found or json.loads(done.stdout)["transcripts"]
+    assert [one.get("text") for one in found] == ["A", None, None, "B"]
+    assert found[1] == {"audio": str(bad), "error": f"{bad} is not a WAV file"}
+
+
+def test_a_file_alone_that_fails(tmp_path):
+    write_speller(tmp_path / "speller")
+    (tmp_path / "bad.wav").write_text("no sound")
+    done = transcribed(tmp_path / "bad.wav", "--bundle", tmp_path / "speller")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "bad.wav is not a WAV file\nhint: " in done.stderr
+
+
+def test_a_text_that_went_wrong_is_drawn_again(dictated, session, tmp_path, rng):
+    samples = sound(rng, 0.9)
+    path = write_sound(tmp_path / "a.wav", samples)
+    options = ["--bundle", dictated / "w-decoder", "--language", "en", "--threads", 1]
+    done = transcribed(path, *options, "--fallback")
+    assert done.exit_code == 0, done.stderr
+    expected = session.transcribe(path, language="en", fallback=Fallback()).text
+    assert done.stdout == f"{expected}\n"
+    assert expected != session.transcribe(path, language="en").text
+
+
+def test_error_rates_of_whisper(dictated, session, tmp_path, rng):
+    paths = [write_sound(tmp_path / f"{one}.wav", sound(rng, one / 2)) for one in (1, 3)]
+    first, second = (session.transcribe(path).text for path in paths)
+    rows = ((paths[0].name, first), (paths[1].name, f"{second} more words"))
+    listed = tmp_path / "said.tsv"
+    listed.write_text("audio\ttext\n" + "".join(f"{name}\t{text}\n" for name, text in rows))
+    arguments = ["evaluate", str(dictated / "w-decoder"), "--eval", str(listed), "--json"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)["evaluation"]
+    words = len(first.split()) + len(second.split()) + 2
+    assert (found["metric"], found["value"]) == ("wer", pytest.approx(2 / words))
 
 
 @pytest.mark.parametrize(
