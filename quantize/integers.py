@@ -25,6 +25,7 @@ from .linear import (
     shared_data,
     split_gemms,
 )
+from .observers import Extremes
 from .outliers import choose_outliers, split_outliers, without_channels
 from .qdq import quantize_activations, quantize_tables, quantize_weights
 from .shift import SHIFTED, Shift, choose_shift, shift_activations
@@ -108,8 +109,6 @@ def prepare(
         )
     if data is None or recipe.dynamic or recipe.precision is DType.INT4 or not values:
         return Prepared(model)
-    smoothings: dict[str, Smoothing] = {}
-    outliers: dict[str, np.ndarray] = {}
 
     def looking(what: str) -> Callable[[int], None]:
         return lambda done: on_pass(what, done, len(data))
@@ -117,29 +116,10 @@ def prepare(
     extremes = see_extremes(
         model, values, data, seed=recipe.seed, on_batch=looking("activation ranges")
     )
+    smoothings: dict[str, Smoothing] = {}
+    outliers: dict[str, np.ndarray] = {}
     if recipe.precision is DType.INT8 and recipe.smooth != 0:
-        for value, products in list(shared_data(find_products(model))):
-            one = extremes[str(value.name)]
-            if one.rows is None or one.channels is None or not one.amax:
-                continue
-            weights = [array_of(product.weight) for product in products]
-            few = choose_outliers(one.rows, one.channels, weights)
-            smoothing = choose_smoothing(
-                without_channels(one.rows, few, 1),
-                without_channels(one.channels, few, 0),
-                [without_channels(weight, few, 0) for weight in weights],
-                ALPHAS if recipe.smooth is None else (recipe.smooth,),
-                worth=WORTH if recipe.smooth is None else 1.0,
-            )
-            free = can_fold(value, products)
-            asked = recipe.smooth is not None
-            if smoothing.alpha and (free or asked or smoothing.plain > SMALL_ERROR):
-                smoothed = apply_smoothing(model.graph, value, products, smoothing.scale)
-                smoothings[str(smoothed.name)] = smoothing
-            if len(few):
-                (smoothed, products), *_ = _reading(model, products)
-                split_outliers(model.graph, smoothed, products, few)
-                outliers[str(smoothed.name)] = few
+        smoothings, outliers = _smooth(model, extremes, recipe.smooth)
     if smoothings or outliers:
         values = {product.data: -1 for product in find_products(model)}
         extremes = see_extremes(
@@ -164,6 +144,46 @@ def prepare(
             extremes[name], histogram, scale, outliers.get(name)
         )
     return Prepared(model, statistics, smoothings)
+
+
+def _smooth(
+    model: ir.Model, extremes: Mapping[str, Extremes], asked: float | None
+) -> tuple[dict[str, Smoothing], dict[str, np.ndarray]]:
+    """Smooth the activations for which it pays, and split off the channels that stand out.
+
+    Args:
+        model: Changed in place.
+        extremes: Of each activation that a product reads.
+        asked: Alpha of all; None to search one for each.
+
+    Returns:
+        By name of the activation that products read now: how it was smoothed, and its channels
+        that were split off.
+    """
+    alphas, worth = (ALPHAS, WORTH) if asked is None else ((asked,), 1.0)
+    smoothings, outliers = {}, {}
+    for value, products in list(shared_data(find_products(model))):
+        one = extremes[str(value.name)]
+        if one.rows is None or one.channels is None or not one.amax:
+            continue
+        weights = [array_of(product.weight) for product in products]
+        few = choose_outliers(one.rows, one.channels, weights)
+        smoothing = choose_smoothing(
+            without_channels(one.rows, few, 1),
+            without_channels(one.channels, few, 0),
+            [without_channels(weight, few, 0) for weight in weights],
+            alphas,
+            worth=worth,
+        )
+        pays = asked is not None or can_fold(value, products) or smoothing.plain > SMALL_ERROR
+        if smoothing.alpha and pays:
+            smoothed = apply_smoothing(model.graph, value, products, smoothing.scale)
+            smoothings[str(smoothed.name)] = smoothing
+        if len(few):
+            (smoothed, products), *_ = _reading(model, products)
+            split_outliers(model.graph, smoothed, products, few)
+            outliers[str(smoothed.name)] = few
+    return smoothings, outliers
 
 
 def prepare_again(
