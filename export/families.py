@@ -203,7 +203,15 @@ FAMILIES: tuple[Family, ...] = (
         "T5",
         "T5ForConditionalGeneration",
         "T5Config",
-        {"d_model": 32, "d_ff": 37, "d_kv": 8, "num_layers": 2, "num_heads": 4, "vocab_size": 99},
+        {
+            "d_model": 32,
+            "d_ff": 37,
+            "d_kv": 8,
+            "num_layers": 2,
+            "num_heads": 4,
+            "vocab_size": 99,
+            "decoder_start_token_id": 0,
+        },
     ),
     Family("BART", "BartForConditionalGeneration", "BartConfig", _TRANSLATION),
     Family(

@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tfx.export.engines.engine import Profile, build_engine, usual_profiles
 from tfx.export.families import FAMILIES, Family, build
 from tfx.export.pipeline import export_bundles
 from tfx.extras import version_of
-from tfx.quantization import PRECISIONS, QuantizeRecipe
+from tfx.quantization import PRECISIONS, RESTS, QuantizeRecipe
 from tfx.recipe import GENERATING_PARTS, GENERATOR, EngineRecipe
 from tfx.signature import UNBOUNDED, ShapeRange
 
@@ -32,18 +32,36 @@ from .lowering import proof_data
 from .pipeline import quantize_bundle
 
 # What a column is, in the order of the table; float32 is the export itself.
-COLUMNS = ("fp32", "fp16", "int8", "bf16", "fp8")
+COLUMNS = ("fp32", "fp16", "int8", "bf16", "fp8", "int4")
 
-# What is tried of every family, unless others are asked for.
-USUAL = ("fp32", "fp16", "int8")
-
-# In 8 bits what is no product of weights stays float32, attention too: it is then no single kernel.
+# Where only weights and products are lowered the rest stays float32, attention too.
 RECIPES = {
     "fp16": QuantizeRecipe(DType.FLOAT16),
     "int8": QuantizeRecipe(DType.INT8),
     "bf16": QuantizeRecipe(DType.BFLOAT16),
     "fp8": QuantizeRecipe(DType.FLOAT8_E4M3),
+    "int4": QuantizeRecipe(DType.INT4),
 }
+
+
+def _wide(class_name: str, **sizes: int) -> Family:
+    family = next(one for one in FAMILIES if one.class_name == class_name)
+    return dataclasses.replace(family, name=f"{family.name}, wide", sizes={**family.sizes, **sizes})
+
+
+_HEADS_OF_64 = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 256}
+
+# Heads as wide as those of most published models: attention can be one kernel. Floats around
+# products are float16 here, as they must be for that.
+WIDE = (
+    _wide("BertModel", **_HEADS_OF_64),
+    _wide("ModernBertForMaskedLM", **_HEADS_OF_64),
+    _wide("GPT2LMHeadModel", n_embd=128, n_head=2),
+    _wide("LlamaForCausalLM", **_HEADS_OF_64, num_key_value_heads=1),
+    _wide("ViTForImageClassification", **_HEADS_OF_64),
+)
+
+SURVEYED = (*FAMILIES, *WIDE)
 
 # Of an axis without limits.
 TUNED, LARGEST = 16, 64
@@ -79,8 +97,9 @@ def survey(
     families: Iterable[Family],
     recipe: EngineRecipe,
     work: Path,
-    precisions: Sequence[str] = USUAL,
+    precisions: Sequence[str] = COLUMNS,
     on_attempt: Callable[[Attempt], None] = lambda _: None,
+    earlier: Iterable[Attempt] = (),
 ) -> list[Attempt]:
     """Export each family, lower its precision, and build engines of the results.
 
@@ -94,25 +113,27 @@ def survey(
         work: Folder for the bundles; those it holds already are not made again.
         precisions: Names in ``COLUMNS``.
         on_attempt: Called with each as it is known.
+        earlier: Attempts of before; what was built is not built again.
     """
+    built = {(_key(one.family), one.part, one.precision) for one in earlier if not one.problem}
     attempts = []
     for family in families:
-        for attempt in _attempts(family, recipe, work, precisions):
+        for attempt in _attempts(family, recipe, work, precisions, built):
             on_attempt(attempt)
             attempts.append(attempt)
     return attempts
 
 
 def read_attempts(store: Path) -> list[Attempt]:
-    """Attempts of earlier runs; the last of each graph and precision counts."""
+    """Attempts of earlier runs with these versions; the last of each graph and precision counts."""
     if not store.is_file():
         return []
-    known = {(family.name, family.class_name): family for family in FAMILIES}
+    known = {(family.name, family.class_name): family for family in SURVEYED}
     found = {}
     for line in store.read_text(encoding="utf-8").splitlines():
         fields = json.loads(line)
         key = (fields.pop("family"), fields.pop("class_name"))
-        if key in known:
+        if fields.pop("made_with") == _versions() and key in known:
             one = Attempt(known[key], **fields)
             found[key, one.part, one.precision] = one
     return list(found.values())
@@ -121,12 +142,19 @@ def read_attempts(store: Path) -> list[Attempt]:
 def append_attempt(store: Path, attempt: Attempt) -> None:
     """Add one attempt to a file of JSON lines."""
     family = attempt.family
-    fields = {"family": family.name, "class_name": family.class_name}
+    fields = {"made_with": _versions(), "family": family.name, "class_name": family.class_name}
     fields |= {
         field.name: getattr(attempt, field.name) for field in dataclasses.fields(attempt)[1:]
     }
     with store.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(fields) + "\n")
+
+
+def _versions() -> str:
+    return (
+        f"tensorrt-rtx {version_of('tensorrt-rtx-cu12-bindings')}, torch {version_of('torch')}, "
+        f"transformers {version_of('transformers')}"
+    )
 
 
 def table(attempts: Iterable[Attempt]) -> str:
@@ -160,7 +188,11 @@ def _cell(attempt: Attempt | None, reasons: dict[str, int]) -> str:
 
 
 def _attempts(
-    family: Family, recipe: EngineRecipe, work: Path, precisions: Sequence[str]
+    family: Family,
+    recipe: EngineRecipe,
+    work: Path,
+    precisions: Sequence[str],
+    built: Container[tuple[tuple[str, str], str, str]],
 ) -> Iterator[Attempt]:
     exported = []
     for cache in (False, True):
@@ -174,8 +206,10 @@ def _attempts(
                 return
     for part, bundle in exported:
         for precision in precisions:
+            if (_key(family), part, precision) in built:
+                continue
             try:
-                lowered = bundle if precision == "fp32" else _lowered(bundle, precision)
+                lowered = _lowered(bundle, precision, wide=family in WIDE)
             except TfxError as error:
                 yield Attempt(family, part, precision, _line(error, work), "quantize")
                 continue
@@ -237,11 +271,15 @@ def _bundles(source: Path, path: Path, family: Family, *, cache: bool) -> list[B
     return [open_bundle(one, verify=False) for one in sorted(there, reverse=True)]
 
 
-def _lowered(bundle: Bundle, precision: str) -> Bundle:
+def _lowered(bundle: Bundle, precision: str, *, wide: bool) -> Bundle:
+    if precision == "fp32":
+        return bundle
     path = bundle.path.with_name(f"{bundle.path.name}-{precision}")
     if is_bundle(path):
         return open_bundle(path, verify=False)
     recipe = RECIPES[precision]
+    if wide and recipe.precision not in RESTS:
+        recipe = dataclasses.replace(recipe, rest=DType.FLOAT16)
     data = proof_data(bundle) if recipe.needs_calibration else None
     return quantize_bundle(bundle, path, recipe=recipe, data=data)
 
@@ -277,7 +315,7 @@ def _merged(earlier: Iterable[Attempt], found: Iterable[Attempt]) -> list[Attemp
     # That a family did not export says nothing of the graphs it has now.
     before = [one for one in earlier if one.step != "export" or _key(one.family) not in tried]
     rows = {(_key(one.family), one.part, one.precision): one for one in (*before, *again)}
-    order = {_key(family): place for place, family in enumerate(FAMILIES)}
+    order = {_key(family): place for place, family in enumerate(SURVEYED)}
     return sorted(rows.values(), key=lambda one: order[_key(one.family)])
 
 
@@ -311,7 +349,7 @@ def main(
     """Build every family (or those NAMES are part of) with TensorRT-RTX and print a table."""
     chosen = [
         family
-        for family in FAMILIES
+        for family in SURVEYED
         if not names or any(name.lower() in family.name.lower() for name in names)
     ]
     recipe = EngineRecipe(gpus=gpus)
@@ -323,32 +361,30 @@ def main(
         if store is not None:
             append_attempt(store, attempt)
 
-    asked = precisions or USUAL
+    asked = precisions or COLUMNS
     earlier = read_attempts(store) if store else []
     pending = [family for family in chosen if not _is_done(family, earlier, asked)]
     with contextlib.ExitStack() as stack:
         if work is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work.mkdir(parents=True, exist_ok=True)
-        found = survey(pending, recipe, work, asked, show)
+        found = survey(pending, recipe, work, asked, show, earlier)
     rows = _merged(earlier, found)
     known = {_key(one.family) for one in rows}
-    left = "; ".join(dict.fromkeys(f.name for f in FAMILIES if _key(f) not in known))
+    left = "; ".join(dict.fromkeys(f.name for f in SURVEYED if _key(f) not in known))
     missing = f"\nNot tried yet: {left}." if left else ""
     text = (
         f"# TensorRT engines\n\nThe tiny models of [families.md](families.md), built for "
         f"{' and '.join(gpus)} at once, on a\nmachine without a GPU. None of these engines has "
         "been run. fp32 is the export itself; the others are\nwhat `tfx quantize` makes of it, "
-        "int8 and fp8 with the rest in float32, calibrated with the feeds of its\nproof. int4 "
-        "needs widths that these models have not: a test builds it.\n\n"
+        "int8, fp8 and int4 with the rest in float32, int8 and fp8 calibrated with\nthe feeds of "
+        "their proof. An empty cell was not tried.\n\n"
         'A "generator" has a cache, and its engine two profiles: for prompts, and for steps of one '
-        "token. An empty\ncell, or a generator that is not here, was not tried.\n\n"
+        "token.\n\n"
         '"fused" and "split" say whether attention kernels of one piece were found in the engine. '
-        "Heads here are\nof 8, too small for any; `tests/export/engines/test_engine.py` shows the "
-        "same node fused at 32. A bare\nyes: no `Attention` in it, or one spelled out for its soft "
-        "cap. Made with\n"
-        f"tensorrt-rtx {version_of('tensorrt-rtx-cu12-bindings')}, torch {version_of('torch')}, "
-        f"transformers {version_of('transformers')} by\n"
+        'Heads are of 8,\ntoo small for any; those of the rows named "wide" are of 64, and '
+        "their int8, fp8 and int4 have the rest\nin float16. A bare yes: no `Attention` in it, or "
+        f"one spelled out for its soft cap. Made with\n{_versions()} by\n"
         f"`python -m tfx.quantize.engine_survey -o docs/tensorrt.md`.{missing}\n\n{table(rows)}\n"
     )
     if output is not None:

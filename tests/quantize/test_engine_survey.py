@@ -48,7 +48,7 @@ def steps(monkeypatch, tmp_path):
 
 
 def test_each_precision_is_built_and_bundles_are_kept(steps, tmp_path):
-    found = survey([BERT], SM89, tmp_path)
+    found = survey([BERT], SM89, tmp_path, ("fp32", "fp16", "int8"))
     assert [(one.precision, one.problem, one.fused_kernels) for one in found] == [
         ("fp32", "", 1),
         ("fp16", "", 1),
@@ -180,6 +180,10 @@ def test_rows_are_gone_on_from(steps, tmp_path, monkeypatch):
     assert (result.exit_code, steps, page.read_text()) == (0, [], text)
     result = CliRunner().invoke(main, ["mpnet", "--rows", str(store), "--precision", "fp16"])
     assert [step for step, _ in steps] == ["export", "quantize", "build"]
+    steps.clear()
+    both = ["--rows", str(store), "--precision", "fp32", "--precision", "bf16"]
+    CliRunner().invoke(main, ["mpnet", *both])  # of a family that is begun the rest alone
+    assert [name for step, name in steps if step == "build"] == ["bundle-bf16"]
     assert "| MPNet | `MPNetModel` | whole | yes, fused | yes, fused |" in result.stdout
 
 
@@ -190,6 +194,30 @@ def test_rows_of_families_that_are_gone_are_left_out(tmp_path):
     module.append_attempt(store, attempt)
     store.write_text(store.read_text() + store.read_text().replace("BertModel", "GoneModel"))
     assert module.read_attempts(store) == [attempt]
+
+
+def test_rows_of_other_versions_are_made_again(tmp_path, monkeypatch):
+    store = tmp_path / "rows.jsonl"
+    module.append_attempt(store, Attempt(BERT, "", "fp16"))
+    monkeypatch.setattr(module, "version_of", lambda name: "99")
+    assert module.read_attempts(store) == []
+
+
+def test_wide_ones_have_float16_around_what_is_lowered(steps, tmp_path, monkeypatch):
+    recipes = []
+
+    def quantize_bundle(parent, path, *, recipe, data):
+        recipes.append((parent.name, recipe.precision, recipe.rest))
+        return write_bundle(path)
+
+    monkeypatch.setattr(module, "quantize_bundle", quantize_bundle)
+    survey([BERT, module.WIDE[0]], SM89, tmp_path, ("fp32", "fp16", "int4"))
+    assert [(kind, rest) for _, kind, rest in recipes] == [
+        (DType.FLOAT16, DType.FLOAT32),
+        (DType.INT4, DType.FLOAT32),
+        (DType.FLOAT16, DType.FLOAT32),
+        (DType.INT4, DType.FLOAT16),
+    ]
 
 
 def test_a_family_builds_in_float16(tmp_path):
