@@ -14,6 +14,8 @@ from tfx.runtime.audio import audio_feed
 from tfx.runtime.speech.ctc import spoken
 from tfx.signature import Signature
 
+from .tokenization import load_tokenizer
+
 WAVEFORM, LOG_MEL, MASK = "input_values", "input_features", "attention_mask"
 FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -149,13 +151,7 @@ def read_transcription(
     if not (folder / "vocab.json").is_file():
         notes.append("the checkpoint has no CTC vocabulary: predict gives logits, not text")
         return None
-    try:
-        tokenizer = need("transformers").AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False
-        )
-    # What a damaged file raises depends on which of a tokenizer's many files it is.
-    except Exception as error:
-        raise SourceError(f"cannot load the tokenizer of {folder}: {error}") from error
+    tokenizer = load_tokenizer(folder)
     said = _transcription(tokenizer, count, int(np.prod(strides)))
     if said is None or not _spells(said, tokenizer):
         notes.append(

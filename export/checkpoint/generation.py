@@ -9,7 +9,7 @@ from typing import Any
 from tfx.errors import SourceError
 from tfx.processing import Generation
 
-from .languages import load_tokenizer
+from .tokenization import load_tokenizer
 
 TEMPLATE_FILE = "chat_template.jinja"
 SETTINGS_FILE = "generation_config.json"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfx.errors import SourceError
-from tfx.extras import install_hint, need
+from .tokenization import load_tokenizer
 
 # How mBART and NLLB write the token of a language: "en_XX", "eng_Latn".
 CODE = re.compile(r"[a-z]{2,3}_[A-Z][A-Za-z]{1,3}")
@@ -34,24 +32,6 @@ class Languages:
     sources: Mapping[str, int] = field(default_factory=dict)
     source_place: int = 0
     leads_input: bool = False
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint, by transformers.
-
-    Raises:
-        SourceError: If it is damaged, or needs a library that is not installed.
-    """
-    try:
-        return need("transformers").AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    # What a damaged file raises depends on which of a tokenizer's many files it is.
-    except Exception as error:
-        # transformers says it in many ways, some of which are no ImportError.
-        lacking = "sentencepiece" in str(error).lower() and not _has_sentencepiece()
-        raise SourceError(
-            f"cannot load the tokenizer of {folder}: {error}",
-            hint=install_hint("sentencepiece") if lacking else "",
-        ) from error
 
 
 def read_languages(folder: Path) -> Languages:
@@ -99,7 +79,3 @@ def _source_place(tokenizer: Any, targets: Mapping[str, int]) -> int | None:
     if len(ids) > 1 and targets[code] in (ids[0], ids[-1]):
         return 0 if ids[0] == targets[code] else -1
     return None
-
-
-def _has_sentencepiece() -> bool:
-    return importlib.util.find_spec("sentencepiece") is not None

@@ -16,6 +16,8 @@ from tfx.errors import SourceError
 from tfx.extras import install_hint, need
 from tfx.models import KNOWN_MODELS
 from tfx.recipe import (
+    DECODER,
+    GENERATING_DECODER,
     GENERATING_PARTS,
     GENERATOR,
     PARTS,
@@ -39,6 +41,7 @@ from tfx.runtime.pytorch.parts import notes_of
 from tfx.runtime.pytorch.trimming import trim_config
 
 from ..changes import describe_changes, task_of_adapter
+from .tokenization import has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -173,8 +176,10 @@ def load(model: str | torch.nn.Module, recipe: ExportRecipe, examples: Any = Non
         if part in (*PARTS, *GENERATING_PARTS):
             _refuse_trimming(class_name, source.changes)
         source = dataclasses.replace(source, class_name=class_name, part=part)
-        module = load_module(source)
         folder = None if source.kind is SourceKind.CONFIG else checkpoint_folder(source)
+        if folder is not None and _reads_text(class_name, part) and has_tokenizer(folder):
+            load_tokenizer(folder)  # of one that is damaged it is said before minutes of tracing
+        module = load_module(source)
     notes = describe_changes(source.changes, config)
     notes = (*notes, *notes_of(class_name, config, part))
     if source.changes.layers:
@@ -357,6 +362,13 @@ def _checked_part(config: Any, class_name: str, part: str) -> str:
     elif part:
         raise SourceError(f"{class_name} has no {part}: it is one graph", hint="Leave part out.")
     return part
+
+
+def _reads_text(class_name: str, part: str) -> bool:
+    """Whether texts are made tokens for it; a decoder's are what it wrote itself."""
+    cls = getattr(need("transformers"), class_name, None)
+    decodes = part in (DECODER, GENERATING_DECODER)
+    return not decodes and getattr(cls, "main_input_name", "") == "input_ids"
 
 
 def _task_of(manager: Any, class_name: str) -> str:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tfx.errors import SourceError
-from tfx.processing import Activation, Classification, Embedding, Pooling, Processing, Tokenization
+from tfx.processing import Activation, Classification, Embedding, Pooling, Processing
 from tfx.recipe import DECODER, GENERATING_DECODER
-from tfx.signature import SEQUENCE, Signature
+from tfx.signature import Signature
 
 from .audio import read_audio, read_transcription
 from .dictation import read_dictation
 from .images import read_images
-from .languages import load_tokenizer
-from .pieces import Converted, convert, is_convertible
-
-if TYPE_CHECKING:
-    import tokenizers
-
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model")
+from .settings import read_json
+from .tokenization import write_tokenizer
 
 # Before version 5, sentence-transformers wrote one flag per pooling mode.
 LEGACY_POOLING = {
@@ -69,7 +62,7 @@ def read_processing(
     # A decoder's input_ids are its own output so far, not a text to be read.
     decodes = part in (DECODER, GENERATING_DECODER)
     if not decodes and any(spec.name == "input_ids" for spec in signature.inputs):
-        tokenization = _write_tokenizer(folder, signature, target, notes)
+        tokenization = write_tokenizer(folder, signature, target, notes)
     names = {spec.name for spec in signature.outputs}
     embedding = classification = None
     if "last_hidden_state" in names and (folder / "modules.json").is_file():
@@ -84,7 +77,7 @@ def read_processing(
     if task == SPEECH and part == GENERATING_DECODER:
         dictation = read_dictation(config, folder, notes)
         if dictation is not None:  # its encoder, which has the tokenizer of others, reads no text
-            tokenization = _write_tokenizer(folder, signature, target, notes)
+            tokenization = write_tokenizer(folder, signature, target, notes)
     processing = Processing(
         tokenization,
         embedding,
@@ -119,75 +112,17 @@ def classification_of(config: Any, *, per_token: bool) -> Classification:
     return Classification("logits", labels, activation, per_token)
 
 
-def _write_tokenizer(
-    folder: Path, signature: Signature, target: Path, notes: list[str]
-) -> Tokenization | None:
-    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
-        notes.append("the checkpoint has no tokenizer: predict takes arrays, not text")
-        return None
-    loaded = load_tokenizer(folder)
-    converted = _converted(loaded)
-    if isinstance(converted, str):
-        notes.append(
-            f"{type(loaded).__name__} has no `tokenizers` form{converted}: "
-            "predict takes arrays, not text"
-        )
-        return None
-    backend: tokenizers.Tokenizer = converted.tokenizer
-    limits = [loaded.model_max_length]
-    if SEQUENCE in signature.ranges:
-        limits.append(signature.ranges[SEQUENCE].max)
-    sentence = _read_json(folder / "sentence_bert_config.json")
-    if sentence.get("max_seq_length"):
-        limits.append(sentence["max_seq_length"])
-    if sentence.get("do_lower_case"):
-        backend.normalizer = _lower_cased(backend.normalizer)
-    # Lengths and padding are the runtime's to choose, feed by feed.
-    backend.no_truncation()
-    backend.no_padding()
-    (target / TOKENIZER_FILE).write_text(backend.to_str(pretty=False), encoding="utf-8")
-    pad_id = loaded.pad_token_id
-    if pad_id is None:
-        # Hidden by the mask: any token will do.
-        pad_id = loaded.eos_token_id or 0
-    return Tokenization(
-        TOKENIZER_FILE,
-        int(min(limits)),
-        int(pad_id),
-        loaded.padding_side,
-        converted.known,
-        converted.unknown,
-    )
-
-
-def _converted(loaded: Any) -> Converted | str:
-    """A tokenizer of transformers for the library ``tokenizers``, or why there is none."""
-    if loaded.is_fast:
-        return Converted(loaded.backend_tokenizer)
-    if not is_convertible(loaded):
-        return ""
-    found = convert(loaded)
-    return f" ({found})" if isinstance(found, str) else found
-
-
-def _lower_cased(normalizer: Any) -> Any:
-    from tokenizers import normalizers
-
-    steps = [normalizers.Lowercase()] + ([normalizer] if normalizer is not None else [])
-    return normalizers.Sequence(steps)
-
-
 def _embedding(folder: Path, notes: list[str]) -> Embedding | None:
     pooling: tuple[Pooling, ...] = ()
     normalize = False
-    for module in _read_json(folder / "modules.json", expected=list):
+    for module in read_json(folder / "modules.json", expected=list):
         if not isinstance(module, dict):
             raise SourceError(f"{folder / 'modules.json'} is damaged: {module!r} is not a module")
         match str(module.get("type", "")).rpartition(".")[2]:
             case "Transformer":
                 pass
             case "Pooling":
-                modes = _pooling_modes(_read_json(folder / str(module.get("path")) / "config.json"))
+                modes = _pooling_modes(read_json(folder / str(module.get("path")) / "config.json"))
                 if modes is None:
                     notes.append("its pooling is not known here: predict gives token vectors")
                     return None
@@ -197,7 +132,7 @@ def _embedding(folder: Path, notes: list[str]) -> Embedding | None:
             case other:
                 notes.append(f"it has a {other} module: predict gives token vectors")
                 return None
-    prompts = _read_json(folder / "config_sentence_transformers.json")
+    prompts = read_json(folder / "config_sentence_transformers.json")
     if prompts.get("default_prompt_name"):
         name = prompts["default_prompt_name"]
         notes.append(f"its default prompt {name!r} is not added: put it in the text")
@@ -215,18 +150,3 @@ def _pooling_modes(config: dict[str, Any]) -> tuple[Pooling, ...] | None:
     if not modes or not set(modes) <= set(Pooling):
         return None
     return tuple(Pooling(mode) for mode in modes)
-
-
-def _read_json(path: Path, expected: type = dict) -> Any:
-    """The JSON of a file of the checkpoint; empty where the file is not there."""
-    if not path.is_file():
-        return expected()
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path} is damaged: {error}") from error
-    if not isinstance(document, expected):
-        raise SourceError(
-            f"{path} is damaged: got {type(document).__name__}, expected {expected.__name__}"
-        )
-    return document

@@ -11,8 +11,10 @@ import torch
 import transformers
 from support import checkpoints
 from support.loading import RANDOM, RECIPE, edit_config, refused
+from torch import nn
 
 from tfx.errors import SourceError
+from tfx.export.checkpoint import loader
 from tfx.export.checkpoint.loader import choose_class, load
 from tfx.models import KNOWN_MODELS
 from tfx.recipe import ExportRecipe
@@ -77,6 +79,24 @@ def test_truncated_weights(copied, keep):
         "its weights are cut short or damaged: "
     )
     assert hint == "Copy or download model.safetensors again."
+
+
+def test_a_damaged_tokenizer_is_told_before_the_weights_are_loaded(copied, monkeypatch):
+    checkpoints.write_tokenizer(copied)
+    (copied / "tokenizer.json").write_text("{")
+    monkeypatch.setattr(loader, "load_module", lambda source: pytest.fail("loaded the model"))
+    message, hint = refused(copied)
+    assert message.startswith(f"cannot load the tokenizer of {copied}: ")
+    assert hint == "Copy or download the tokenizer's files again."
+
+
+def test_a_tokenizer_that_is_not_read_may_be_damaged(monkeypatch, tmp_path):
+    checkpoints.write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    config = transformers.ViTConfig(architectures=["ViTModel"])
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(loader, "load_module", lambda source: nn.Linear(2, 2))
+    assert load(str(tmp_path), RECIPE).folder == tmp_path
 
 
 def test_weights_of_another_size(copied):
