@@ -124,8 +124,8 @@ def test_what_is_wrong_is_one_line(tmp_path, bundle, data):
         "random has random weights: its accuracy says nothing",
         "Export it from a trained checkpoint, without --random-weights.",
     )
-    error, hint = fails(run(bundle.path, "--eval", data, "--metric", "bleu"))
-    assert error == "no metric called 'bleu'"
+    error, hint = fails(run(bundle.path, "--eval", data, "--metric", "rouge"))
+    assert error == "no metric called 'rouge'"
     assert hint.startswith("Use one of: accuracy, ")
     data.write_text("sentence\tlabel\ngood\tpositive\n")
     assert fails(run(bundle.path, "--eval", data)) == (
