@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Literal, Self, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
 import numpy as np
 
@@ -38,14 +38,14 @@ from .generation.kv_cache import text_view, whole_feed
 from .generation.writing import Writing
 from .opening import open_session
 from .session_report import SessionReport
-from .speech.sounds import answer_sounds
 from .text.answers import Answer
-from .text.batcher import Batcher, Batching
-from .text.requests import no_inputs, request_of
 from .text.stream import answer_stretches
 from .text.texts import TextRunner, stacked
 from .text.tokenizer import LongTexts, Text
 from .verification import Verification
+
+if TYPE_CHECKING:
+    from .text.batcher import Batcher, Batching
 
 # What predict gives for arrays.
 Outputs = Literal["numpy", "dlpack"]
@@ -180,11 +180,15 @@ class Session(Writing):
             feed = self._checked(inputs, check_finite=check_finite)
             return self._run_where_it_is(feed, outputs)
         if self.bundle.manifest.processing.audio is not None:
+            from .speech.sounds import answer_sounds  # few models hear
+
             return answer_sounds(self.bundle, self._run, inputs, sampling_rate, max_rows)
         if isinstance(inputs, str | tuple):
             return self._predict_texts([inputs], max_rows, long)[0]
         if isinstance(inputs, list):
             return stacked(self._predict_texts(inputs, max_rows, long))
+        from .text.requests import no_inputs
+
         raise no_inputs(inputs)
 
     def _checked(self, inputs: Mapping[str, Any], *, check_finite: bool = False) -> dict[str, Any]:
@@ -229,10 +233,14 @@ class Session(Writing):
             FeedError: If the inputs are neither arrays nor texts.
             BackendError: If the session is closed.
         """
+        from .text.requests import request_of  # few sessions merge requests
+
         request = request_of(inputs, long)
         return self._opened_batcher().submit(request)
 
     def _opened_batcher(self) -> Batcher:
+        from .text.batcher import Batcher
+
         with self._lock:
             if self._closed:
                 raise self._refusal()
@@ -425,9 +433,8 @@ def load_session(
     if threads is not None and threads < 1:
         raise BackendError(f"threads is {threads}, expected 1 or more")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False)
-    is_engine = opened.manifest.engine is not None
-    name, why = backend, ""
-    if name == AUTO and not is_engine:
+    why = ""
+    if backend == AUTO and opened.manifest.engine is None:
         from .tuning.auto import resolve  # not needed where a backend is named
 
         opened, trial, why = resolve(
@@ -438,13 +445,12 @@ def load_session(
             tune=tune,
             trust=trust,
         )
-        name, precision = trial.candidate.backend, trial.candidate.precision
-        threads = trial.candidate.threads
+        chosen = trial.candidate
+        backend, precision, threads = chosen.backend, chosen.precision, chosen.threads
     if verification is None and verify and opened is not bundle:
         verification = Verification(opened.path)
     try:
-        if name in ("", AUTO):  # an engine leaves no choice
-            name = "tensorrt" if is_engine else first_available()
+        name = _name_of(backend, opened)
         found = get_backend(name)
     finally:
         if verification is not None:  # what is damaged is said first, and nothing of it loaded
@@ -458,17 +464,23 @@ def load_session(
     if why:
         facts = executable.facts
         executable.facts = dataclasses.replace(facts, notes=(*facts.notes, why))
-    beside = None
-    if opened.manifest.encoder is not None:
 
-        def beside() -> Session:
-            return open_session(
-                encoder_of(opened, encoder),
-                backend=name,
-                device=device,
-                threads=threads,
-                precision=precision,
-                trust=trust,
-            )
+    def beside() -> Session:
+        return open_session(
+            encoder_of(opened, encoder),
+            backend=name,
+            device=device,
+            threads=threads,
+            precision=precision,
+            trust=trust,
+        )
 
-    return Session(opened, executable, time.perf_counter() - started, batching, beside)
+    open_encoder = None if opened.manifest.encoder is None else beside
+    return Session(opened, executable, time.perf_counter() - started, batching, open_encoder)
+
+
+def _name_of(backend: str, bundle: Bundle) -> str:
+    """The backend that is meant: an engine leaves no choice where none is named."""
+    if backend not in ("", AUTO):
+        return backend
+    return first_available() if bundle.manifest.engine is None else "tensorrt"
