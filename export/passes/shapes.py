@@ -44,7 +44,8 @@ def name_axes(model: ir.Model, dynamic: Mapping[str, tuple[str, ...]]) -> dict[s
                 continue
             size = _size(dim)
             if not isinstance(size, str):
-                problems.append(f"{value.name}: axis {axis} ({label}) is fixed at {size}")
+                why = _why_fixed(size)
+                problems.append(f"{value.name}: axis {axis} ({label}) is fixed at {size}{why}")
                 continue
             known = names.setdefault(size, label)
             if known != label:
@@ -85,7 +86,8 @@ def settle_axes(
             size = _size(dim)
             if not isinstance(size, str):
                 if label:
-                    notes.append(f"axis {axis} of {value.name} is fixed at {size} by the model")
+                    why = _why_fixed(size) or " by the model"
+                    notes.append(f"axis {axis} of {value.name} is fixed at {size}{why}")
                 labels.append("")
             else:
                 label = label_of.setdefault(size, label) if label else ""
@@ -122,6 +124,11 @@ def _size(dim: int | ir.SymbolicDim) -> int | str | None:
     """A size, or a symbol; tracing writes a size it found out to be fixed as text, "32"."""
     value = dim if isinstance(dim, int) else dim.value
     return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _why_fixed(size: int | None) -> str:
+    """Tracing takes a size of 1 for a constant, whatever the model admits."""
+    return ", the example's size: give an example of 2 or more" if size == 1 else ""
 
 
 def _renamed(dim: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | str | None:

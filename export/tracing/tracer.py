@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfx.chatter import quiet
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
+# Where PyTorch's report of a guard names the model's own code.
+RAISED_BY = re.compile(r'call raised this error:\n\s*File "(.+)", line (\d+), in .*\n\s*(.+)')
 RANGE_CONSTRAINTS = "pkg.torch.export.ExportedProgram.range_constraints"
 
 
@@ -123,6 +126,10 @@ def _bounds(constraints: str, *, upper: bool) -> dict[str, int]:
 def _trace_problem(error: BaseException) -> str:
     kind, text = type(error).__name__, _first_line(error)
     if kind == "GuardOnDataDependentSymNode":
+        where = RAISED_BY.search(str(error))
+        if where is not None:
+            file, line, code = where.groups()
+            text = f"{Path(file).name}, line {line}: {code}"
         return f"its forward() branches on values of a tensor ({text})"
     return f"{kind}: {text}"
 

@@ -106,8 +106,50 @@ def test_axis_the_module_fixes(tmp_path):
 def test_module_that_branches_on_values(tmp_path):
     with pytest.raises(ExportError, match=r"^PyTorch cannot trace the model: ") as caught:
         export_bundle(modules.Branching(), tmp_path / "to", examples=torch.ones(2, 3))
+    assert "(modules.py, line " in str(caught.value)
+    assert str(caught.value).endswith(": return x * 2 if x.sum() > 0 else x - 1)")
     assert caught.value.hint.startswith("Compute both sides and choose with torch.where; ")
     assert os.listdir(tmp_path) == []
+
+
+class Noisy(nn.Module):
+    """Never gives the same twice."""
+
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+def test_module_that_draws_random_numbers(tmp_path):
+    with pytest.raises(ExportError) as caught:
+        export_bundle(Noisy(), tmp_path / "to", examples=torch.ones(2, 3))
+    assert str(caught.value) == (
+        "the model draws random numbers (RandomNormalLike): no outputs can be compared"
+    )
+    assert caught.value.hint == "Take them as an input, or leave them out in eval mode."
+    assert os.listdir(tmp_path) == []
+
+
+class Patches(nn.Module):
+    """A position for each of 4 x 4 patches, as a ViT has; tracing lets height and width vary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.positions = nn.Parameter(torch.randn(1, 16, 8))
+
+    def forward(self, images):
+        return self.patches(images).flatten(2).transpose(1, 2) + self.positions
+
+
+def test_size_that_only_the_module_refuses(tmp_path):
+    bundle = export_bundle(Patches(), tmp_path / "m", examples=torch.randn(2, 3, 16, 16))
+    assert bundle.manifest.signature.inputs[0].shape == ("batch", 3, 16, 16)
+    assert bundle.manifest.notes[0] == "axis 1 of images is fixed at 3 by the model"
+    for axis, note in zip((2, 3), bundle.manifest.notes[1:], strict=True):
+        assert note.startswith(
+            f"axis {axis} of images is fixed at 16, the model fails on others: The size of tensor"
+        )
+    assert bundle.manifest.parity.passed
 
 
 class Counting(nn.Module):

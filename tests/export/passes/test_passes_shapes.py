@@ -88,6 +88,15 @@ def test_settled_axes_are_what_tracing_found():
     assert shapes(model)["y"] == ["batch", "x_dim2", "y_dim2"]
 
 
+def test_axis_that_the_example_alone_fixes():
+    model = graph_of("g (float[1, s2] x) => (float[1, s2] z) { z = Identity(x) }")
+    _, notes = settle_axes(model, {"x": TOKENS})
+    why = "fixed at 1, the example's size: give an example of 2 or more"
+    assert notes == [f"axis 0 of x is {why}"]
+    with pytest.raises(ExportError, match=rf"x: axis 0 \(batch\) is {why}$"):
+        name_axes(model, {"x": TOKENS})
+
+
 def test_settling_says_nothing_of_axes_that_were_not_guessed():
     model = graph_of("g (float[4] x) => (float[4] y) { y = Identity(x) }")
     assert settle_axes(model, {"x": ("",)}) == ({"x": ("",)}, [])
