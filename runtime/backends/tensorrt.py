@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import queue
 import threading
@@ -27,9 +28,10 @@ from ..backend import (
     precision_refused,
     session_closed,
 )
-from ..cuda import Device, cuda_runtime, describe_device, missing_gpu
+from ..cuda import Device, call, cuda_runtime, describe_device, missing_gpu
 from ..device_arrays import DeviceArray
 from ..engines import errors_of, first_error, is_known_engine, library_log, load_library
+from .tensorrt_kernels import Kernels, kernels_entry
 from .tensorrt_lane import Lane, Loaded
 
 # Runs at the same time: one computes while another's data is on its way.
@@ -94,6 +96,8 @@ class TensorRt:
         device = describe_device(gpu_index(options.device, "tensorrt"))
         require_key(bundle, build, trt, device)
         plan = read_engine(bundle)
+        cuda = cuda_runtime()
+        call(cuda.cudaSetDevice, device.index)  # where the library puts the weights
         with errors_of(trt) as errors:
             runtime = trt.Runtime(library_log(trt))
             # Such a plan brings a runtime of its own version, which is code of the host.
@@ -104,15 +108,19 @@ class TensorRt:
                 _put_weights_in(bundle, trt, engine, errors)
             if build.recipe.weight_streaming:
                 engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+            kernels = None
+            if build.recipe.target is Target.TENSORRT_RTX:
+                entry = kernels_entry(bundle, trt.__version__, device)
+                kernels = Kernels(trt, engine, entry)
         loaded = Loaded(
             trt,
-            cuda_runtime(),
+            cuda,
             runtime,
             engine,
             device.index,
             bundle.manifest.signature,
             build.profiles,
-            capture=build.recipe.target is Target.TENSORRT,
+            kernels=kernels,
         )
         facts = RunFacts(
             backend="tensorrt",
@@ -138,6 +146,8 @@ class TensorRtExecutable:
         self.facts = facts
         self.gpu = loaded.device
         self._loaded: Loaded | None = loaded
+        self._kernels = loaded.kernels
+        self._saved = self._kernels is None
         self._lock = threading.Lock()
         # The last lane given back is the first taken: its buffers are warm. None: not made yet.
         self._lanes: queue.LifoQueue[Lane | None] = queue.LifoQueue()
@@ -173,20 +183,33 @@ class TensorRtExecutable:
         """Free the lanes that nobody uses now, and the others when their run ends."""
         with self._lock:
             self._loaded = None
-            idle = []
-            while not self._lanes.empty():
-                idle.append(self._lanes.get())
-            for lane in idle:
-                if lane is not None:
-                    lane.close()
-                self._lanes.put(None)
+            self._settle()
 
     def _give_back(self, lane: Lane | None) -> None:
         with self._lock:
+            self._lanes.put(lane)
+            if self._loaded is None or not self._saved:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Close the lanes that nobody uses, if the engine is closed; save what it compiled.
+
+        That takes all of them: nothing may run meanwhile. Once after a run, as a process may be
+        killed, and at the end.
+        """
+        idle: list[Lane | None] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                idle.append(self._lanes.get_nowait())
+        for lane in idle:
             if self._loaded is None and lane is not None:
                 lane.close()
-                lane = None
-            self._lanes.put(lane)
+        if len(idle) == LANES:
+            if self._kernels is not None:
+                self._kernels.save()
+            self._saved = True
+        for lane in reversed(idle):
+            self._lanes.put(None if self._loaded is None else lane)
 
 
 def require_key(bundle: Bundle, build: EngineBuild, trt: ModuleType, device: Device) -> None:

@@ -17,6 +17,7 @@ from tfx.signature import ShapeRange, Signature, TensorSpec
 from ..cuda import Buffer, Memory, call
 from ..device_arrays import DeviceArray
 from ..engines import errors_of, first_error
+from .tensorrt_kernels import Kernels
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ class Loaded:
         device: Index of the GPU.
         signature: What it takes and gives.
         profiles: Sizes of every dynamic axis, one mapping per optimization profile.
-        capture: Whether a lane records CUDA graphs itself; TensorRT-RTX does it on its own.
+        kernels: Of TensorRT-RTX, which compiles them here, and records CUDA graphs by itself; None
+            where lanes record them.
     """
 
     trt: ModuleType
@@ -49,7 +51,7 @@ class Loaded:
     device: int
     signature: Signature
     profiles: tuple[Profile, ...]
-    capture: bool
+    kernels: Kernels | None
 
 
 def choose_profile(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int:
@@ -85,7 +87,7 @@ class Lane:
         self._loaded = loaded
         trt, cuda, engine = loaded.trt, loaded.cuda, loaded.engine
         call(cuda.cudaSetDevice, loaded.device)
-        self._context = _context(trt, engine, capture=loaded.capture)
+        self._context = _context(engine, loaded.kernels)
         self._stream: Any = call(cuda.cudaStreamCreate)
         specs = (*loaded.signature.inputs, *loaded.signature.outputs)
         self._buffers = {spec.name: Buffer(cuda) for spec in specs}
@@ -96,7 +98,7 @@ class Lane:
             if engine.get_tensor_location(spec.name) == trt.TensorLocation.HOST
         }
         self._profile = 0
-        self._capture = loaded.capture
+        self._capture = loaded.kernels is None
         # What a recording depends on to a cudaGraphExec_t and the shapes of the outputs.
         self._graphs: dict[Any, tuple[Any, list[tuple[int, ...]]]] = {}
         self._seen: Any = None
@@ -304,13 +306,9 @@ class Lane:
         self._context.set_output_allocator(spec.name, self._allocators[spec.name])
 
 
-def _context(trt: ModuleType, engine: Any, *, capture: bool) -> Any:
-    if capture:
-        context = engine.create_execution_context()
-    else:
-        config = engine.create_runtime_config()
-        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        context = engine.create_execution_context(config)
+def _context(engine: Any, kernels: Kernels | None) -> Any:
+    settings = () if kernels is None else (kernels.config,)
+    context = engine.create_execution_context(*settings)
     if context is None:
         raise BackendError(
             "the engine gives no execution context",

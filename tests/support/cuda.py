@@ -139,9 +139,9 @@ class FakeCuda:
         return (Error.cudaSuccess,)
 
 
-def plant_gpu(monkeypatch, backend):
+def plant_gpu(monkeypatch, backend, **settings):
     """Make this a machine with one GPU of sm89, for ``backend``, a module, and the rest."""
-    cuda = FakeCuda()
+    cuda = FakeCuda(**settings)
     monkeypatch.setattr(cuda_module, "cuda_runtime", cuda.module)
     monkeypatch.setattr(backend, "cuda_runtime", cuda.module)
     return cuda

@@ -168,6 +168,8 @@ class FakeRuntime:
         profiles: Profile of each run.
         contexts: How many there are.
         strategies: CUDA graph strategy of each context, where one was given.
+        kernels: Runtime cache of each context, where one was given.
+        device: GPU that the last plan was loaded on.
         fails: What the next run says instead of running.
         later: Outputs whose shape is known only after a run.
         host_code: Whether the last plan could bring code of the host.
@@ -177,6 +179,7 @@ class FakeRuntime:
         self.cuda, self.signature, self.function, self.plan = cuda, signature, function, plan
         self.version = version
         self.refitted, self.profiles, self.contexts, self.strategies = "", [], 0, []
+        self.kernels, self.device = [], None
         self.fails, self.later, self.on_host = "", set(), set()
         self.log = None
         self.budget = None
@@ -197,6 +200,7 @@ class FakeRuntime:
 
             def deserialize_cuda_engine(self, plan):
                 outer.host_code = self.engine_host_code_allowed
+                outer.device = outer.cuda.device
                 if plan != outer.plan:
                     outer.log.log(module.ILogger.ERROR, "bad magic")
                     return None
@@ -273,13 +277,45 @@ class FakeEngine:
         self.runtime.budget = budget
 
     def create_runtime_config(self):
-        return SimpleNamespace(cuda_graph_strategy=CudaGraphStrategy.DISABLED)
+        return FakeRuntimeConfig()
 
     def create_execution_context(self, config=None):
         self.runtime.contexts += 1
         if config is not None:
             self.runtime.strategies.append(config.cuda_graph_strategy)
+            self.runtime.kernels.append(config.cache)
         return FakeContext(self)
+
+
+class FakeRuntimeConfig:
+    """``IRuntimeConfig``."""
+
+    def __init__(self):
+        self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
+        self.cache = None
+
+    def create_runtime_cache(self):
+        return FakeRuntimeCache()
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+        return True
+
+
+class FakeRuntimeCache:
+    """``IRuntimeCache``: a byte for each shape that was compiled; "foreign" is of another GPU."""
+
+    def __init__(self):
+        self.compiled = b""
+
+    def deserialize(self, blob):
+        if blob.startswith(b"foreign"):
+            return False
+        self.compiled = bytes(blob)
+        return True
+
+    def serialize(self):
+        return self.compiled
 
 
 class FakeContext:
@@ -305,6 +341,9 @@ class FakeContext:
         self.allocators[name] = allocator
         return True
 
+    def _size(self):
+        return sum(map(sum, self.shapes.values())) % 256
+
     def infer_shapes(self):
         return [s.name for s in self.runtime.signature.inputs if s.name not in self.shapes]
 
@@ -326,6 +365,8 @@ class FakeContext:
             runtime.log.log(Severity.ERROR, runtime.fails or "cannot be captured")
             return False
         runtime.profiles.append(self.profile)
+        if runtime.kernels and (size := self._size()) not in runtime.kernels[-1].compiled:
+            runtime.kernels[-1].compiled += bytes([size])
         signature, shapes, addresses = runtime.signature, dict(self.shapes), dict(self.addresses)
 
         def compute():
