@@ -41,7 +41,9 @@ from tfx.quantization import (
     help="Real inputs: TSV, CSV, JSONL, text, npz, images; or the word random, for latency work.",
 )
 @click.option("--eval", "evaluation", type=DATA, help="Data to measure accuracy on.")
-@click.option("--max-drop", type=float, help="Largest loss of the metric to allow, e.g. 0.01.")
+@click.option(
+    "--max-drop", type=float, help="Largest loss of the metric to allow, in its unit, e.g. 0.01."
+)
 @click.option("--metric", default="auto", show_default=True, help="Of the accuracy.")
 @click.option("--samples", default=512, show_default=True, help="Most calibration samples.")
 @click.option("--tokens", default=0, help="Cut calibration texts to so many tokens.")

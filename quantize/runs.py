@@ -10,6 +10,7 @@ from tfx.console import Progress
 from tfx.errors import BackendError, DataError, RecipeError
 from tfx.quantization import QuantizeRecipe
 from tfx.runtime.accuracy.datasets import IMAGES, Dataset, DatasetKind, read_dataset
+from tfx.runtime.accuracy.metrics import check_drop
 from tfx.runtime.accuracy.observations import Head, head_of
 from tfx.runtime.text.tokenizer import Text
 
@@ -65,6 +66,8 @@ def quantize_with_files(
     require_parent(parent)
     data, prepared, rest = _calibration(parent, recipe, calibration)
     judges = _judges(parent, recipe, data, rest, evaluation, steps)
+    if recipe.max_drop is not None:
+        check_drop(judges[0].metric, recipe.max_drop)
 
     def on_pass(what: str, done: int, total: int) -> None:
         if done == 1:

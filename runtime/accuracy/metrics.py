@@ -19,6 +19,9 @@ from tfx.extras import need
 from .spoken import character_rows, error_rate, word_rows
 from .translated import translation_rows, translation_score
 
+# Units of what is at most 1; a perplexity, an error rate or a score of 100 points may lose more.
+UP_TO_ONE = ("share", "rho", "r", "cosine")
+
 # Probabilities below this are taken for it: their logarithm would be -inf where they underflow.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
@@ -90,6 +93,23 @@ def find_metric(name: str) -> Metric:
     if name not in METRICS:
         raise DataError(f"no metric called {name!r}", hint=f"Use one of: {', '.join(METRICS)}.")
     return METRICS[name]
+
+
+def check_drop(name: str, drop: float) -> None:
+    """Refuse a budget in percent, of a metric that loses next to nothing of 1.
+
+    Args:
+        name: Of a metric.
+        drop: The most it may lose, in its unit.
+
+    Raises:
+        DataError: If that is 1 or more of a share, a correlation or a cosine.
+    """
+    if drop >= 1 and find_metric(name).unit in UP_TO_ONE:
+        raise DataError(
+            f"max_drop is {drop:g} of {name}, which is at most 1: expected below 1",
+            hint="Write 1 % as 0.01.",
+        )
 
 
 def correlation(pairs: np.ndarray) -> np.ndarray:

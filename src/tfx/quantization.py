@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -99,8 +100,8 @@ class QuantizeRecipe:
             problems.append(f"smooth is {self.smooth}, expected 0 to 1")
         if self.block_size < 16 or self.block_size & (self.block_size - 1):
             problems.append(f"block_size is {self.block_size}, expected a power of 2 from 16")
-        if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            problems.append(f"max_drop is {self.max_drop}, expected 0 or more and below 1")
+        if self.max_drop is not None and not 0 <= self.max_drop < math.inf:
+            problems.append(f"max_drop is {self.max_drop}, expected 0 or more")
         if self.samples < 1:
             problems.append(f"samples is {self.samples}, expected 1 or more")
         if self.tokens < 0:

@@ -23,7 +23,7 @@ from tfx.quantization import (
         ({"percentile": 50.0}, "percentile is 50.0, expected above 50 and up to 100"),
         ({"smooth": 1.5}, "smooth is 1.5, expected 0 to 1"),
         ({"block_size": 48}, "block_size is 48, expected a power of 2 from 16"),
-        ({"max_drop": -0.1}, "max_drop is -0.1, expected 0 or more and below 1"),
+        ({"max_drop": -0.1}, "max_drop is -0.1, expected 0 or more"),
         ({"samples": 0}, "samples is 0, expected 1 or more"),
         ({"tokens": -1}, "tokens is -1, expected 0 or more"),
         ({"seed": -1}, "seed is -1, expected 0 or more"),

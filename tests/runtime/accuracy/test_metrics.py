@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from tfx.errors import DataError
 from tfx.runtime.accuracy.metrics import (
     METRICS,
+    UP_TO_ONE,
     Direction,
     Form,
     Needs,
     answer_f1,
+    check_drop,
     divergence,
     entities,
     find_metric,
@@ -42,6 +44,16 @@ def test_a_metric_that_does_not_exist():
     with pytest.raises(DataError, match="no metric called 'meteor'") as caught:
         find_metric("meteor")
     assert caught.value.hint.startswith("Use one of: accuracy, f1, f1-macro, spearman, ")
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_a_budget_in_percent(name):
+    check_drop(name, 0.9)
+    if METRICS[name].unit in UP_TO_ONE:
+        with pytest.raises(DataError, match=rf"max_drop is 5 of {name}, which is at most 1"):
+            check_drop(name, 5.0)
+    else:
+        check_drop(name, 5.0)
 
 
 @given(classes)
