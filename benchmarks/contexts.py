@@ -282,7 +282,7 @@ COLUMNS: tuple[Figure, ...] = (
     ("CPU ms", "cpu_ms", ".2f"),
     ("tokens/s", "tokens_per_s", ".1f"),
     ("later ms", "later_ms", "+.2f"),
-    ("in CPU", "later_cpu_ms", "+.2f"),
+    ("later CPU ms", "later_cpu_ms", "+.2f"),
     ("read ms", "read_ms", ".2f"),
     ("MB", "resident_mb", ".0f"),
     ("later MB", "later_mb", "+.1f"),
@@ -290,25 +290,33 @@ COLUMNS: tuple[Figure, ...] = (
 )
 
 
+def title_of(report: ContextReport) -> str:
+    """What was written."""
+    return f"batch {report.batch}, {report.threads} threads, one text after {report.prompt} tokens"
+
+
+def notes_of(report: ContextReport) -> Iterator[str]:
+    """What did not run and why, and what the columns say."""
+    for row in report.rows:
+        if row.reason:
+            yield f"{row.name} not run: {row.reason}"
+    yield "later: than at the first context, in time and memory"
+    yield "cache: keys and values that are more, by their sizes"
+    yield f"read: what reading those takes at {report.gb_per_s:.1f} GB/s"
+
+
 def show_contexts(report: ContextReport) -> None:
     """Print the rows, then what did not run, and the conditions."""
     out = console()
-    title = f"batch {report.batch}, {report.threads} threads, one text after {report.prompt} tokens"
-    table = figure_table(title, COLUMNS)
+    table = figure_table(title_of(report), COLUMNS)
     last = ""
     for row in report.rows:
-        if row.reason:
-            continue
-        table.add_row("" if row.name == last else row.name, *figures_of(row, COLUMNS))
-        last = row.name
+        if not row.reason:
+            table.add_row("" if row.name == last else row.name, *figures_of(row, COLUMNS))
+            last = row.name
     out.print(table)
-    for row in report.rows:
-        if row.reason:
-            out.print(f"{row.name} not run: {row.reason}", markup=False)
-    out.print("later: than at the first context, in time and memory; cache: keys and values that")
-    out.print(
-        f"are more, by their sizes; read: what reading those takes at {report.gb_per_s:.1f} GB/s"
-    )
+    for note in notes_of(report):
+        out.print(note, markup=False)
     out.print(f"{report.machine}", markup=False)
 
 

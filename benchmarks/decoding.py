@@ -9,7 +9,7 @@ that does not run is a row that says why.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,9 +228,9 @@ def measure_decoding(
         progress=progress,
         rng=rng,
     )
-    ran = [run for run in runs if not run.reason]
-    judge = next((run for run in ran if run.who.name == REFERENCE), ran[0] if ran else None)
-    own = next((run for run in ran if run.who.own), None)
+    able = [run for run in runs if not run.reason]
+    judge = next((run for run in able if run.who.name == REFERENCE), able[0] if able else None)
+    own = next((run for run in able if run.who.own), None)
     rows = tuple(_row(run, own, judge, len(prompt), rng) for run in runs)
     return rows, judge.who.name if judge else ""
 
@@ -384,45 +384,60 @@ def decoding(
 
 COLUMNS: tuple[Figure, ...] = (
     ("first ms", "first_ms", ".0f"),
-    ("next p50", "step_ms", ".2f"),
-    ("p95", "step_p95_ms", ".2f"),
-    ("early", "early_ms", ".2f"),
-    ("late", "late_ms", ".2f"),
+    ("next ms", "step_ms", ".2f"),
+    ("p95 ms", "step_p95_ms", ".2f"),
+    ("early ms", "early_ms", ".2f"),
+    ("late ms", "late_ms", ".2f"),
     ("tokens/s", "tokens_per_s", ".1f"),
-    ("a row", "row_tokens_per_s", ".1f"),
+    ("of a row", "row_tokens_per_s", ".1f"),
     ("CPU s", "cpu_s", ".2f"),
-    ("ratio", "cpu_ratio", ".2f"),
+    ("CPU ratio", "cpu_ratio", ".2f"),
     ("low", "cpu_low", ".2f"),
     ("high", "cpu_high", ".2f"),
     ("same", "same_tokens", ".0%"),
     ("copies", "copies", "d"),
-    ("MB", "loaded_mb", ".0f"),
-    ("grown", "grown_mb", ".0f"),
+    ("loaded MB", "loaded_mb", ".0f"),
+    ("more MB", "grown_mb", ".0f"),
 )
 
 
-def show_decoding(report: DecodingReport) -> None:
-    """Print the rows, least processor time first, then what did not run, and the conditions."""
-    out = console()
-    title = (
+def title_of(report: DecodingReport) -> str:
+    """What was written."""
+    return (
         f"batch {report.batch}, prompt {report.prompt}, {report.new_tokens} new tokens, "
         f"{report.threads} threads"
     )
-    table = figure_table(title, COLUMNS)
-    ran = [row for row in report.rows if not row.reason]
-    for row in sorted(ran, key=lambda row: row.cpu_s or 0):
-        table.add_row(row.name, *figures_of(row, COLUMNS))
-    out.print(table)
+
+
+def ran(report: DecodingReport) -> list[DecodingRow]:
+    """Rows that ran, least processor time first."""
+    return sorted((row for row in report.rows if not row.reason), key=lambda row: row.cpu_s or 0)
+
+
+def notes_of(report: DecodingReport) -> Iterator[str]:
+    """What did not run and why, what the columns say, and the versions."""
     for row in report.rows:
         if row.reason:
-            out.print(f"{row.name} not run: {row.reason}", markup=False)
+            yield f"{row.name} not run: {row.reason}"
         elif row.note:
-            out.print(f"{row.name}: {row.note}", markup=False)
-    out.print("ratio: of processor time, to the first row of tfx, and its 95 % interval")
-    out.print(f"same: tokens before the first that {report.reference} does not write", markup=False)
-    out.print(f"MB: resident once loaded; grown: by writing; the cache is {report.cache_mb:.1f} MB")
+            yield f"{row.name}: {row.note}"
+    yield "next: from a token to the one after it, median; early, late: of a text's quarters"
+    yield "CPU ratio: of processor time, to the first row of tfx, and its 95 % interval"
+    yield f"same: tokens before the first that {report.reference} does not write"
+    yield f"more MB: at most, by writing; the cache is {report.cache_mb:.1f} MB"
+    yield "; ".join(dict.fromkeys(row.versions for row in ran(report)))
+
+
+def show_decoding(report: DecodingReport) -> None:
+    """Print the rows, then what did not run, and the conditions."""
+    out = console()
+    table = figure_table(title_of(report), COLUMNS)
+    for row in ran(report):
+        table.add_row(row.name, *figures_of(row, COLUMNS))
+    out.print(table)
+    for note in notes_of(report):
+        out.print(note, markup=False)
     out.print(f"{report.machine}", markup=False)
-    out.print("; ".join(dict.fromkeys(row.versions for row in ran)), markup=False)
 
 
 if __name__ == "__main__":

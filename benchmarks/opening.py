@@ -217,29 +217,44 @@ def opening(
         show_openings(rows, machine)
 
 
+HEADS = (
+    "backend",
+    *(f"{name} ms" for name in ("import", "open")),
+    "95 %",
+    "least ms",
+    *(f"{part} ms" for part in PARTS),
+    *(f"{name} ms" for name in ("first", "second", "CPU")),
+    "MB",
+    f"in {TARGET_MS:.0f} ms",
+)
+
+
+def cells_of(row: Row) -> tuple[str, ...]:
+    """What stands under ``HEADS``."""
+    return (
+        row.backend,
+        f"{row.import_ms:.0f}",
+        f"{row.open_ms:.0f}",
+        f"{row.low_ms:.0f}..{row.high_ms:.0f}",
+        f"{row.fastest_ms:.0f}",
+        *(f"{row.parts_ms[part]:.0f}" for part in PARTS),
+        f"{row.first_ms:.0f}",
+        f"{row.second_ms:.1f}",
+        f"{row.processor_ms:.0f}",
+        f"{row.memory_mb:.0f}",
+        row.verdict,
+    )
+
+
 def show_openings(rows: Sequence[Row], machine: Machine) -> None:
     """Print a table, one row for each backend, and what each opening is made of."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1), pad_edge=False)
-    heads = ("import", "open ms", "95 %", "least", *PARTS, "first", "second", "CPU ms", "MB")
-    table.add_column("backend")
-    for name in (*heads, f"in {TARGET_MS:.0f} ms"):
-        table.add_column(name, justify="right")
+    for index, name in enumerate(HEADS):
+        table.add_column(name, justify="right" if index else "left")
     for row in rows:
-        table.add_row(
-            row.backend,
-            f"{row.import_ms:.0f}",
-            f"{row.open_ms:.0f}",
-            f"{row.low_ms:.0f}..{row.high_ms:.0f}",
-            f"{row.fastest_ms:.0f}",
-            *(f"{row.parts_ms[part]:.0f}" for part in PARTS),
-            f"{row.first_ms:.0f}",
-            f"{row.second_ms:.1f}",
-            f"{row.processor_ms:.0f}",
-            f"{row.memory_mb:.0f}",
-            row.verdict,
-        )
+        table.add_row(*cells_of(row))
     out = console()
     out.print(table)
     for row in rows:

@@ -9,7 +9,7 @@ fail, and none of the others: on the machine it runs on, with its drift.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -264,33 +264,45 @@ def planted(
         raise click.ClickException(f"{wrong} of {len(found)} runs are judged wrongly")
 
 
+HEADS = ("planted", "p50 ms", "processes", "ratio", "95 %", "--fail-on", "right")
+
+
+def cells_of(one: Try) -> tuple[str, ...]:
+    """What stands under ``HEADS``."""
+    return (
+        f"{one.planted:.0%}" if one.planted else "-",
+        ms_text(one.now_ms),
+        str(one.processes),
+        "-" if one.ratio is None else f"{one.ratio:.3f}x",
+        "-" if one.low is None else f"{one.low:.3f}..{one.high:.3f}",
+        str(one.outcome),
+        "yes" if one.right else "WRONG",
+    )
+
+
+def verdicts_of(found: Sequence[Try]) -> Iterator[str]:
+    """Why runs have no ratio, and how many of either kind were flagged."""
+    yield from (one.reason for one in found if one.reason)
+    for kind in dict.fromkeys(one.planted for one in found):
+        same = [one for one in found if one.planted == kind]
+        flagged = sum(one.outcome is Outcome.FAILED for one in same)
+        what = f"{kind:.0%} slower" if kind else "unchanged"
+        yield f"{what}: {flagged} of {len(same)} flagged"
+
+
 def show_tries(found: Sequence[Try]) -> None:
     """Print a line a run, and how many of either kind were flagged."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1), pad_edge=False)
-    for name in ("planted", "p50 ms", "processes", "ratio", "95 %", "--fail-on", ""):
-        table.add_column(name, justify="left" if name in ("--fail-on", "") else "right")
+    for name in HEADS:
+        table.add_column(name, justify="left" if name == "--fail-on" else "right")
     for one in found:
-        table.add_row(
-            f"{one.planted:.0%}" if one.planted else "-",
-            ms_text(one.now_ms),
-            str(one.processes),
-            "-" if one.ratio is None else f"{one.ratio:.3f}x",
-            "-" if one.low is None else f"{one.low:.3f}..{one.high:.3f}",
-            str(one.outcome),
-            "" if one.right else "WRONG",
-        )
+        table.add_row(*cells_of(one))
     out = console()
     out.print(table)
-    for one in found:
-        if one.reason:
-            out.print(one.reason, markup=False)
-    for kind in dict.fromkeys(one.planted for one in found):
-        same = [one for one in found if one.planted == kind]
-        flagged = sum(one.outcome is Outcome.FAILED for one in same)
-        what = f"{kind:.0%} slower" if kind else "unchanged"
-        out.print(f"{what}: {flagged} of {len(same)} flagged", markup=False)
+    for verdict in verdicts_of(found):
+        out.print(verdict, markup=False)
 
 
 if __name__ == "__main__":

@@ -7,50 +7,19 @@ lists of rows are shown as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tfx.codec import decode
 
 from ..measuring.accuracy import shown_accuracy, shown_change
 from ..measuring.report import BenchReport, Row, Status, report_from
+from .sections import Section, Sheet
+from .standing import contexts_section, decoding_section, opening_section, planted_section
 from .stored import Stored
 from .table import error_text, ms_text, significant
 
 Document = Mapping[str, Any]
 MEBIBYTE = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Sheet:
-    """A table of text.
-
-    Attributes:
-        title: Above it; "" for none.
-        heads: Of its columns.
-        lines: A cell for each head.
-    """
-
-    title: str
-    heads: tuple[str, ...]
-    lines: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """What one run found.
-
-    Attributes:
-        title: What was measured.
-        subject: What a newer run must have too to take its place.
-        sheets: Its tables.
-        notes: What they do not say, one sentence each.
-    """
-
-    title: str
-    subject: tuple[str, ...]
-    sheets: tuple[Sheet, ...]
-    notes: tuple[str, ...]
 
 
 def section_of(stored: Stored) -> Section:
@@ -354,6 +323,10 @@ FORMS: dict[str, Callable[[Stored], Section]] = {
     "bench": _bench,
     "generation": _plain,
     "quantization": _quantization,
+    "decoding": decoding_section,
+    "contexts": contexts_section,
     "clients": _clients,
+    "opening": opening_section,
     "soak": _soak,
+    "planted": planted_section,
 }

@@ -128,7 +128,7 @@ def test_the_table_counts_both_kinds(capsys):
         ]
     )
     text = " ".join(capsys.readouterr().out.split())
-    assert "15% 11.5 1 1.150x 1.130..1.170 failed" in text
+    assert "15% 11.5 1 1.150x 1.130..1.170 failed yes" in text
     assert "15% 10.2 1 1.020x 0.990..1.050 fine WRONG" in text
     assert "unchanged: 0 of 1 flagged 15% slower: 1 of 2 flagged" in text
 

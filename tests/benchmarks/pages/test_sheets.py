@@ -104,5 +104,6 @@ def test_documents_of_any_other_form_are_shown_as_they_are():
 
 def test_every_standing_comparison_has_a_place():
     assert list(FORMS) == [
-        "cpu", "text", "bench", "generation", "quantization", "clients", "soak",
+        "cpu", "text", "bench", "generation", "quantization", "decoding", "contexts", "clients",
+        "opening", "soak", "planted",
     ]  # fmt: skip
