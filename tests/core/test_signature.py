@@ -239,13 +239,39 @@ def test_acceptor_leaves_what_does_not_fit_to_bind(bad):
         TEXT_SIGNATURE.bind(bad)
 
 
-def test_acceptor_leaves_ranges_that_do_not_start_at_zero_to_bind():
+@pytest.mark.parametrize("dtype", [DType.INT64, DType.INT8, DType.UINT8])
+@pytest.mark.parametrize(("low", "high"), [(1, 3), (0, 0), (2, 100)])
+def test_acceptor_takes_values_from_the_least_to_the_largest(dtype, low, high):
+    bounded = Signature(
+        (TensorSpec("x", dtype, (2, 2), ValueRange(low, high)),), (TensorSpec("y", dtype, (2,)),)
+    )
+    accepts = bounded.acceptor()
+    inside = np.array([[high, low], [low, high]], dtype.numpy)
+    assert accepts({"x": inside})
+    for at in range(4):
+        for beyond in (low - 1, high + 1):
+            if beyond >= 0 or dtype.numpy.kind == "i":
+                outside = inside.copy()
+                outside.flat[at] = beyond
+                assert not accepts({"x": outside})
+
+
+def test_acceptor_takes_values_below_zero_and_a_scalar():
     odd = Signature(
-        (TensorSpec("x", DType.INT64, (2,), ValueRange(-1, 1)),),
+        (TensorSpec("x", DType.INT64, (), ValueRange(-1, 1)),),
         (TensorSpec("y", DType.INT64, (2,)),),
     )
-    assert not odd.acceptor()({"x": np.zeros(2, np.int64)})
-    odd.bind({"x": np.array([-1, 1])})
+    found = [odd.acceptor()({"x": np.array(value)}) for value in (-2, -1, 1, 2)]
+    assert found == [False, True, True, False]
+
+
+def test_acceptor_knows_a_type_by_its_value():
+    accepts = TEXT_SIGNATURE.acceptor()
+    same = np.dtype(np.int64, copy=True)
+    found = {name: array.astype(same) for name, array in feed(2, 5).items()}
+    assert found["input_ids"].dtype is not np.dtype(np.int64)
+    assert accepts(found)
+    assert not accepts({name: array.astype(">i8") for name, array in feed(2, 5).items()})
 
 
 def test_acceptor_remembers_shapes_and_not_what_was_in_them():
