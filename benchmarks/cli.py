@@ -15,6 +15,7 @@ from .options import Asked, Files, asked_options, file_options, gate_options, ke
 @click.argument("bundles", metavar="[BUNDLE]...", nargs=-1, type=FOLDER)
 @asked_options
 @click.option("--profile", is_flag=True, help="Also say what each row's time goes to.")
+@click.option("--peaks", is_flag=True, help="Also say what share of this machine's peaks it is.")
 @file_options
 @gate_options
 @kept_options
@@ -23,6 +24,7 @@ def bench(
     bundles: tuple[Path, ...],
     asked: Asked,
     profile: bool,
+    peaks: bool,
     files: Files,
     baselines: tuple[Path, ...],
     fail_on: str | None,
@@ -46,4 +48,4 @@ def bench(
         show_history(console(), reports_of(read_results(history)))
         return
     gate = gate_of(baselines, fail_on)
-    run_bench(bundles, asked, files, gate, profile=profile, save=save, as_json=as_json)
+    run_bench(bundles, asked, files, gate, profile=profile, peaks=peaks, save=save, as_json=as_json)

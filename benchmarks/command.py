@@ -29,6 +29,7 @@ from .measuring.baseline import (
 )
 from .measuring.machine import this_machine
 from .measuring.profiled import show_spent, with_profiles
+from .measuring.reached import with_reached
 from .measuring.report import BenchReport, Status
 from .measuring.resume import continued
 from .measuring.runner import More, measure
@@ -37,6 +38,7 @@ from .options import Asked, Files, plan_of, ways_of
 from .pages.output import read_report, sole_writer, write_csv, write_html, write_json
 from .pages.stored import save_result
 from .pages.table import show_report
+from .peaks import machine_peaks
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ def run_bench(
     gate: Gate | None,
     *,
     profile: bool,
+    peaks: bool,
     save: Path | None,
     as_json: bool,
 ) -> None:
@@ -107,6 +110,7 @@ def run_bench(
         files: What is written.
         gate: What the run is compared with; None for nothing.
         profile: Whether rows also say where their time goes.
+        peaks: Whether rows also say what they reach of the machine's peaks.
         save: Folder of results by machine and date.
         as_json: Whether stdout is the JSON document.
 
@@ -121,7 +125,9 @@ def run_bench(
     plan = plan_of(asked, bundles, processes=GATE_PROCESSES if judges_speed else 1)
     ways = ways_of(asked, bundles, plan)
     with sole_writer(files.written):
-        report, interrupted = _measured(bundles, plan, ways, files, gate, profile=profile)
+        report, interrupted = _measured(
+            bundles, plan, ways, files, gate, profile=profile, peaks=peaks
+        )
         if files.csv_file is not None:
             write_csv(files.csv_file, report)
         if files.html_file is not None:
@@ -145,6 +151,7 @@ def _measured(
     gate: Gate | None,
     *,
     profile: bool,
+    peaks: bool,
 ) -> tuple[BenchReport, bool]:
     """The report, and whether an interruption ended it early."""
     machine = this_machine()
@@ -170,6 +177,11 @@ def _measured(
                 keep=keep,
                 more=None if gate is None else gate.more(plan.processes),
             )
+            if peaks:  # last: their libraries would be in the way of what is measured
+                shown.step("peaks of this machine")
+                known = None if earlier is None else earlier.peaks
+                report = with_reached(report, bundles, known or machine_peaks())
+                keep(report)
             if profile:
                 report = with_profiles(report, bundles, progress=shown, keep=keep)
         except KeyboardInterrupt:
@@ -208,7 +220,7 @@ def _check(report: BenchReport, files: Files, *, interrupted: bool) -> None:
     if interrupted:
         target = files.target
         where = f"--resume {target}" if target else "--output FILE, then --resume FILE"
-        left = "; ".join(report.unfinished) or "where the time of every row goes"
+        left = "; ".join(report.unfinished) or "what --peaks and --profile add"
         raise BackendError(f"interrupted, without: {left}", hint=f"Go on with {where}.")
     if all(row.status is Status.NOT_RUN for row in report.rows):
         raise BackendError("nothing could be measured", hint="See what is missing with: tfx doctor")

@@ -46,8 +46,8 @@ from .measuring.runner import More, measure
 from .measuring.slowed import SlowedWorker
 from .measuring.worker import ProcessWorker, Start, Worker
 from .measuring.workload import GATE_PROCESSES, GATE_TIMES, Plan, Shape, Way
+from .pages.figures import ms_text
 from .pages.stored import now, save_option, save_result
-from .pages.table import ms_text
 
 TRIES = 10
 BASELINES = 4

@@ -20,11 +20,11 @@ from tfx.errors import DataError
 from .measuring.accuracy import shown_accuracy
 from .measuring.machine import Machine
 from .measuring.report import BenchReport, Row, report_from
+from .pages.figures import ms_text
 from .pages.output import write_text
 from .pages.sections import Section, Sheet
 from .pages.sheets import FORMS, section_of, speed_text
 from .pages.stored import Stored, read_stored
-from .pages.table import ms_text
 
 if TYPE_CHECKING:
     from rich.console import Console

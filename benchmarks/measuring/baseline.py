@@ -19,7 +19,7 @@ import numpy as np
 from tfx.errors import DataError, RecipeError, TfxError
 from tfx.runtime.stats import LEAST_ROUNDS
 
-from ..pages.table import ms_text
+from ..pages.figures import ms_text
 from .accuracy import drop_between
 from .family import is_reference
 from .machine import Machine

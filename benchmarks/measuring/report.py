@@ -14,6 +14,9 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
     unfinished  what an interruption left undone; [] of a run that came to its end
     probes    by shape, as "batch 8, sequence 128": ms of a fixed product of matrices before each
               round, which tells how fast the machine itself was
+    peaks     null where not asked for: what this machine multiplies and moves at most: fingerprint,
+              load_average, products (engine, version, dtype, threads, size, gflops), memory (kind,
+              threads, gb_per_s), not_run
     rows      one per bundle, backend and shape:
       bundle, digest, random_weights, backend, precision (asked for; "" is the bundle's own)
       sizes         axis to size, e.g. {"batch": 8, "sequence": 128}; of the generation scenario
@@ -26,8 +29,13 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
       model_bytes   what the backend reads of the bundle: graph and weights; null where it reads
                     the source instead
       measurement   null if not run, or wrong: nothing is timed that gives wrong answers
-        facts             what really ran: backend, version, engine, device, precision, threads
-        load_s, first_call_ms, peak_memory_mb (null where not known): see worker.py
+        facts             what really ran: backend, version, engine, device, precision, threads,
+                          streams (left out: one), notes
+        load_s, first_call_ms  see worker.py; of several processes the median of those after the
+                          first that found the caches as the last one did
+        loads_s           load_s of each process, in order: the first may have found no cache; left
+                          out by older versions, whose load_s is the first's
+        peak_memory_mb    null where not known: see worker.py
         warm_up           calls, duration_s, median_ms, settled
         rounds            blocks of calls the samples come from
         latency           samples, median_ms, p95_ms, p99_ms (null: too few samples), min_ms, max_ms
@@ -63,6 +71,9 @@ The JSON document (``tfx bench --json``), with units in the names and no NaN in 
       spent         null where not asked for: what its time goes to by operator, as the engine's
                     own profiler tells it in runs of their own: ops (name, ms of a run, share,
                     nodes), runs, and reason, why there is nothing
+      reached       null without peaks, or where it cannot be counted: gflops of its products,
+                    gemm_share of the peak in its precision (null: there is none), gb_per_s of the
+                    weights and cache it reads, memory_share of the peak
 """
 
 from __future__ import annotations
@@ -83,6 +94,7 @@ from tfx.runtime.proof import compare_case
 from tfx.runtime.stats import Comparison, Latency
 from tfx.signature import Feed, Signature
 
+from ..peaks import Peaks
 from .accuracy import Accuracy
 from .generation import Writing
 from .machine import Machine
@@ -118,6 +130,7 @@ class Measurement:
     writing: Writing | None = None
     process_rounds: tuple[int, ...] = ()
     round_min_ms: tuple[float, ...] = ()
+    loads_s: tuple[float, ...] = ()
 
     @property
     def processes(self) -> tuple[int, ...]:
@@ -159,6 +172,23 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True)
+class Reached:
+    """What a row comes to beside the most that the machine does.
+
+    Attributes:
+        gflops: 10^9 operations a second, of its products.
+        gemm_share: Of the peak in its precision; None where there is none.
+        gb_per_s: 10^9 bytes of weights and cache a second.
+        memory_share: Of the peak.
+    """
+
+    gflops: float
+    gemm_share: float | None
+    gb_per_s: float
+    memory_share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One bundle on one backend at one shape."""
 
@@ -179,6 +209,7 @@ class Row:
     accuracy: Accuracy | None = None
     no_accuracy: str = ""
     spent: Spent | None = None
+    reached: Reached | None = None
 
     @property
     def way(self) -> Way:
@@ -213,6 +244,7 @@ class BenchReport:
     created: str = ""
     unfinished: tuple[str, ...] = ()
     probes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    peaks: Peaks | None = None
 
     def by_shape(self) -> dict[str, list[Row]]:
         """Rows of one table each, by its title."""
@@ -231,6 +263,7 @@ class BenchReport:
             "notes": list(self.notes),
             "unfinished": list(self.unfinished),
             "probes": encode(self.probes),
+            "peaks": encode(self.peaks),
             "rows": [_all_of(row) for row in self.rows],
         }
 

@@ -42,7 +42,7 @@ class Running:
         way: How.
         worker: Its process, of those it has one after the other.
         reason: Why it cannot be measured; "".
-        loaded: What the first process said.
+        loads: What each process said when it had loaded.
         warm_up: Of the first process.
         calls: Of a block.
         rounds: Nanoseconds of each call of each round.
@@ -62,7 +62,7 @@ class Running:
     way: Way
     worker: Worker
     reason: str = ""
-    loaded: Loaded | None = None
+    loads: list[Loaded] = field(default_factory=list)
     warm_up: WarmUp | None = None
     calls: int = 0
     rounds: list[list[int]] = field(default_factory=list)
@@ -82,6 +82,16 @@ class Running:
     def name(self) -> str:
         """How messages call it."""
         return f"{self.bundle.name} on {self.way}"
+
+    @property
+    def usual_loads(self) -> list[Loaded]:
+        """The loads that found the caches as the last one did; the first only where it is alone.
+
+        The first finds in no cache what it leaves there for the others, and a backend's notes say
+        what came from one: the numbers of both kinds are of two things.
+        """
+        later = self.loads[1:] or self.loads
+        return [one for one in later if one.facts.notes == later[-1].facts.notes]
 
     @property
     def fair(self) -> bool:
@@ -147,7 +157,7 @@ def measure_shape(
     """
 
     def load(run: Running) -> None:
-        run.loaded = run.worker.load()
+        run.loads.append(run.worker.load())
         run.outputs = run.worker.outputs()
 
     for run in runs:
@@ -180,7 +190,7 @@ def measure_again(
     for run in fair:
         stage.progress.step(f"{shape}: loading {run.name} again")
         run.worker = stage.start(run.bundle.path, run.way, shape, plan)
-        run.attempt(lambda run=run: run.worker.load())  # type: ignore[misc]
+        run.attempt(lambda run=run: run.loads.append(run.worker.load()))  # type: ignore[misc]
     _measure_process(fair, shape, plan, stage, probes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -91,55 +92,115 @@ def measure(
         progress.step(f"checking {bundle.name}")
         damaged[bundle.path] = _damage(bundle)
     pairs = pairs_of(bundles, ways, damaged)
-    begun = earlier.created if earlier else datetime.now(UTC).isoformat(timespec="seconds")
-    done = _finished_rows(earlier, shapes, pairs)
-    probes = {title: earlier.probes.get(title, ()) for title in done} if earlier else {}
+    course = _begun(machine, plan, notes, shapes, _finished_rows(earlier, shapes, pairs), earlier)
     stage = Stage(progress, start, clock, sleep, probe or Probe())
-    left = [str(shape) for shape in shapes if str(shape) not in done]
-
-    def report(*, judged: bool = False) -> BenchReport:
-        rows = tuple(row for shape in shapes for row in done.get(str(shape), ()))
-        unfinished = (*left, *((ACCURACY,) if judge and not judged else ()))
-        return BenchReport(machine, plan, notes, rows, begun, unfinished, probes)
-
     try:
-        for shape in shapes:
-            if str(shape) not in left:
-                continue
+        for shape in list(course.left):
             runs = [
                 Running(bundle, way, start(bundle.path, way, shape, plan), damaged[bundle.path])
                 for bundle, way in pairs
             ]
-            times_ms: list[float] = []
             try:
-                measure_shape(runs, shape, plan, stage, times_ms)
-                wanted = runs
-                while more is not None:
-                    so_far = tuple(_row(run, wanted, shape, plan) for run in wanted)
-                    found = dataclasses.replace(
-                        report(), rows=so_far, probes={str(shape): tuple(times_ms)}
-                    )
-                    if not (wanted := _with_baselines(wanted, more(found))):
-                        break
-                    measure_again(wanted, shape, plan, stage, times_ms)
-                left.remove(str(shape))
+                _measure_rows(runs, shape, course, stage, more)
             finally:
-                for run in runs:
-                    run.worker.close()
-                if all(run.settled for run in runs):
-                    probes[str(shape)] = tuple(times_ms)
-                    done[str(shape)] = [_row(run, runs, shape, plan) for run in runs]
-                keep(report())
+                keep(course.report())
         if judge is not None:
-            for judged_rows in _judged(done, shapes, pairs, judge):
-                done |= judged_rows
-                keep(report())
+            for judged_rows in _judged(course.done, shapes, pairs, judge):
+                course.done |= judged_rows
+                keep(course.report())
+            course.judged = True
     finally:
         if judge is not None:
             judge.close()
-    finished = report(judged=True)
+    finished = course.report()
     keep(finished)
     return finished
+
+
+@dataclasses.dataclass(slots=True)
+class _Course:
+    """How far a run has come.
+
+    Attributes:
+        machine: What it runs on.
+        plan: Of it.
+        notes: Of its sizes.
+        created: When it began.
+        shapes: All of them.
+        left: Those that are not measured to their end.
+        done: Rows so far, by the title of their shape.
+        probes: By the same.
+        judged: Whether accuracy is measured, or not asked for.
+    """
+
+    machine: Machine
+    plan: Plan
+    notes: tuple[str, ...]
+    created: str
+    shapes: tuple[Shape, ...]
+    left: list[Shape]
+    done: dict[str, list[Row]]
+    probes: dict[str, tuple[float, ...]]
+    judged: bool
+
+    def report(self) -> BenchReport:
+        """What is known, and what is unfinished."""
+        rows = tuple(row for shape in self.shapes for row in self.done.get(str(shape), ()))
+        unfinished = (*map(str, self.left), *(() if self.judged else (ACCURACY,)))
+        return BenchReport(
+            self.machine, self.plan, self.notes, rows, self.created, unfinished, self.probes
+        )
+
+
+def _begun(
+    machine: Machine,
+    plan: Plan,
+    notes: tuple[str, ...],
+    shapes: tuple[Shape, ...],
+    done: dict[str, list[Row]],
+    earlier: BenchReport | None,
+) -> _Course:
+    """A run that has done what the earlier one came to the end of."""
+    return _Course(
+        machine,
+        plan,
+        notes,
+        earlier.created if earlier else datetime.now(UTC).isoformat(timespec="seconds"),
+        shapes,
+        [shape for shape in shapes if str(shape) not in done],
+        done,
+        {title: earlier.probes.get(title, ()) for title in done} if earlier else {},
+        judged=not plan.data,
+    )
+
+
+def _measure_rows(
+    runs: Sequence[Running], shape: Shape, course: _Course, stage: Stage, more: More | None
+) -> None:
+    """Measure the rows of one shape, and end their processes; what there is goes into ``course``.
+
+    Also when interrupted, where every row has something to report; the shape is left then.
+    """
+    title = str(shape)
+    plan = course.plan
+    times_ms: list[float] = []
+    try:
+        measure_shape(runs, shape, plan, stage, times_ms)
+        wanted: Sequence[Running] = runs
+        while more is not None:
+            so_far = tuple(_row(run, wanted, shape, plan) for run in wanted)
+            probes = {title: tuple(times_ms)}
+            found = dataclasses.replace(course.report(), rows=so_far, probes=probes)
+            if not (wanted := _with_baselines(wanted, more(found))):
+                break
+            measure_again(wanted, shape, plan, stage, times_ms)
+        course.left.remove(shape)
+    finally:
+        for run in runs:
+            run.worker.close()
+        if all(run.settled for run in runs):
+            course.probes[title] = tuple(times_ms)
+            course.done[title] = [_row(run, runs, shape, plan) for run in runs]
 
 
 def _finished_rows(
@@ -220,25 +281,7 @@ def _damage(bundle: Bundle) -> str:
 def _row(run: Running, runs: Sequence[Running], shape: Shape, plan: Plan) -> Row:
     measurement = comparison = None
     if run.fair:
-        assert run.loaded is not None
-        assert run.warm_up is not None
-        latency = latency_of(run.rounds)
-        measurement = Measurement(
-            facts=run.loaded.facts,
-            load_s=run.loaded.load_s,
-            first_call_ms=run.loaded.first_call_ms,
-            peak_memory_mb=run.peak_memory_mb,
-            warm_up=run.warm_up,
-            rounds=len(run.rounds),
-            latency=latency,
-            throughput_per_s=_throughput(run, shape, latency.median_ms),
-            process_rounds=tuple(run.process_rounds),
-            round_min_ms=_fastest_ms(run.rounds) if plan.load.alike else (),
-            round_ms=tuple(round(float(np.median(one)) / 1e6, 6) for one in run.rounds),
-            percentiles_ms=percentiles_of(run.rounds),
-            joules_per_call=None if run.joules is None else run.joules / len(run.rounds),
-            writing=_writing(run, shape),
-        )
+        measurement = _measurement(run, shape, plan)
         baseline = _baseline_of(run, runs)
         if baseline is not None and baseline is not run:
             rng = np.random.default_rng(plan.seed)
@@ -263,6 +306,29 @@ def _row(run: Running, runs: Sequence[Running], shape: Shape, plan: Plan) -> Row
     )
 
 
+def _measurement(run: Running, shape: Shape, plan: Plan) -> Measurement:
+    assert run.warm_up is not None  # only of a row that ran
+    latency = latency_of(run.rounds)
+    loads = run.usual_loads
+    return Measurement(
+        facts=loads[-1].facts,
+        load_s=statistics.median(one.load_s for one in loads),
+        loads_s=tuple(one.load_s for one in run.loads),
+        first_call_ms=statistics.median(one.first_call_ms for one in loads),
+        peak_memory_mb=run.peak_memory_mb,
+        warm_up=run.warm_up,
+        rounds=len(run.rounds),
+        latency=latency,
+        throughput_per_s=_throughput(run, shape, latency.median_ms),
+        process_rounds=tuple(run.process_rounds),
+        round_min_ms=_fastest_ms(run.rounds) if plan.load.alike else (),
+        round_ms=tuple(round(float(np.median(one)) / 1e6, 6) for one in run.rounds),
+        percentiles_ms=percentiles_of(run.rounds),
+        joules_per_call=None if run.joules is None else run.joules / len(run.rounds),
+        writing=_writing(run, shape),
+    )
+
+
 def _fastest_ms(rounds: Sequence[Sequence[int]]) -> tuple[float, ...]:
     return tuple(round(min(one) / 1e6, 6) for one in rounds)
 
@@ -282,7 +348,7 @@ def _throughput(run: Running, shape: Shape, median_ms: float) -> float:
         return writing.tokens_per_s
     if run.elapsed_ns:
         return run.answered * shape.batch * 1e9 / run.elapsed_ns
-    samples = (run.loaded.samples if run.loaded else 0) or shape.batch
+    samples = (run.loads[0].samples if run.loads else 0) or shape.batch
     return samples * 1000 / median_ms
 
 

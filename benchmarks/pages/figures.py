@@ -1,7 +1,8 @@
-"""Tables whose rows have a name, and figures that are fields of what is shown."""
+"""Numbers as a reader sees them, and tables of figures that are fields of what is shown."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -28,3 +29,20 @@ def figures_of(row: object, columns: Sequence[Figure]) -> Iterator[str]:
     for _, name, form in columns:
         value = getattr(row, name)
         yield "-" if value is None else format(value, form)
+
+
+def ms_text(value: float | None) -> str:
+    """Milliseconds in three digits that count; "-" for None."""
+    return "-" if value is None else significant(value)
+
+
+def significant(value: float) -> str:
+    """Three digits that count, and never an exponent."""
+    if value <= 0:
+        return "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
+def share_text(value: float | None) -> str:
+    """A share in percent; "-" for None."""
+    return "-" if value is None else f"{100 * value:.0f} %"

@@ -14,7 +14,9 @@ from tfx.signature import BATCH, SEQUENCE
 from ..measuring.accuracy import shown_accuracy, shown_change
 from ..measuring.report import BenchReport, Row, Status
 from ..measuring.workload import PROMPT
+from .figures import ms_text, significant
 from .html_time import time_section
+from .notes import notes_of
 from .plot import (
     Curve,
     Point,
@@ -27,7 +29,7 @@ from .plot import (
     strip,
 )
 from .style import STYLE
-from .table import error_text, first_text, ms_text, notes_of, same_text, significant
+from .table import error_text, first_text, gemm_text, memory_text, same_text
 
 # Rows that a plot has room for numbers of; and lines.
 MOST_NAMED = 12
@@ -202,6 +204,8 @@ def _table(rows: Sequence[Row], numbers: Numbers) -> str:
             ("change", _change),
         ]
     columns += [
+        ("GEMM", gemm_text),
+        ("memory", memory_text),
         ("same", lambda row: _of(row, lambda found: same_text(row, found))),
         ("error", error_text),
         ("load s", lambda row: _of(row, lambda found: f"{found.load_s:.1f}")),

@@ -7,7 +7,7 @@ from html import escape
 
 from ..measuring.profile import KINDS, REST, Share, kind_of
 from ..measuring.report import Row
-from .table import significant
+from .figures import significant
 
 # Operators of a row that are named; the others are one line.
 NAMED_OPS = 8

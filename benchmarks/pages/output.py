@@ -26,6 +26,7 @@ COLUMNS = (
     "throughput_per_s",
     "first_ms", "first_p95_ms", "row_tokens_per_s", "same_tokens",
     "load_s", "first_call_ms", "peak_memory_mb", "model_bytes",
+    "joules_per_call", "gflops", "gemm_share", "gb_per_s", "memory_share",
     "speedup", "speedup_low", "speedup_high", "verdict", "against", "scaled_error",
     "metric", "accuracy", "accuracy_low", "accuracy_high", "change", "change_low", "change_high",
     "digest",
@@ -164,12 +165,18 @@ def _cells(row: Row) -> dict[str, object]:
     if (found := row.measurement) is not None:
         latency = found.latency
         cells |= {name: getattr(latency, name) for name in type(latency).__dataclass_fields__}
-        for name in ("rounds", "throughput_per_s", "load_s", "first_call_ms", "peak_memory_mb"):
+        for name in (
+            "rounds", "throughput_per_s", "load_s", "first_call_ms", "peak_memory_mb",
+            "joules_per_call",
+        ):  # fmt: skip
             cells[name] = getattr(found, name)
         cells["processes"] = len(found.processes)
         if (writing := found.writing) is not None:
             for name in ("first_ms", "first_p95_ms", "row_tokens_per_s", "same_tokens"):
                 cells[name] = getattr(writing, name)
+    if row.reached is not None:
+        for name in ("gflops", "gemm_share", "gb_per_s", "memory_share"):
+            cells[name] = getattr(row.reached, name)
     if (speed := row.comparison) is not None:
         cells |= {
             "speedup": speed.speedup,

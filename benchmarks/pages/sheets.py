@@ -16,7 +16,8 @@ from ..measuring.report import BenchReport, Row, Status, report_from
 from .sections import Section, Sheet
 from .standing import contexts_section, decoding_section, opening_section, planted_section
 from .stored import Stored
-from .table import error_text, ms_text, significant
+from .figures import ms_text, significant
+from .table import error_text
 
 Document = Mapping[str, Any]
 MEBIBYTE = 1 << 20

@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tfx.runtime.stats import LEAST_ROUNDS, LEAST_SAMPLES
-from tfx.signature import BATCH
-
 from ..measuring.accuracy import shown_accuracy, shown_change
-from ..measuring.profiled import reasons_of
 from ..measuring.report import BenchReport, Measurement, Row, Status
+from .figures import ms_text, share_text, significant
+from .notes import notes_of
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-# More runnable threads per CPU than this before a benchmark began, and they share it with others.
-BUSY = 0.5
-
-UNITS = (
-    "p50 is the median; times in ms but the load's; per s is samples of a batch",
-    "MB is the peak of the row's process beyond Python and numpy; error is the largest scaled one "
-    "against PyTorch, padding left out",
-)
-
-# Of texts that are generated, in place of the first of ``UNITS``.
-WRITING_UNITS = (
-    "first is to the first token; p50, p95, p99 and speed are of the time from one token to the "
-    "next; times in ms but the load's; per s is new tokens of all rows, prompts read included; "
-    "same is the share of tokens before the first that is not PyTorch's"
-)
-
-# Of what arrives, a server that keeps up answers at least this share while it is measured: the
-# last answer of a block comes a little after the last arrival.
-KEEPS_UP = 0.9
-
 # What a narrow terminal does without, first to go first.
 LEAST_NEEDED = (
-    "calls", "load", "error", "p95", "MB", "disk", "J", "same", "per s", "p99", "first",
+    "calls", "load", "error", "p95", "memory", "MB", "disk", "GEMM", "J", "same", "per s", "p99",
+    "first",
 )  # fmt: skip
 
 
@@ -147,6 +125,9 @@ def _columns(rows: Sequence[Row], several: bool) -> list[Column]:
         )
     if any(row.measurement and row.measurement.joules_per_call is not None for row in rows):
         columns.append(Column("J", lambda row, found: ms_text(found.joules_per_call)))
+    if any(row.reached for row in rows):
+        columns.append(Column("GEMM", lambda row, found: gemm_text(row)))
+        columns.append(Column("memory", lambda row, found: memory_text(row)))
     if writes:
         columns.append(Column("same", same_text))
     columns.append(Column("error", lambda row, found: error_text(row)))
@@ -179,89 +160,22 @@ def _change(row: Row) -> str:
     return shown_change(row.accuracy) if row.accuracy else ""
 
 
-def notes_of(report: BenchReport) -> list[str]:
-    """What a reader must know, one sentence each."""
-    notes = dict.fromkeys(report.notes)
-    machine = report.machine
-    if report.unfinished:
-        notes[f"interrupted, so without: {'; '.join(report.unfinished)}"] = None
-    if machine.load_average > BUSY * machine.usable_cpus:
-        notes[
-            f"the machine was busy: load average {machine.load_average} on {machine.usable_cpus} "
-            "CPUs when this began; measure again when it is quiet"
-        ] = None
-    for row in report.rows:
-        where = f"{row.name}, {row.title}"
-        if row.no_reference:
-            notes[f"{row.name} has no reference: {row.no_reference}"] = None
-        if row.random_weights:
-            notes[f"{row.bundle} has random weights"] = None
-        if row.no_accuracy:
-            notes[f"{row.name} has no accuracy: {row.no_accuracy}"] = None
-        if row.accuracy:
-            about = row.accuracy
-            notes[
-                f"{about.metric} on {about.samples:,} samples of {about.data}, ± half of its 95 % "
-                "interval"
-            ] = None
-            if about.change:
-                notes["change is the difference from PyTorch in float32, in pairs"] = None
-            for warning in about.warnings:
-                notes[f"{about.metric}: {warning}"] = None
-        if (found := row.measurement) is None:
-            continue
-        if not found.warm_up.settled:
-            notes[f"{where} did not settle in {found.warm_up.duration_s:.0f} s of warm-up"] = None
-        wanted = report.plan.load.qps * row.sizes.get(BATCH, 1)
-        if row.load and found.throughput_per_s < KEEPS_UP * wanted:
-            notes[
-                f"{where} does not keep up: {significant(found.throughput_per_s)} samples per s of "
-                f"{significant(wanted)} that arrive, so its latency only grows with time"
-            ] = None
-        for note in found.facts.notes:
-            notes[f"{row.name}: {note}"] = None
-    notes |= dict.fromkeys(reasons_of(report))
-    measured = [row.measurement for row in report.rows if row.measurement is not None]
-    if any(found.latency.p99_ms is None for found in measured):
-        notes[
-            f"p95 needs {LEAST_SAMPLES[95]} calls and p99 {LEAST_SAMPLES[99]}; more --rounds, and "
-            "--seconds to make them in, give them"
-        ] = None
-    if any(found.rounds < LEAST_ROUNDS for found in measured):
-        notes[f"no verdict from fewer than {LEAST_ROUNDS} rounds"] = None
-    if baselines := {row.comparison.against for row in report.rows if row.comparison is not None}:
-        notes[
-            f"speed is against {' and '.join(sorted(baselines))}, with its 95 % bootstrap interval"
-        ] = None
-    if any(found.joules_per_call is not None for found in measured):
-        one = "token of all rows" if report.plan.load.writes else "call"
-        notes[f"J is the energy of all CPU packages per {one}, other processes included"] = None
-    elif measured:
-        notes["no energy: the machine does not tell it (RAPL)"] = None
-    if measured:
-        if not report.plan.load.mixed:  # the titles of others say it
-            what = "prompts are token ids" if report.plan.load.writes else "queries are arrays"
-            notes[f"{what}, made before: preprocessing is not in the times"] = None
-        notes |= dict.fromkeys((WRITING_UNITS if report.plan.load.writes else UNITS[0], UNITS[1]))
-        counts = [found.latency.samples for found in measured]
-        rounds = [found.rounds for found in measured]
-        threads = sorted({found.facts.threads for found in measured})
-        processes = [len(found.processes) for found in measured]
-        fresh = f" of {_span(processes)} processes" if max(processes) > 1 else ""
-        what = "tokens" if report.plan.load.writes else "calls"
-        notes[
-            f"{_span(counts)} {what} a row in {_span(rounds)} interleaved rounds{fresh}, "
-            f"threads {', '.join(map(str, threads))}, seed {report.plan.seed}"
-        ] = None
-    return list(notes)
-
-
 def error_text(row: Row) -> str:
     """The largest scaled error of a row's outputs; "-" where it has none."""
     if row.agreement is None:
         return "-"
     errors = [one.scaled_error for one in row.agreement]
     return "-" if None in errors else f"{max(e for e in errors if e is not None):.0e}"
+
+
+def gemm_text(row: Row) -> str:
+    """The share of the machine's peak that a row's products reach; "-" where not known."""
+    return share_text(row.reached.gemm_share if row.reached else None)
+
+
+def memory_text(row: Row) -> str:
+    """The same of the weights it reads."""
+    return share_text(row.reached.memory_share if row.reached else None)
 
 
 def first_text(row: Row, found: Measurement) -> str:
@@ -277,20 +191,3 @@ def same_text(row: Row, found: Measurement) -> str:
 
 def _mb(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
-
-
-def ms_text(value: float | None) -> str:
-    """Milliseconds in three digits that count; "-" for None."""
-    return "-" if value is None else significant(value)
-
-
-def significant(value: float) -> str:
-    """Three digits that count, and never an exponent."""
-    if value <= 0:
-        return "0"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
-
-
-def _span(numbers: list[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low}" if low == high else f"{low}..{high}"

@@ -304,8 +304,8 @@ def test_a_run_that_is_judged_by_time_takes_processes(
         assert more(later) == again
         return later
 
-    monkeypatch.setattr("tfx.bench.measuring.runner.measure", measured)
-    monkeypatch.setattr("tfx.bench.measuring.machine.this_machine", lambda: MACHINE)
+    monkeypatch.setattr("tfx.bench.command.measure", measured)
+    monkeypatch.setattr("tfx.bench.command.this_machine", lambda: MACHINE)
     found = CliRunner().invoke(main, ["bench", str(bundle.path), "--baseline", str(old), *options])
     assert found.exit_code in (0, 1), found.output
     assert "against the baseline" in found.stdout
@@ -314,7 +314,7 @@ def test_a_run_that_is_judged_by_time_takes_processes(
 def test_a_baseline_of_another_machine_is_refused_before_anything_runs(tmp_path, monkeypatch):
     bundle = write_bundle(tmp_path / "tiny")
     write_json(tmp_path / "old.json", run(0))
-    monkeypatch.setattr("tfx.bench.measuring.runner.measure", lambda *_, **__: pytest.fail("runs"))
+    monkeypatch.setattr("tfx.bench.command.measure", lambda *_, **__: pytest.fail("runs"))
     asked = ["bench", str(bundle.path), "--baseline", str(tmp_path / "old.json")]
     found = CliRunner().invoke(main, asked)
     assert found.exit_code == 1

@@ -1,11 +1,14 @@
 import dataclasses
 import io
 import json
+import re
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from tfx.bench.measuring import report as report_module
 from tfx.bench.measuring.accuracy import Accuracy, Change
 from tfx.bench.measuring.machine import this_machine
 from tfx.bench.measuring.report import (
@@ -41,6 +44,22 @@ def measured(median_ms=12.34, **changes):
         percentiles_ms=tuple(np.linspace(11.9, 16.0, 101).tolist()),
     )
     return dataclasses.replace(found, **changes)
+
+
+def names_in(kind, known):
+    """Fields of a dataclass and of those within it."""
+    for name, hint in get_type_hints(kind).items():
+        known.add(name)
+        for inner in (hint, *get_args(hint), *(a for one in get_args(hint) for a in get_args(one))):
+            if dataclasses.is_dataclass(inner):
+                names_in(inner, known)
+    return known
+
+
+def test_the_document_says_every_field():
+    """A reader of the JSON document has no other description of it."""
+    said = set(re.findall(r"\w+", report_module.__doc__))
+    assert names_in(BenchReport, set()) - said == set()
 
 
 def row(**changes):

@@ -15,7 +15,7 @@ from tfx.bench.measuring.profiled import Spent, profile_row, show_spent, with_pr
 from tfx.bench.measuring.report import report_from
 from tfx.bench.measuring.workload import Plan, Shape, Way
 from tfx.bench.pages.html import page_of
-from tfx.bench.pages.table import notes_of
+from tfx.bench.pages.notes import notes_of
 from tfx.cli import main
 from tfx.console import Progress
 from tfx.errors import BackendError

@@ -140,7 +140,7 @@ def test_an_interruption_keeps_what_was_measured_and_says_how_to_go_on(tmp_path,
 
     real = runner.measure
     monkeypatch.setattr(
-        "tfx.bench.measuring.runner.measure",
+        "tfx.bench.command.measure",
         lambda *positional, **named: real(*positional, **named, sleep=sleep),
     )
     found = tfx(
