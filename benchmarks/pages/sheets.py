@@ -13,10 +13,10 @@ from tfx.codec import decode
 
 from ..measuring.accuracy import shown_accuracy, shown_change
 from ..measuring.report import BenchReport, Row, Status, report_from
+from .figures import ms_text, significant
 from .sections import Section, Sheet
 from .standing import contexts_section, decoding_section, opening_section, planted_section
 from .stored import Stored
-from .figures import ms_text, significant
 from .table import error_text
 
 Document = Mapping[str, Any]
