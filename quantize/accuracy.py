@@ -10,8 +10,14 @@ import numpy as np
 from tfx.bundle import Bundle
 from tfx.quantization import Accuracy
 from tfx.runtime.accuracy.datasets import Dataset
-from tfx.runtime.accuracy.evaluation import compare_evaluations, evaluate, metric_for, record
-from tfx.runtime.accuracy.metrics import Needs, find_metric
+from tfx.runtime.accuracy.evaluation import (
+    Evaluation,
+    compare_evaluations,
+    evaluate,
+    metric_for,
+    record,
+)
+from tfx.runtime.accuracy.metrics import Direction, Needs, find_metric
 from tfx.runtime.opening import open_session
 
 
@@ -52,16 +58,37 @@ class Judge:
         """A judge of how far a bundle is from its parent, whatever the labels say."""
         return cls(parent, replace(dataset, labels=None), "auto", seed=seed)
 
+    @property
+    def compares(self) -> bool:
+        """Whether the metric compares with the parent, and needs no labels."""
+        return self._said is not None
+
+    @property
+    def parent_rows(self) -> np.ndarray:
+        """What each sample adds when the parent answers; ``float64[samples, numbers]``."""
+        return self._parent.rows
+
+    def rows(self, bundle: Bundle) -> np.ndarray:
+        """What each sample adds when a bundle answers; ``float64[samples, numbers]``.
+
+        Raises:
+            NotFiniteError: If the bundle gives NaN or infinity.
+        """
+        return self._evaluated(bundle).rows
+
+    def drop_of(self, rows: np.ndarray) -> float:
+        """How much worse the metric of rows is than the parent's."""
+        metric = find_metric(self.metric)
+        change = float(metric.value(rows)) - self._parent.value
+        return change if metric.direction is Direction.LOWER else -change
+
     def measure(self, bundle: Bundle) -> Accuracy:
         """The metric of a bundle, and how much worse it is than the parent's.
 
         Raises:
             NotFiniteError: If the bundle gives NaN or infinity.
         """
-        with open_session(bundle, backend="onnxruntime", verify=False) as session:
-            found = evaluate(
-                session, self.dataset, self.metric, reference=self._said, seed=self._seed
-            )
+        found = self._evaluated(bundle)
         rng = np.random.default_rng(self._seed)
         # Adding zero makes -0 what it is called.
         drop, low, high = (end + 0.0 for end in compare_evaluations(self._parent, found, rng).drop)
@@ -76,3 +103,9 @@ class Judge:
             data=found.data,
             backend=found.backend,
         )
+
+    def _evaluated(self, bundle: Bundle) -> Evaluation:
+        with open_session(bundle, backend="onnxruntime", verify=False) as session:
+            return evaluate(
+                session, self.dataset, self.metric, reference=self._said, seed=self._seed
+            )

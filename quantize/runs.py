@@ -29,6 +29,7 @@ from .plot import FILE_NAME as PLOT_FILE
 from .plot import plot_search
 from .search import FILE_NAME as SEARCH_FILE
 from .search import Trial, find_kept
+from .sensitivity import SAMPLES
 from .statistics import FILE_NAME, load_statistics
 
 RANDOM = "random"
@@ -64,7 +65,7 @@ def quantize_with_files(
         TfxError: As ``quantize_bundle``.
     """
     require_parent(parent)
-    data, prepared, rest = _calibration(parent, recipe, calibration)
+    data, prepared, used, rest = _calibration(parent, recipe, calibration)
     judges = _judges(parent, recipe, data, rest, evaluation, steps)
     if recipe.max_drop is not None:
         check_drop(judges[0].metric, recipe.max_drop)
@@ -84,6 +85,7 @@ def quantize_with_files(
             judges[0],
             recipe.max_drop,
             state,
+            ranking=_ranking(judges[0], parent, used, recipe.seed),
             on_step=steps.step,
             on_trial=lambda trial, groups: steps.say(_trial_line(trial, groups)),
         )
@@ -145,6 +147,16 @@ def _judges(
     return [judge, other] if other.metric != judge.metric else [judge]
 
 
+def _ranking(judge: Judge, parent: Bundle, used: Dataset | None, seed: int) -> Judge | None:
+    """A judge by the same metric on what calibrated, if no labels decide; else None.
+
+    A metric of labels changes with few samples only: how far the outputs move says more.
+    """
+    if used is None or not judge.compares:
+        return None
+    return Judge(parent, used.sample(SAMPLES, seed=seed), judge.metric, seed=seed)
+
+
 def _trial_line(trial: Trial, groups: int) -> str:
     one = trial.accuracy
     return (
@@ -155,15 +167,15 @@ def _trial_line(trial: Trial, groups: int) -> str:
 
 def _calibration(
     parent: Bundle, recipe: QuantizeRecipe, source: str | None
-) -> tuple[CalibrationData | None, Prepared | None, Dataset | None]:
-    """Calibration data or ranges, and samples that neither used."""
+) -> tuple[CalibrationData | None, Prepared | None, Dataset | None, Dataset | None]:
+    """Calibration data or ranges, the samples that it is made of, and those that it left over."""
     if source is None:
-        return None, None, None
+        return None, None, None, None
     if source == RANDOM:
-        return _random_data(parent), None, None
+        return _random_data(parent), None, None, None
     path = Path(source)
     if is_bundle(path):
-        return None, _prepared_from(parent, open_bundle(path)), None
+        return None, _prepared_from(parent, open_bundle(path)), None, None
     if not path.exists():
         raise DataError(
             f"no such calibration file: {source}",
@@ -173,7 +185,7 @@ def _calibration(
     used, rest = dataset, None
     if len(dataset) > recipe.samples:
         used, rest = dataset.split(recipe.samples, seed=recipe.seed)
-    return _data_of(parent, used, recipe), None, rest
+    return _data_of(parent, used, recipe), None, used, rest
 
 
 def _data_of(parent: Bundle, dataset: Dataset, recipe: QuantizeRecipe) -> CalibrationData:

@@ -1,9 +1,9 @@
 """The least that must stay in float32 for the accuracy to stay within a budget.
 
 First everything is lowered. Where that costs too much, the sensitivity of every group is
-measured: how far the outputs move when it alone is lowered. Then a bisection over how many of
-the most sensitive are kept, each try measured on the evaluation data. What was measured is
-written down as it goes, and a search that was stopped goes on.
+measured: what is lost on calibration data when it alone is lowered. Then a bisection over how
+many are kept, in the order that loses least, each try measured on the evaluation data. What was
+measured is written down as it goes, and a search that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,20 +22,19 @@ import numpy as np
 
 from tfx.bundle import Bundle
 from tfx.codec import DecodeError, decode, encode
-from tfx.errors import DataError, QuantizeError
+from tfx.errors import QuantizeError
 from tfx.quantization import Accuracy
 from tfx.runtime.backend import RunOptions, get_backend
 from tfx.runtime.cpus import usable_cpus
-from tfx.signature import Feed
 
 from .accuracy import Judge
 from .lowering import Lowering
 from .pipeline import write_draft
+from .sensitivity import NO_NUMBERS, MetricRuler, OutputRuler, Ruler, order_of, some_feeds
 
 FILE_NAME = "search.json"
 
-# Feeds of the calibration data on which sensitivity is measured, and speed.
-SENSITIVITY_FEEDS = 8
+# Runs of the longest calibration feed that speed is measured with.
 SPEED_ROUNDS = 9
 
 
@@ -44,7 +43,7 @@ class Trial:
     """One choice of groups, measured.
 
     Attributes:
-        kept: How many of the most sensitive groups stay in float32.
+        kept: How many groups stay in float32, the first of the report's order.
         accuracy: On the evaluation data.
         size_bytes: Of graph and weights.
         speedup: Time of the parent's run over that of this one, medians of interleaved rounds.
@@ -63,22 +62,23 @@ class SearchReport:
     Attributes:
         key: sha256 of all that decides its outcome.
         max_drop: The budget.
-        sensitivity: Group to how far the outputs move when it alone is lowered, as a share of
-            their root mean square; largest first.
+        ruler: What sensitivity is of: a metric that compares with the parent, or the outputs.
+        sensitivity: Group to what is lost when it alone is lowered: of the metric, or how far the
+            outputs move as a share of their root mean square.
+        changes: What each sample's numbers change by then, while sensitivity is measured.
+        order: Groups in the order they are kept in; empty until all are measured.
         trials: In the order they were made.
         chosen: How many groups are kept in the end; -1 while it goes on.
     """
 
     key: str
     max_drop: float
+    ruler: str = ""
     sensitivity: Mapping[str, float] = field(default_factory=dict)
+    changes: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
     chosen: int = -1
-
-    @property
-    def order(self) -> list[str]:
-        """Groups, the most sensitive first."""
-        return sorted(self.sensitivity, key=lambda group: -self.sensitivity[group])
 
 
 def find_kept(
@@ -87,6 +87,7 @@ def find_kept(
     max_drop: float,
     state: Path,
     *,
+    ranking: Judge | None = None,
     on_step: Callable[[str], None] = lambda _: None,
     on_trial: Callable[[Trial, int], None] = lambda *_: None,
 ) -> tuple[tuple[str, ...], SearchReport]:
@@ -98,6 +99,8 @@ def find_kept(
         max_drop: Largest loss of its metric allowed, in the metric's unit.
         state: A file: what was measured goes there at once, and is read when the same search
             is begun again.
+        ranking: Measures on calibration data, by a metric that compares with the parent; None to
+            rank groups by the outputs.
         on_step: Called with a few words as each step begins.
         on_trial: Called with each trial, and how many groups there are.
 
@@ -108,15 +111,18 @@ def find_kept(
         QuantizeError: If not even all groups kept meets the budget.
     """
     groups = [group for group in lowering.groups if group not in lowering.recipe.keep]
-    report = _resumed(state, SearchReport(_key(lowering, judge, max_drop), max_drop))
-    feeds = _some_feeds(lowering)
+    measured_by = ranking.metric if ranking is not None else OutputRuler.name
+    fresh = SearchReport(_key(lowering, judge, max_drop, measured_by), max_drop, measured_by)
+    report = _resumed(state, fresh)
     with tempfile.TemporaryDirectory(prefix="tfx-search-") as folder:
-        runner = _Runner(lowering, feeds, Path(folder))
+        runner = _Runner(lowering, Path(folder))
 
         def holds(kept: int) -> bool:
             nonlocal report
-            if kept and len(report.sensitivity) < len(groups):
-                report = _ranked(report, groups, runner, state, on_step)
+            if kept and len(report.order) < len(groups):
+                options = runner.options
+                ruler = MetricRuler(ranking) if ranking else OutputRuler(lowering, options)
+                report = _ranked(report, groups, ruler, runner, state, on_step)
             for trial in report.trials:
                 if trial.kept == kept:
                     return trial.accuracy.drop <= max_drop
@@ -135,19 +141,31 @@ def find_kept(
 
 def _ranked(
     report: SearchReport,
-    groups: Sequence[str],
+    groups: Collection[str],
+    ruler: Ruler,
     runner: _Runner,
     state: Path,
     on_step: Callable[[str], None],
 ) -> SearchReport:
     """The report with the sensitivity of every group, each written down as it is known."""
+    origin = ruler.origin()
     for number, group in enumerate(groups, 1):
         if group in report.sensitivity:
             continue
         on_step(f"sensitivity of {group} ({number} of {len(groups)})")
-        moved = runner.distance([other for other in groups if other != group])
-        report = dataclasses.replace(report, sensitivity={**report.sensitivity, group: moved})
+        rows = ruler.rows(runner.write([other for other in groups if other != group]))
+        lost = NO_NUMBERS if rows is None else ruler.loss(rows)
+        change = () if rows is None else tuple(map(tuple, (rows - origin).tolist()))
+        report = dataclasses.replace(
+            report,
+            sensitivity={**report.sensitivity, group: lost},
+            changes={**report.changes, group: change},
+        )
         _store(state, report)
+    known = {group: np.array(report.changes[group]) for group in groups}
+    changes = {group: change if change.size else None for group, change in known.items()}
+    report = dataclasses.replace(report, order=tuple(order_of(ruler, changes)), changes={})
+    _store(state, report)
     return report
 
 
@@ -177,59 +195,42 @@ def _least(holds: Callable[[int], bool], most: int) -> int:
 
 
 class _Runner:
-    """Writes choices of groups aside and runs them."""
+    """Writes choices of groups aside and runs them.
 
-    def __init__(self, lowering: Lowering, feeds: Sequence[Feed], folder: Path) -> None:
-        self._lowering, self._feeds, self._folder = lowering, feeds, folder
-        self._options = RunOptions(threads=usable_cpus())
-        self._expected = self._outputs(lowering.parent)
+    Attributes:
+        options: How they are run.
+    """
 
-    def distance(self, keep: Collection[str]) -> float:
-        """Root mean squared distance of the outputs from the parent's, over their own."""
-        found = self._outputs(self._written(keep))
-        moved = sum(float(((a - b) ** 2).sum()) for a, b in zip(found, self._expected, strict=True))
-        power = sum(float((b * b).sum()) for b in self._expected)
-        # What is not a number is further away than anything.
-        return float(np.sqrt(moved / power)) if np.isfinite(moved) and power else 1e9
+    def __init__(self, lowering: Lowering, folder: Path) -> None:
+        self._lowering, self._folder = lowering, folder
+        self._feed = some_feeds(lowering)[-1]
+        self.options = RunOptions(threads=usable_cpus())
 
     def trial(self, keep: Collection[str], judge: Judge) -> Trial:
-        bundle = self._written(keep)
+        bundle = self.write(keep)
         size = sum(
             path.stat().st_size for path in bundle.path.iterdir() if path.name.startswith("model.")
         )
         return Trial(len(keep), judge.measure(bundle), size, self._speedup(bundle))
 
-    def _written(self, keep: Collection[str]) -> Bundle:
+    def write(self, keep: Collection[str]) -> Bundle:
+        """The bundle with these groups kept; in place of the one before."""
         folder = self._folder / "candidate"
         for path in sorted(folder.glob("**/*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         folder.mkdir(exist_ok=True)
         return write_draft(self._lowering, self._lowering.lower(keep), folder)
 
-    def _outputs(self, bundle: Bundle) -> list[np.ndarray]:
-        executable = get_backend("onnxruntime").load(bundle, self._options)
-        try:
-            found = [executable.run(feed) for feed in self._feeds]
-        finally:
-            executable.close()
-        names = [spec.name for spec in bundle.manifest.signature.outputs if spec.dtype.is_floating]
-        return [
-            _meaningful(outputs[name], feed).astype(np.float64)
-            for outputs, feed in zip(found, self._feeds, strict=True)
-            for name in names
-        ]
-
     def _speedup(self, bundle: Bundle) -> float:
         """How many times as fast as the parent, by turns on the longest feed."""
-        feed = self._feeds[-1]
         backend = get_backend("onnxruntime")
-        both = [backend.load(one, self._options) for one in (self._lowering.parent, bundle)]
+        both = [backend.load(one, self.options) for one in (self._lowering.parent, bundle)]
         times: list[list[float]] = [[], []]
         try:
             for _ in range(SPEED_ROUNDS):
                 for index, executable in enumerate(both):
                     started = time.perf_counter()
-                    executable.run(feed)
+                    executable.run(self._feed)
                     times[index].append(time.perf_counter() - started)
         finally:
             for executable in both:
@@ -237,26 +238,7 @@ class _Runner:
         return float(np.median(times[0]) / np.median(times[1]))
 
 
-def _meaningful(array: np.ndarray, feed: Feed) -> np.ndarray:
-    mask = feed.get("attention_mask")
-    if mask is None or array.ndim < 2 or array.shape[:2] != mask.shape:
-        return array
-    kept: np.ndarray = array[mask != 0]
-    return kept
-
-
-def _some_feeds(lowering: Lowering) -> list[Feed]:
-    if lowering.data is None:
-        raise DataError(
-            "a budget needs data to find out which groups are sensitive",
-            hint="Give a file of real inputs: --calibrate FILE.",
-        )
-    feeds = list(lowering.data)
-    chosen = np.unique(np.linspace(0, len(feeds) - 1, SENSITIVITY_FEEDS).round().astype(int))
-    return [feeds[index] for index in chosen]
-
-
-def _key(lowering: Lowering, judge: Judge, max_drop: float) -> str:
+def _key(lowering: Lowering, judge: Judge, max_drop: float, ruler: str) -> str:
     facts = {
         "parent": lowering.parent.digest,
         "recipe": encode(lowering.recipe),
@@ -264,6 +246,7 @@ def _key(lowering: Lowering, judge: Judge, max_drop: float) -> str:
         "evaluation": judge.dataset.digest,
         "metric": judge.metric,
         "max_drop": max_drop,
+        "ruler": ruler,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -12,6 +12,7 @@ from tfx.quantization import Accuracy, QuantizeRecipe
 from tfx.quantize.accuracy import Judge
 from tfx.quantize.calibration import calibration_texts
 from tfx.quantize.lowering import prepare_lowering
+from tfx.quantize.pipeline import write_draft
 from tfx.quantize.plot import plot_search
 from tfx.quantize.search import SearchReport, Trial, _least, find_kept
 from tfx.runtime.accuracy.datasets import Dataset, DatasetKind
@@ -113,6 +114,56 @@ def test_sensitivity_is_that_of_a_group_lowered_alone(lowering, judge, tmp_path)
     assert max(report.sensitivity.values()) > 0
 
 
+def test_a_metric_that_compares_with_the_parent_ranks_by_itself(
+    lowering, judge, parent, labelled, tmp_path
+):
+    ranking = Judge(parent, labelled.sample(12), "kl", seed=0)
+    planted = Planted(judge, {*lowering.groups})
+    state = tmp_path / "state.json"
+    _, report = find_kept(lowering, planted, 0.1, state, ranking=ranking)
+    assert report.ruler == "kl"
+    assert set(report.order) == set(lowering.groups)
+    group = lowering.groups[-1]
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    lowered = lowering.lower([one for one in lowering.groups if one != group])
+    alone = ranking.measure(write_draft(lowering, lowered, folder))
+    assert report.sensitivity[group] == pytest.approx(alone.drop)
+    assert "changes" not in json.loads(state.read_text())  # of use only until there is an order
+
+
+def test_a_ranking_that_was_stopped_goes_on(lowering, judge, parent, labelled, tmp_path):
+    state = tmp_path / "state.json"
+    ranking = Judge(parent, labelled.sample(12), "kl", seed=0)
+    planted = Planted(judge, {*lowering.groups})
+    steps = []
+
+    def stop(step):
+        steps.append(step)
+        if step.startswith("sensitivity") and len(steps) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find_kept(lowering, planted, 0.1, state, ranking=ranking, on_step=stop)
+    known = json.loads(state.read_text())["sensitivity"]
+    assert 0 < len(known) < len(lowering.groups)
+    _, report = find_kept(lowering, planted, 0.1, state, ranking=ranking, on_step=steps.append)
+    again = [step for step in steps[5:] if step.startswith("sensitivity")]
+    assert len(again) == len(lowering.groups) - len(known)
+    _, whole = find_kept(lowering, planted, 0.1, tmp_path / "other.json", ranking=ranking)
+    assert whole.order == report.order
+
+
+def test_a_state_of_another_ranking_is_not_taken(lowering, judge, parent, labelled, tmp_path):
+    state = tmp_path / "state.json"
+    planted = Planted(judge, {*lowering.groups})
+    _, report = find_kept(lowering, planted, 0.1, state)
+    assert report.ruler == "outputs"
+    ranking = Judge(parent, labelled.sample(12), "kl", seed=0)
+    _, report = find_kept(lowering, planted, 0.1, state, ranking=ranking)
+    assert report.ruler == "kl"
+
+
 def test_a_stopped_search_goes_on(lowering, judge, tmp_path):
     state = tmp_path / "state.json"
     planted = Planted(judge, {*lowering.groups})
@@ -175,7 +226,7 @@ def test_picture_of_a_search(tmp_path):
         accuracy = Accuracy("accuracy", value, 0.9, 0.9 - value, 0, 0, 99, "d", "b")
         return Trial(kept, accuracy, 10_000_000 + kept, 2.0)
 
-    report = SearchReport("k", 0.02, {"a": 0.1}, (trial(0, 0.8), trial(1, 0.89)), chosen=1)
+    report = SearchReport("k", 0.02, trials=(trial(0, 0.8), trial(1, 0.89)), chosen=1)
     plot_search(report, 40_000_000, tmp_path / "search.svg")
     text = (tmp_path / "search.svg").read_text()
     assert text.startswith("<?xml")
