@@ -28,6 +28,7 @@ from ..backend import (
 )
 from ..cache import entry_for, keep, reopened
 from ..generation.kv_cache import cache_specs
+from .mapped_weights import give_back_pages
 from .openvino_attention import drop_number_checks, join_projections
 from .openvino_graph import choose_masks, output_ports, repeat_heads, said
 from .openvino_state import StatefulExecutable, keep_state
@@ -174,9 +175,11 @@ def _compiled(core: Any, bundle: Bundle, settings: Mapping[str, Any]) -> Any:
     try:
         model = read_graph(core, bundle)
         keep_state(model, bundle.manifest.signature)
-        return core.compile_model(model, PLUGIN, settings)
+        compiled = core.compile_model(model, PLUGIN, settings)
     except Exception as error:  # RuntimeError, and others of its frontend
         raise BackendError(f"openvino cannot load {bundle.model}: {said(error)}") from error
+    give_back_pages(bundle.path)
+    return compiled
 
 
 def _keep(
