@@ -96,7 +96,7 @@ def test_a_decoder_copies_nothing(bundle, executable):
             found, expected = (one.step(np.array([token, token + 1])) for one in (decoder, other))
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert decoder.copied == 0
-    assert other.copied > 2
+    assert other.copied == 2  # as often as rows were taken
 
 
 def test_two_texts_at_once_have_a_state_each(bundle, executable):

@@ -13,6 +13,7 @@ import tfx
 from tfx.errors import BackendError, FeedError
 from tfx.export.pipeline import export_bundles
 from tfx.runtime.backend import RunOptions, get_backend
+from tfx.runtime.generation import decoder as decoders
 from tfx.runtime.generation.decoder import Decoder
 from tfx.runtime.generation.generator import Finish, Options, Token
 
@@ -103,20 +104,31 @@ def test_openvino_keeps_no_rotary_positions_that_it_reads_as_others(llama, tmp_p
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_onnxruntime_writes_in_place_and_copies_to_grow_only(session, rng):
+def test_onnxruntime_writes_in_place_and_copies_to_grow_only(session, rng, monkeypatch):
     decoder = Decoder(session._executable, session.signature)
     ids = rng.integers(4, 60, (2, 4))
+    monkeypatch.setattr(decoders, "SPARE_PLACES", 34)
     decoder.start(ids, np.ones_like(ids), room=44)
     before = decoder.stepping._cache["past_key_0"]
-    for _ in range(34):
+    for _ in range(33):
         decoder.step(np.array([5, 6]))
     assert decoder.stepping._cache["past_key_0"] is before
     assert decoder.copied == 0
-    assert before[:, :, 37].any()
-    assert not before.any(axis=(0, 1, 3))[38:].any()  # not written yet
+    assert before[:, :, 36].any()
+    assert not before[:, :, 37].any()  # not written yet
+    decoder.step(np.array([5, 6]))
     decoder.step(np.array([5, 6]))
     assert decoder.copied == 1
     assert decoder.stepping._cache["past_key_0"].shape[2] == 44
+
+
+def test_logits_of_a_step_outlive_the_next(session, rng):
+    decoder = Decoder(session._executable, session.signature)
+    ids = rng.integers(4, 60, (2, 4))
+    first = decoder.start(ids, np.ones_like(ids), room=8)
+    kept = first.copy()
+    decoder.step(np.array([5, 6]))
+    np.testing.assert_array_equal(first, kept)
 
 
 def test_stream_gives_what_generate_does(session, rng):
