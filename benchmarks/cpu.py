@@ -165,7 +165,10 @@ def cpu(
         opened = [open_bundle(path) for path in dict.fromkeys(bundles)]
         for bundle in opened[1:]:
             if not same_model(opened[0], bundle):
-                raise BundleError(f"{opened[0].name} and {bundle.name} are not of one model")
+                raise BundleError(
+                    f"{opened[0].name} and {bundle.name} are not of one model",
+                    hint="Name bundles made from one another.",
+                )
         plan = Plan(
             batches=tuple(dict.fromkeys(batches)) or BATCHES,
             lengths=(length,),

@@ -167,7 +167,10 @@ def contestants_of(
                 hint="Ask for less with --prompt or --new-tokens.",
             )
         if not same_model(first, bundle):
-            raise BundleError(f"{first.name} and {bundle.name} are not of one model")
+            raise BundleError(
+                f"{first.name} and {bundle.name} are not of one model",
+                hint="Name bundles made from one another.",
+            )
     job = {
         "checkpoint": str(checkpoint_folder(first.manifest.source).absolute()) if chosen else "",
         "model": str(first.model.absolute()),

@@ -211,7 +211,8 @@ def _feed(bundle: Bundle, batch: int, length: int) -> Feed:
     axes = {axis for spec in signature.inputs for axis in spec.shape}
     if not {BATCH, SEQUENCE} <= axes:
         raise BundleError(
-            f"{bundle.name} takes no text: its inputs have no axes {BATCH!r} and {SEQUENCE!r}"
+            f"{bundle.name} takes no text: its inputs have no axes {BATCH!r} and {SEQUENCE!r}",
+            hint="Name a bundle that takes texts.",
         )
     sizes = {BATCH: batch, SEQUENCE: length}
     return random_feed(signature, sizes, np.random.default_rng(0), padding="right")

@@ -98,7 +98,8 @@ def compare_greedy(
     if room < 1:
         raise FeedError(
             f"{new_tokens} new tokens are asked for, {bundle.name} takes "
-            f"{longest(manifest.signature)} with the prompt"
+            f"{longest(manifest.signature)} with the prompt",
+            hint="Ask for fewer new tokens, or shorter prompts.",
         )
     (tokens,) = (spec for spec in manifest.signature.inputs if spec.name == "input_ids")
     most = tokens.values.max if tokens.values else 1

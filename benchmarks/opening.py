@@ -112,7 +112,9 @@ def opened_in_a_process(
             env={**os.environ, **compiled},
         )
     except subprocess.TimeoutExpired as error:
-        raise BackendError(f"{backend} did not open {bundle} in {LIMIT_S:g} s") from error
+        raise BackendError(
+            f"{backend} did not open {bundle} in {LIMIT_S:g} s", hint="Leave this backend out."
+        ) from error
     try:
         found: dict[str, Any] = json.loads(ended.stdout)
     except ValueError as error:

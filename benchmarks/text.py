@@ -121,7 +121,10 @@ def contestants_of(
                 hint="Name bundles of an embedding model, such as minilm.",
             )
         if not same_model(first, bundle):
-            raise BundleError(f"{first.name} and {bundle.name} are not of one model")
+            raise BundleError(
+                f"{first.name} and {bundle.name} are not of one model",
+                hint="Name bundles made from one another.",
+            )
     processing = first.manifest.processing
     assert processing.embedding is not None
     (output,) = (

@@ -109,5 +109,8 @@ def _numbers(text: str, what: str, example: str, whole: str = "") -> Iterator[in
     for part in text.split(","):
         first, _, last = part.partition("-")
         if last and int(last) < int(first):
-            raise RecipeError(f"{what} are {(whole or text)!r}: {part} counts downwards")
+            raise RecipeError(
+                f"{what} are {(whole or text)!r}: {part} counts downwards",
+                hint="Write a range upwards, like 0-5.",
+            )
         yield from range(int(first), int(last or first) + 1)

@@ -116,7 +116,10 @@ def read_model(path: Path) -> tuple[Sizes, dict[str, np.ndarray]]:
     sizes = Sizes(*HEADER.unpack_from(data))
     positive = (sizes.dim, sizes.hidden, sizes.layers, sizes.heads, sizes.shared_heads)
     if min(*positive, sizes.positions, abs(sizes.vocabulary)) < 1 or sizes.dim % sizes.heads:
-        raise SourceError(f"{path} is no model of llama2.c: its header says {sizes}")
+        raise SourceError(
+            f"{path} is no model of llama2.c: its header says {sizes}",
+            hint="Name a file that llama2.c's export wrote in version 0.",
+        )
     shapes = dict(sizes.tensors())
     expected = HEADER.size + 4 * sum(int(np.prod(shape)) for shape in shapes.values())
     if len(data) != expected:
@@ -150,7 +153,10 @@ def read_tokens(path: Path, count: int) -> list[tuple[str, float]]:
             f"{path} holds {len(tokens)} tokens, expected the model's {count}"
         ) from error
     if offset != len(data):
-        raise SourceError(f"{path} goes on after {count} tokens, which the model has")
+        raise SourceError(
+            f"{path} goes on after {count} tokens, which the model has",
+            hint="Name the tokenizer that belongs to the model.",
+        )
     return tokens
 
 

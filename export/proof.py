@@ -94,7 +94,10 @@ def text_cases(signature: Signature, rng: np.random.Generator) -> list[Case]:
             rows = _rows_alone(feed, padding, whole)
             cases += (row for row in rows if row.feed["input_ids"].shape[1] >= least)
     if not any(case.part_of >= 0 for case in cases) and largest.get(BATCH, 2) > 1:
-        raise ExportError(f"no feed of several rows fits {signature.ranges}")
+        raise ExportError(
+            f"no feed of several rows fits {signature.ranges}",
+            hint="Allow more than one row, or shorter texts: --max-batch, --max-seq.",
+        )
     return cases
 
 

@@ -199,7 +199,10 @@ def build_tiny(model_class: Any, config: Any, seed: int = 0) -> torch.nn.Module:
         except (RuntimeError, NotImplementedError):
             count = 0  # its constructor computes with weights; the memory limit still holds
     if count > MAX_PARAMETERS:
-        raise ExportError(f"{model_class.__name__} is not tiny: {count} parameters")
+        raise ExportError(
+            f"{model_class.__name__} is not tiny: {count} parameters",
+            hint="Add the field that makes it large to the sizes of this module.",
+        )
     torch.manual_seed(seed)
     module: torch.nn.Module = model_class(config).eval()
     with torch.no_grad():

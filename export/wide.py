@@ -258,7 +258,10 @@ def _run(module: Any, examples: Mapping[str, Any]) -> None:
         name for name, value in outputs.items() if value.is_floating_point() and value.isnan().any()
     ]
     if wild:
-        raise ExportError(f"not a number in {', '.join(wild)}")
+        raise ExportError(
+            f"not a number in {', '.join(wild)}",
+            hint="Check the model's weights: random ones of its configuration overflow.",
+        )
 
 
 def _status(step: str) -> str:
@@ -273,7 +276,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _none() -> Any:
-    raise ExportError("a bundle without a proof")
+    raise ExportError("a bundle without a proof", hint="Report it: an export always writes one.")
 
 
 def _guarded(context: Any, row: Row) -> Row:

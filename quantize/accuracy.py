@@ -9,7 +9,6 @@ import numpy as np
 
 from tfx.bundle import Bundle
 from tfx.quantization import Accuracy
-from tfx.runtime.accuracy.datasets import Dataset
 from tfx.runtime.accuracy.evaluation import (
     Evaluation,
     compare_evaluations,
@@ -18,6 +17,7 @@ from tfx.runtime.accuracy.evaluation import (
     record,
 )
 from tfx.runtime.accuracy.metrics import Direction, Needs, find_metric
+from tfx.runtime.accuracy.samples import Dataset
 from tfx.runtime.opening import open_session
 
 

@@ -80,7 +80,7 @@ def calibration_texts(
     tokenizer = Tokenizer(_cutting_at(bundle, tokens) if tokens else bundle)
     kept = [text for text in texts if (text.strip() if isinstance(text, str) else any(text))]
     if not kept:
-        raise DataError(f"{name} has no text to calibrate with")
+        raise DataError(f"{name} has no text to calibrate with", hint="Name a file with texts.")
     encoded = tokenizer.encode(kept)
     digest = hashlib.sha256()
     for one in encoded:
@@ -126,7 +126,7 @@ def calibration_feeds(bundle: Bundle, feeds: Sequence[Feed], *, name: str) -> Ca
         DataError: If there is none.
     """
     if not feeds:
-        raise DataError(f"{name} has nothing to calibrate with")
+        raise DataError(f"{name} has nothing to calibrate with", hint="Name a file with samples.")
     signature = bundle.manifest.signature
     digest = hashlib.sha256()
     count = 0

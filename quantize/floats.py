@@ -342,4 +342,4 @@ def _require_types(model: ir.Model) -> None:
             hint="Infer the graph's shapes first.",
         )
     if not any(has_floats(node) for node in model.graph):
-        raise QuantizeError("the graph has no float32 to lower")
+        raise QuantizeError("the graph has no float32 to lower", hint="Name a float32 bundle.")

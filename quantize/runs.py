@@ -9,9 +9,10 @@ from tfx.bundle import Bundle, is_bundle, open_bundle
 from tfx.console import Progress
 from tfx.errors import BackendError, DataError, RecipeError
 from tfx.quantization import QuantizeRecipe
-from tfx.runtime.accuracy.datasets import IMAGES, Dataset, DatasetKind, read_dataset
+from tfx.runtime.accuracy.datasets import read_dataset
 from tfx.runtime.accuracy.metrics import check_drop
 from tfx.runtime.accuracy.observations import Head, head_of
+from tfx.runtime.accuracy.samples import IMAGES, Dataset, DatasetKind
 from tfx.runtime.text.tokenizer import Text
 
 from .accuracy import Judge

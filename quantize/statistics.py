@@ -93,7 +93,10 @@ def load_statistics(path: Path) -> dict[str, ActivationStatistics]:
                 arrays.get(f"{name}/outliers", np.empty(0, np.int64)),
             )
     except FileNotFoundError as error:
-        raise BundleError(f"{path.parent} carries no calibration: it has no {path.name}") from error
+        raise BundleError(
+            f"{path.parent} carries no calibration: it has no {path.name}",
+            hint="Calibrate with a file of real inputs.",
+        ) from error
     # zipfile, zlib and numpy raise many kinds on a damaged file.
     except Exception as error:
         raise BundleError(f"{path} is damaged: {error}", hint="Quantize it again.") from error

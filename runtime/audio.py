@@ -66,7 +66,10 @@ def _checked(sound: np.ndarray) -> np.ndarray:
             hint="Give one channel, as floats between -1 and 1.",
         )
     if not np.isfinite(array).all():
-        raise FeedError("a sound holds NaN or infinity")
+        raise FeedError(
+            "a sound holds NaN or infinity",
+            hint="Check how it was read: samples are floats from -1 to 1.",
+        )
     return array.astype(np.float32, copy=False)
 
 

@@ -261,7 +261,10 @@ def check(bundle: Path | None, as_json: bool, **run: Any) -> None:
         out.print(f"{opened.path}: sha256 of {files} files is right", markup=False)
         show_parity(out, report)
     if not report.passed:
-        raise ParityError(f"{opened.path} differs from PyTorch by more than its tolerance")
+        raise ParityError(
+            f"{opened.path} differs from PyTorch by more than its tolerance",
+            hint="Export it again, or name another backend.",
+        )
 
 
 def _without_infinities(document: Any) -> Any:

@@ -196,7 +196,10 @@ def array_of_tensor(value: Any, name: str) -> DeviceArray:
     code = (tensor.dtype.code, tensor.dtype.bits)
     known = [dtype for dtype, found in _TYPES.items() if found == code]
     if not known or tensor.dtype.lanes != 1:
-        raise FeedError(f"{name}: got elements of DLPack's type {code[0]} with {code[1]} bits")
+        raise FeedError(
+            f"{name}: got elements of DLPack's type {code[0]} with {code[1]} bits",
+            hint="Convert it to the input's dtype first.",
+        )
     address = (tensor.data or 0) + tensor.byte_offset
     array = DeviceArray(address, known[0], shape, tensor.device.index, capsule)
     array._producer = value

@@ -280,7 +280,8 @@ def answer_line(
         return json_line({**record.fields, **answered})
     except ValueError as error:
         raise DataError(
-            f"{where}, line {record.line}: the answer holds NaN or infinity, which JSON cannot"
+            f"{where}, line {record.line}: the answer holds NaN or infinity, which JSON cannot",
+            hint="Write npz instead: --format npz.",
         ) from error
 
 

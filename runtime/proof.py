@@ -213,7 +213,10 @@ def load_cases(path: Path) -> tuple[StoredCase, ...]:
         indices = sorted({int(name.partition("/")[0]) for name in arrays})
         return tuple(_stored_case(arrays, f"{index}/") for index in indices)
     except FileNotFoundError as error:
-        raise BundleError(f"{path.parent} carries no proof: it has no {path.name}") from error
+        raise BundleError(
+            f"{path.parent} carries no proof: it has no {path.name}",
+            hint="Export it again: tfx export writes one.",
+        ) from error
     # zipfile, zlib and numpy raise many kinds on a damaged file.
     except Exception as error:
         raise BundleError(f"{path} is damaged: {error}", hint="Make the bundle again.") from error

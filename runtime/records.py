@@ -120,7 +120,12 @@ def read_json_lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str | d
         try:
             value = json.loads(line, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise bad_line(where, number, f"not JSON: {error}") from error
+            raise bad_line(
+                where,
+                number,
+                f"not JSON: {error}",
+                hint="Check that the file is whole: each line is one string or object.",
+            ) from error
         if not isinstance(value, str | dict):
             raise bad_line(
                 where, number, f"got a JSON {_kind(value)}, expected a string or an object"
@@ -149,7 +154,10 @@ def read_arrays(file: Path | BinaryIO, where: str) -> dict[str, np.ndarray]:
         with loaded as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{where} is not an npz file of plain arrays: {error}") from error
+        raise DataError(
+            f"{where} is not an npz file of plain arrays: {error}",
+            hint="Write it with numpy.savez, and without objects.",
+        ) from error
 
 
 def refuse_taken(path: Path, *, force: bool) -> None:
@@ -270,7 +278,12 @@ def numbered_lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
             yield number, data.removesuffix(b"\n").removesuffix(b"\r").decode()
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
-        raise bad_line(where, number, f"not UTF-8: byte 0x{byte:02x} at {error.start}") from error
+        raise bad_line(
+            where,
+            number,
+            f"not UTF-8: byte 0x{byte:02x} at {error.start}",
+            hint="Convert the file to UTF-8.",
+        ) from error
     except OSError as error:
         raise DataError(f"cannot read {where}: {error.strerror}") from error
 

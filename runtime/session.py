@@ -335,7 +335,10 @@ class Session(Writing):
         with self._lock:
             if self._encoder is None:
                 if self._open_encoder is None:
-                    raise FeedError(f"{self.bundle.name} is no decoder: it has no encoder")
+                    raise FeedError(
+                        f"{self.bundle.name} is no decoder: it has no encoder",
+                        hint="Leave the encoder out.",
+                    )
                 self._encoder = self._open_encoder()
             return self._encoder
 

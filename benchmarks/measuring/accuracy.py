@@ -13,9 +13,10 @@ import numpy as np
 from tfx.bundle import Bundle
 from tfx.console import Progress
 from tfx.errors import DataError, TfxError
-from tfx.runtime.accuracy.datasets import Dataset, read_dataset
+from tfx.runtime.accuracy.datasets import read_dataset
 from tfx.runtime.accuracy.evaluation import Evaluation, compare_evaluations, metric_for
 from tfx.runtime.accuracy.metrics import Metric, Needs, find_metric
+from tfx.runtime.accuracy.samples import Dataset
 
 from .family import REFERENCE, is_reference, said, same_model
 from .worker import Start

@@ -50,7 +50,7 @@ def torch_product(dtype: DType, size: Size, threads: int) -> Call:
     """
     torch = need("torch")
     if dtype is DType.BFLOAT16 and not BFLOAT16_FLAGS & read_cpu().flags:
-        raise BackendError("this CPU multiplies no bfloat16")
+        raise BackendError("this CPU multiplies no bfloat16", hint="Leave bfloat16 out.")
     kind = {DType.FLOAT32: torch.float32, DType.BFLOAT16: torch.bfloat16}[dtype]
     torch.set_num_threads(threads)
     left = torch.rand(size.m, size.k).to(kind)
@@ -101,12 +101,15 @@ def openvino_product(dtype: DType, size: Size, threads: int) -> Call:
     floats = dtype if dtype.is_floating else DType.FLOAT32
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if openvino.CAPABILITIES[floats] not in able:
-        raise BackendError(f"this CPU multiplies no {floats}")
+        raise BackendError(f"this CPU multiplies no {floats}", hint="Leave this precision out.")
     model = core.read_model(product_model(dtype, size, quantize=True))
     compiled = core.compile_model(model, "CPU", openvino.settings_of(threads, floats))
     products = openvino.products_of(compiled)
     if set(products) != {dtype}:
-        raise BackendError(f"openvino multiplies in {', '.join(products) or 'no product'}")
+        raise BackendError(
+            f"openvino multiplies in {', '.join(products) or 'no product'}",
+            hint="Leave this precision out.",
+        )
     request = compiled.create_infer_request()
     request.set_input_tensor(ov.Tensor(activations(DType.FLOAT32, size)))
 

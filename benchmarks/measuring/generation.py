@@ -157,7 +157,10 @@ class SourceWriter:
         generator: Any = executable.module
         self._model: Any = getattr(generator, "model", None)
         if not hasattr(self._model, "generate"):
-            raise BackendError(f"the source of {bundle.name} cannot generate text by itself")
+            raise BackendError(
+                f"the source of {bundle.name} cannot generate text by itself",
+                hint="Leave the torch backend out.",
+            )
         read = reader_of(generator)
         self._read: Call = lambda **feed: {LOGITS: read(**feed)[LOGITS].float()}
         self._threads = executable.facts.threads

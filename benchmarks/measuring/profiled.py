@@ -68,7 +68,9 @@ def profile_row(bundle: Bundle, way: Way, shape: Shape, plan: Plan) -> Spent:
         BackendError: If the backend has no profiler, fails, or takes too long.
     """
     if way.backend not in PROFILERS:
-        raise BackendError(f"{way.backend} does not say where its time goes")
+        raise BackendError(
+            f"{way.backend} does not say where its time goes", hint="Name another backend."
+        )
     child = Child("tfx.bench.measuring.profiled", plan.limit_s)
     try:
         child.start()
@@ -111,7 +113,10 @@ def with_profiles(
         progress.step(f"{row.title}: where the time of {row.name} goes")
         try:
             if plan.load.scenario == "generation":
-                raise BackendError("of text that is generated, nothing counts each token's nodes")
+                raise BackendError(
+                    "of text that is generated, nothing counts each token's nodes",
+                    hint="Name a bundle that was exported with --no-cache.",
+                )
             shape = Shape(row.sizes, row.load)
             spent = profiling(known[row.digest], row.way, shape, plan)
         except TfxError as error:

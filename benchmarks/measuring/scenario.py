@@ -168,7 +168,10 @@ def queries_of(
         return list(feeds), count * rows
     texts = read_dataset(Path(load.lengths), limit=count * rows, seed=seed).texts
     if len(texts) < rows:
-        raise DataError(f"{load.lengths} has {len(texts)} texts, a query needs {rows}")
+        raise DataError(
+            f"{load.lengths} has {len(texts)} texts, a query needs {rows}",
+            hint="Give more texts, or ask for smaller batches.",
+        )
     if load.scenario == Scenario.OFFLINE:
         if load.preprocessing:
             return [list(texts)], len(texts)

@@ -58,7 +58,10 @@ def read_audio(folder: Path, signature: Signature, notes: list[str]) -> AudioPre
         )
     # What a damaged file raises depends on which extractor it is for.
     except Exception as error:
-        raise SourceError(f"cannot load the feature extractor of {folder}: {error}") from error
+        raise SourceError(
+            f"cannot load the feature extractor of {folder}: {error}",
+            hint="Copy or download its files again.",
+        ) from error
     said = _preparation(extractor, shapes)
     if said is None or not _agrees(said, extractor, shapes):
         notes.append(f"{type(extractor).__name__} does more than is known here: {ARRAYS}")

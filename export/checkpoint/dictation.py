@@ -42,7 +42,10 @@ def read_dictation(config: Any, folder: Path, notes: list[str]) -> Dictation | N
         )
     # OSError, ValueError, TypeError, and the validation errors of its class.
     except Exception as error:
-        raise SourceError(f"cannot read the {SETTINGS_FILE} of {folder}: {error}") from error
+        raise SourceError(
+            f"cannot read the {SETTINGS_FILE} of {folder}: {error}",
+            hint="Copy or download the file again.",
+        ) from error
     ends = said.eos_token_id
     languages, tasks = {}, {}
     if getattr(said, "is_multilingual", True):

@@ -35,7 +35,9 @@ def read_generation(config: Any, folder: Path | None, target: Path) -> Generatio
             # Chat models end at more tokens than their configuration says.
             ends = json.loads(settings.read_text(encoding="utf-8")).get("eos_token_id", ends)
         except (OSError, ValueError, AttributeError) as error:
-            raise SourceError(f"{settings} is damaged: {error}") from error
+            raise SourceError(
+                f"{settings} is damaged: {error}", hint="Copy or download the file again."
+            ) from error
     template, special = _template(folder)
     if template:
         (target / TEMPLATE_FILE).write_text(template, encoding="utf-8")

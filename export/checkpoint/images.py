@@ -64,7 +64,10 @@ def read_images(folder: Path, signature: Signature, notes: list[str]) -> ImagePr
         )
     # What a damaged file raises depends on which processor it is for.
     except Exception as error:
-        raise SourceError(f"cannot load the image processor of {folder}: {error}") from error
+        raise SourceError(
+            f"cannot load the image processor of {folder}: {error}",
+            hint="Copy or download its files again.",
+        ) from error
     said = _preparation(processor)
     name = type(processor).__name__.removesuffix("Pil")
     if said is None or not _agrees(said, processor, specs[INPUT].shape):

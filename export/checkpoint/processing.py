@@ -117,7 +117,10 @@ def _embedding(folder: Path, notes: list[str]) -> Embedding | None:
     normalize = False
     for module in read_json(folder / "modules.json", expected=list):
         if not isinstance(module, dict):
-            raise SourceError(f"{folder / 'modules.json'} is damaged: {module!r} is not a module")
+            raise SourceError(
+                f"{folder / 'modules.json'} is damaged: {module!r} is not a module",
+                hint="Copy or download the file again.",
+            )
         match str(module.get("type", "")).rpartition(".")[2]:
             case "Transformer":
                 pass

@@ -20,7 +20,9 @@ def read_json(path: Path, expected: type = dict) -> Any:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SourceError(f"{path} is damaged: {error}") from error
+        raise SourceError(
+            f"{path} is damaged: {error}", hint="Copy or download the file again."
+        ) from error
     if not isinstance(document, expected):
         raise SourceError(
             f"{path} is damaged: got {type(document).__name__}, expected {expected.__name__}"

@@ -105,7 +105,10 @@ def _settings(config: Any, folder: Path | None) -> Any:
         return settings.from_model_config(config)
     # OSError, ValueError, TypeError, and the validation errors of its class.
     except Exception as error:
-        raise SourceError(f"cannot read the {SETTINGS_FILE} of {folder}: {error}") from error
+        raise SourceError(
+            f"cannot read the {SETTINGS_FILE} of {folder}: {error}",
+            hint="Copy or download the file again.",
+        ) from error
 
 
 def _prefixes(config: Any) -> dict[str, str]:

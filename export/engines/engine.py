@@ -248,7 +248,10 @@ def _set_gpus(trt: ModuleType, config: Any, recipe: EngineRecipe) -> None:
     config.num_compute_capabilities = max(len(chosen), 1)
     for index, capability in enumerate(chosen or [trt.ComputeCapability.CURRENT]):
         if not config.set_compute_capability(capability, index):
-            raise RecipeError(f"{recipe.target} refuses {capability.name} as GPU {index}")
+            raise RecipeError(
+                f"{recipe.target} refuses {capability.name} as GPU {index}",
+                hint="Name fewer GPUs, or those that it knows: --gpu sm80,sm89.",
+            )
 
 
 def _set_flags(trt: ModuleType, config: Any, recipe: EngineRecipe) -> None:

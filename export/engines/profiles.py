@@ -22,7 +22,9 @@ def profile_from_text(text: str) -> dict[str, ShapeRange]:
         if not (axis and equals and all(n.isdecimal() for n in found) and len(found) <= 3):
             raise RecipeError(f"{part!r} is no range of an axis, expected AXIS=MIN..OPT..MAX")
         if axis in sizes:
-            raise RecipeError(f"axis {axis!r} is given twice in {text!r}")
+            raise RecipeError(
+                f"axis {axis!r} is given twice in {text!r}", hint="Give each axis one range."
+            )
         try:
             sizes[axis] = ShapeRange(int(found[0]), int(found[:2][-1]), int(found[-1]))
         except SignatureError as error:

@@ -461,7 +461,8 @@ def _named_examples(module: torch.nn.Module, examples: Any) -> dict[str, torch.T
         if len(examples) > len(accepted):
             raise ExportError(
                 f"got {len(examples)} example inputs, "
-                f"{type(module).__name__}.forward takes {len(accepted)}"
+                f"{type(module).__name__}.forward takes {len(accepted)}",
+                hint="Give one example for each input of forward().",
             )
         examples = dict(zip(accepted, examples, strict=False))
     if not isinstance(examples, Mapping) or not examples:

@@ -106,7 +106,10 @@ def _largest(axis: str, recipe: ExportRecipe, limits: Mapping[str, int]) -> int:
 
 def _spec(value: ir.Value, values: ValueRange | None = None) -> TensorSpec:
     if value.name is None or value.shape is None or value.dtype is None:
-        raise ExportError(f"the graph does not say the type and shape of {value.name}")
+        raise ExportError(
+            f"the graph does not say the type and shape of {value.name}",
+            hint="Return tensors alone from forward().",
+        )
     try:
         dtype = DType.from_onnx(int(value.dtype))
     except SignatureError as error:

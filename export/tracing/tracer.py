@@ -100,7 +100,8 @@ def trace(
     if len(names) != len(model.graph.outputs):
         raise ExportError(
             f"the graph has {len(model.graph.outputs)} outputs, the model returned "
-            f"{len(names)}: {', '.join(names)}"
+            f"{len(names)}: {', '.join(names)}",
+            hint="Return each tensor once from forward().",
         )
     name_outputs(model.graph, names)
     constraints = model.graph.metadata_props.get(RANGE_CONSTRAINTS, "")

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,10 +13,8 @@ from tfx.errors import DataError
 
 from ..records import bad_line, numbered_lines, read_arrays, read_json_lines, read_texts
 from ..text.tokenizer import Text, text_problem
+from .samples import IMAGES, LABEL_COLUMNS, Dataset, DatasetKind, typed_labels
 from .tables import CSV, TSV, read_table
-
-# A class or a score, or the accepted answers of a question, or the tags of a text's words.
-Label = int | float | str | tuple[str, ...]
 
 # Columns that hold the text, in the order they are looked for.
 PAIR_COLUMNS = (
@@ -34,185 +27,9 @@ PAIR_COLUMNS = (
     ("text1", "text2"),
 )
 TEXT_COLUMNS = ("sentence", "text", "question")
-LABEL_COLUMNS = ("label", "score", "gold_label", "similarity_score", "is_duplicate")
-
-INTEGER = re.compile(r"[+-]?[0-9]+")
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-
-IMAGES, LABELS, CLASSES, STRING = "images", "labels", "classes", "string"
 
 
-class DatasetKind(StrEnum):
-    """What a sample of a dataset is."""
-
-    TEXTS = "texts"  # a text; labels are classes or scores
-    PAIRS = "pairs"  # two texts; labels as of texts
-    QUESTIONS = "questions"  # a question and its context; labels are the accepted answers
-    TOKENS = "tokens"  # words joined by one space each; labels are a tag for every word
-    IMAGES = "images"  # uint8[height, width, 3]; labels are classes
-    TRANSLATIONS = "texts to translate"  # a text; labels are its translations
-    SOUNDS = "sounds"  # the path of a WAV file; labels are what is said, or classes or scores
-    FEEDS = "feeds"  # a row of each of the model's inputs; labels are classes or scores
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """Samples in a fixed order, and their labels where they have some.
-
-    Attributes:
-        name: Of the file, without its folder.
-        kind: What a sample is.
-        inputs: Texts, pairs of texts, or arrays by name, whose first axis is the samples;
-            images are one array ``images``, ``uint8[samples, height, width, 3]``, or where they
-            differ in size an object array ``[samples]`` of ``uint8[height, width, 3]``.
-        labels: One for each sample; None without labels.
-        columns: What of the file was used: columns, fields or arrays.
-        classes: Name of each class that an integer label stands for, where the file says it.
-        digest: sha256 over inputs and labels, order included.
-    """
-
-    name: str
-    kind: DatasetKind
-    inputs: tuple[Text, ...] | Mapping[str, np.ndarray]
-    labels: tuple[Label, ...] | None
-    columns: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-    digest: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        if not len(self):
-            raise DataError(f"{self.name} is empty, expected at least one sample")
-        object.__setattr__(self, "digest", self._digest())
-
-    def __len__(self) -> int:
-        if isinstance(self.inputs, tuple):
-            return len(self.inputs)
-        return len(next(iter(self.inputs.values()))) if self.inputs else 0
-
-    @property
-    def texts(self) -> tuple[Text, ...]:
-        """The texts or pairs.
-
-        Raises:
-            DataError: If the samples are arrays or sounds.
-        """
-        if isinstance(self.inputs, tuple) and self.kind is not DatasetKind.SOUNDS:
-            return self.inputs
-        raise DataError(f"{self.name} holds {self.kind}, expected texts")
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files of sounds.
-
-        Raises:
-            DataError: If the samples are something else.
-        """
-        if self.kind is not DatasetKind.SOUNDS:
-            raise DataError(f"{self.name} holds {self.kind}, expected sounds")
-        return tuple(Path(str(one)) for one in self.inputs)
-
-    @property
-    def arrays(self) -> Mapping[str, np.ndarray]:
-        """The arrays, by name; the first axis of each is the samples.
-
-        Raises:
-            DataError: If the samples are texts.
-        """
-        if isinstance(self.inputs, tuple):
-            raise DataError(f"{self.name} holds {self.kind}, expected arrays")
-        return self.inputs
-
-    def take(self, rows: Sequence[int]) -> Dataset:
-        """The samples of these rows, in this order.
-
-        Raises:
-            DataError: If there are none.
-        """
-        return replace(
-            self,
-            inputs=tuple(self.inputs[row] for row in rows)
-            if isinstance(self.inputs, tuple)
-            else {name: array[list(rows)] for name, array in self.inputs.items()},
-            labels=None if self.labels is None else tuple(self.labels[row] for row in rows),
-        )
-
-    def sample(self, count: int, *, seed: int = 0) -> Dataset:
-        """At most ``count`` samples, drawn without replacement and kept in their order.
-
-        Raises:
-            DataError: If ``count`` is below 1.
-        """
-        if count < 1:
-            raise DataError(f"samples wanted of {self.name} are {count}, expected 1 or more")
-        if count >= len(self):
-            return self
-        drawn = np.random.default_rng(seed).choice(len(self), count, replace=False)
-        return self.take(sorted(drawn.tolist()))
-
-    def split(self, count: int, *, seed: int = 0) -> tuple[Dataset, Dataset]:
-        """Two datasets without a sample in common: about ``count`` samples, and the rest.
-
-        Samples of equal input go to the same side, however often the file repeats them; so
-        the first may have a few more than ``count``. Both keep their order.
-
-        Args:
-            count: Samples wanted in the first.
-            seed: Of the draw; the same seed gives the same two.
-
-        Raises:
-            DataError: If either would be empty.
-        """
-        groups: dict[bytes, list[int]] = {}
-        for row, key in enumerate(self._keys()):
-            groups.setdefault(key, []).append(row)
-        if count < 1 or len(groups) < 2:
-            raise DataError(
-                f"cannot keep two uses of {self.name} apart: {count} of {len(groups)} different "
-                "samples would leave one of them none",
-                hint="Give each use a file of its own.",
-            )
-        pending = list(groups.values())
-        first: list[int] = []
-        chosen = 0
-        for index in np.random.default_rng(seed).permutation(len(pending)):
-            if len(first) >= count:
-                break
-            first += pending[index]
-            chosen += 1
-        if chosen == len(pending):
-            raise DataError(
-                f"cannot keep two uses of {self.name} apart: {count} of its {len(self)} samples "
-                "leave none for the other",
-                hint="Ask for fewer samples, or give each use a file of its own.",
-            )
-        rest = sorted(set(range(len(self))) - set(first))
-        return self.take(sorted(first)), self.take(rest)
-
-    def common(self, other: Dataset) -> int:
-        """How many samples have an input that ``other`` has too."""
-        theirs = set(other._keys())
-        return sum(key in theirs for key in self._keys())
-
-    def _keys(self) -> Iterator[bytes]:
-        """Each sample's input, as bytes that are equal for equal inputs."""
-        if isinstance(self.inputs, tuple):
-            of_sample = _content if self.kind is DatasetKind.SOUNDS else _plain
-            yield from (of_sample(text) for text in self.inputs)
-            return
-        for row in range(len(self)):
-            named = sorted(self.inputs.items())
-            parts = (
-                f"{name} {a[row].dtype} {a[row].shape}".encode() + a[row].tobytes()
-                for name, a in named
-            )
-            yield hashlib.sha256(b"".join(parts)).digest()
-
-    def _digest(self) -> str:
-        found = hashlib.sha256(self.kind.encode())
-        for row, key in enumerate(self._keys()):
-            found.update(hashlib.sha256(key).digest())
-            found.update(_plain(None if self.labels is None else self.labels[row]) + b"\n")
-        return found.hexdigest()
+LABELS, CLASSES, STRING = "labels", "classes", "string"
 
 
 def read_dataset(path: Path, *, limit: int | None = None, seed: int = 0) -> Dataset:
@@ -293,7 +110,7 @@ def _columns(names: Sequence[str], where: str, expected: str) -> tuple[tuple[str
     if not names:
         raise _empty(where)
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{where} has two columns called {twice[0]!r}")
+        raise DataError(f"{where} has two columns called {twice[0]!r}", hint="Rename one of them.")
     known = {name.lower(): name for name in names}
     label = next((known[name] for name in LABEL_COLUMNS if name in known), "")
     for wanted in (*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS)):
@@ -323,6 +140,7 @@ def _from_fields(
                 where,
                 number,
                 f"no field {missing[0]!r}, it has: {', '.join(map(repr, fields)) or 'none'}",
+                hint="Give every line the fields of the first.",
             )
         parts = [fields[name] for name in columns]
         text = parts[0] if len(parts) == 1 else tuple(parts)
@@ -341,23 +159,6 @@ def _from_fields(
     kind = DatasetKind.PAIRS if len(columns) == 2 else DatasetKind.TEXTS
     used = (*columns, label) if label else columns
     return Dataset(where, kind, tuple(texts), typed_labels(labels) if label else None, used)
-
-
-def typed_labels(labels: Sequence[Any]) -> tuple[Label, ...]:
-    """Labels as they are meant: all integers or all finite numbers where they are such, else names.
-
-    Args:
-        labels: As a file has them.
-    """
-    written = [str(label).strip() for label in labels]
-    # Not whatever int() and float() take: "1_000", "nan" and digits of other scripts are names.
-    if all(INTEGER.fullmatch(label) for label in written):
-        return tuple(map(int, written))
-    if all(NUMBER.fullmatch(label) for label in written):
-        numbers = tuple(map(float, written))
-        if all(map(math.isfinite, numbers)):
-            return numbers
-    return tuple(written)
 
 
 def _read_plain(stream: BinaryIO, where: str) -> Dataset:
@@ -401,7 +202,10 @@ def _read_squad(stream: BinaryIO, where: str) -> Dataset:
     try:
         document = json.loads(stream.read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8: {error.reason} at {error.start}") from error
+        raise DataError(
+            f"{where} is not UTF-8: {error.reason} at {error.start}",
+            hint="Convert the file to UTF-8.",
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{where} is not JSON: {error}", hint="Check that the file is whole."
@@ -455,7 +259,10 @@ def _read_npz(stream: BinaryIO, where: str) -> Dataset:
         array.ndim for array in counted.values()
     ):
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in counted.items())
-        raise DataError(f"{where}: the arrays differ in samples, their first axis: {shapes}")
+        raise DataError(
+            f"{where}: the arrays differ in samples, their first axis: {shapes}",
+            hint="Save arrays with one row for each sample.",
+        )
     if labels is not None and labels.ndim != 1:
         raise DataError(
             f"{where}: labels are {list(labels.shape)}, expected one for each sample: [samples]"
@@ -472,16 +279,6 @@ def _read_npz(stream: BinaryIO, where: str) -> Dataset:
 
 def _empty(where: str) -> DataError:
     return DataError(f"{where} is empty, expected at least one sample")
-
-
-def _content(path: Any) -> bytes:
-    """Digest of a file: the same sound in another folder is the same sample."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
-
-
-def _plain(value: Any) -> bytes:
-    return json.dumps(value).encode()
 
 
 # How a file is read, by its suffix.

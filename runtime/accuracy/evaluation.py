@@ -15,10 +15,10 @@ from tfx.errors import BundleError, DataError, listing
 from ..bootstrap import percentile_interval, resampled
 from ..images import image_problem
 from ..session import Session
-from .datasets import Dataset, DatasetKind
 from .metrics import METRICS, Direction, Form, Metric, Needs, find_metric
 from .next_tokens import NextTokens
 from .observations import ARRAYS, Head, NotFiniteError, Observations, Recorded, head_of
+from .samples import Dataset, DatasetKind
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -225,7 +225,10 @@ def evaluate(
             hint="Use a higher precision.",
         )
     if chosen.form is Form.NEXT_TOKENS and not contributions[:, 1].any():
-        raise DataError(f"{dataset.name} has no text of two tokens, perplexity needs one")
+        raise DataError(
+            f"{dataset.name} has no text of two tokens, perplexity needs one",
+            hint="Give longer texts.",
+        )
     (resamples,) = resampled(chosen.value, contributions, rng=np.random.default_rng(seed))
     low, high = percentile_interval(resamples)
     truncated = session.report.truncated - cut
@@ -278,7 +281,10 @@ def record(
         else find_metric(metric)
     )
     if chosen.needs is not Needs.REFERENCE:
-        raise DataError(f"{chosen.name} is not compared with a reference, but with {chosen.needs}")
+        raise DataError(
+            f"{chosen.name} is not compared with a reference, but with {chosen.needs}",
+            hint="Leave the reference out, or choose another metric.",
+        )
     seen = Observations(session, dataset, max_rows=max_rows)
     _check_form(chosen, seen, session.bundle, dataset)
     return seen.record(chosen.form, on_progress)
@@ -427,7 +433,8 @@ def _reference_values(
         if (reference.data, reference.form) != (dataset.digest, metric.form):
             raise DataError(
                 f"what {reference.name} was recorded to say is of other samples, or of "
-                f"{reference.form} where {metric.name} looks at {metric.form}"
+                f"{reference.form} where {metric.name} looks at {metric.form}",
+                hint="Measure the reference again on these samples.",
             )
         values = reference.values
         return lambda rows: values[rows]

@@ -12,7 +12,7 @@ import numpy as np
 from tfx.errors import DataError, listing
 from tfx.extras import need
 
-from .datasets import IMAGES, LABEL_COLUMNS, Dataset, DatasetKind, Label, typed_labels
+from .samples import IMAGES, LABEL_COLUMNS, Dataset, DatasetKind, Label, typed_labels
 from .tables import read_rows
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")

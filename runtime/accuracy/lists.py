@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .datasets import Dataset
+from .samples import Dataset
 from .sound_lists import is_sound_list, read_sound_list
 from .translation_lists import is_translation_list, read_translation_list
 

@@ -15,7 +15,7 @@ from ..session import Session
 from ..text.batching import cut_batches
 from ..text.texts import BATCH_ROWS, BATCH_TOKENS
 from ..text.tokenizer import Encoded, TextError, Tokenizer
-from .datasets import Dataset
+from .samples import Dataset
 
 # A window begins half of what the model takes after the one before: the stride of Hugging Face's
 # guide to perplexity.

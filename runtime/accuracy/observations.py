@@ -31,8 +31,8 @@ from ..text.answers import (
 )
 from ..text.extraction import TextAnswer
 from ..text.tokenizer import TextError
-from .datasets import IMAGES, Dataset, DatasetKind, Label
 from .metrics import Form, mean_cosine
+from .samples import IMAGES, Dataset, DatasetKind, Label
 
 LOGITS, MASK = "logits", "attention_mask"
 
@@ -474,4 +474,7 @@ def _main_output(outputs: dict[str, np.ndarray]) -> np.ndarray:
     for array in outputs.values():
         if array.dtype.kind == "f":
             return array
-    raise DataError(f"no output holds floats: got {', '.join(outputs)}")
+    raise DataError(
+        f"no output holds floats: got {', '.join(outputs)}",
+        hint="Export the model with a head that gives floats.",
+    )

@@ -9,7 +9,7 @@ from typing import Any
 from tfx.errors import DataError, listing
 
 from ..records import bad_line
-from .datasets import LABEL_COLUMNS, Dataset, DatasetKind, typed_labels
+from .samples import LABEL_COLUMNS, Dataset, DatasetKind, typed_labels
 from .tables import TABLES, first_row, read_rows
 
 # Columns that name a WAV file, and those that say what is said in it.
@@ -52,7 +52,12 @@ def read_sound_list(path: Path) -> Dataset:
     for number, fields in rows:
         for name in used:
             if not isinstance(fields.get(name), str | int | float):
-                raise bad_line(path.name, number, f"no field {name!r}, or no text in it")
+                raise bad_line(
+                    path.name,
+                    number,
+                    f"no field {name!r}, or no text in it",
+                    hint="Give every line the fields of the first.",
+                )
         file = path.parent / str(fields[sound])
         if not file.is_file():
             lost.append(f"line {number}: {fields[sound]}")

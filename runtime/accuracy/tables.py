@@ -13,6 +13,7 @@ from tfx.errors import DataError
 from ..records import bad_line, numbered_lines, read_json_lines
 
 TSV, CSV = ".tsv", ".csv"
+WHOLE = "Check that the file is whole, and that its suffix says what parts it."
 
 # Suffixes of files with fields by name.
 TABLES = (TSV, CSV, ".jsonl", ".ndjson")
@@ -42,7 +43,7 @@ def read_table(stream: BinaryIO, where: str, suffix: str) -> tuple[list[str], It
     try:
         header = [name.strip() for name in next(rows, [])]
     except csv.Error as error:
-        raise bad_line(where, rows.line_num, f"damaged: {error}") from error
+        raise bad_line(where, rows.line_num, f"damaged: {error}", hint=WHOLE) from error
     return header, _rows_below(header, rows, where)
 
 
@@ -99,15 +100,20 @@ def _rows_below(header: list[str], rows: Any, where: str) -> Iterator[Row]:
                     where,
                     rows.line_num,
                     f"got {len(row)} columns, expected {len(header)} as in the header",
-                    hint="Check that the file is whole, and that its suffix says what parts it.",
+                    hint=WHOLE,
                 )
             yield rows.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
-        raise bad_line(where, rows.line_num, f"damaged: {error}") from error
+        raise bad_line(where, rows.line_num, f"damaged: {error}", hint=WHOLE) from error
 
 
 def _objects(stream: BinaryIO, where: str) -> Iterator[Row]:
     for number, value in read_json_lines(stream, where):
         if isinstance(value, str):
-            raise bad_line(where, number, "got a string, expected an object")
+            raise bad_line(
+                where,
+                number,
+                "got a string, expected an object",
+                hint="Write each line as an object with fields.",
+            )
         yield number, value

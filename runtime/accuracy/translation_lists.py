@@ -8,7 +8,7 @@ from typing import Any
 
 from ..records import bad_line
 from ..text.tokenizer import text_problem
-from .datasets import Dataset, DatasetKind
+from .samples import Dataset, DatasetKind
 from .tables import TABLES, first_row, read_rows
 
 # Columns of a text and of its translation.

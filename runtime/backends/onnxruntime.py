@@ -87,7 +87,10 @@ class OnnxRuntime:
         else:
             session = self._loaded(ort, bundle, graph, options.run_threads, provider, entry)
         if session.get_providers()[0] != provider:  # it falls back to CPU without an error
-            raise BackendError(f"onnxruntime gave {session.get_providers()[0]}, not {provider}")
+            raise BackendError(
+                f"onnxruntime gave {session.get_providers()[0]}, not {provider}",
+                hint="Install a build of onnxruntime for this device, or name another one.",
+            )
         facts = RunFacts(
             backend="onnxruntime",
             version=ort.__version__,

@@ -109,13 +109,22 @@ class OpenVino:
         notes = () if kept is None else ("its compiled model came from the cache",)
         hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if hint != HINTS[floats]:
-            raise BackendError(f"openvino gave precision {hint}, not {HINTS[floats]}")
+            raise BackendError(
+                f"openvino gave precision {hint}, not {HINTS[floats]}",
+                hint="Leave the precision out, or name another backend.",
+            )
         if (streams := compiled.get_property("NUM_STREAMS")) != options.streams:
-            raise BackendError(f"openvino gave {streams} streams, not {options.streams}")
+            raise BackendError(
+                f"openvino gave {streams} streams, not {options.streams}",
+                hint="Ask for fewer streams.",
+            )
         products = products_of(compiled)
         lower = [t for t in products if t.is_floating and t.itemsize < floats.itemsize]
         if lower:
-            raise BackendError(f"openvino multiplies matrices in {lower[0]}, not in {floats}")
+            raise BackendError(
+                f"openvino multiplies matrices in {lower[0]}, not in {floats}",
+                hint="Leave the precision out, or name another backend.",
+            )
         facts = RunFacts(
             backend="openvino",
             version=version,

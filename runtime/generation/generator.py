@@ -179,7 +179,8 @@ class TextGenerator:
         if options.num_beams > most_rows(self._signature):
             raise FeedError(
                 f"num_beams is {options.num_beams}, the model takes batches of "
-                f"{most_rows(self._signature)}"
+                f"{most_rows(self._signature)}",
+                hint="Ask for fewer beams, or export it with a larger --max-batch.",
             )
         rows = max(1, min(BATCH_ROWS, most_rows(self._signature)) // options.num_beams)
         return (

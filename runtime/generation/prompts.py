@@ -85,7 +85,12 @@ def _of_jsonl(stream: BinaryIO, where: str) -> Iterator[Asked]:
         named = next((name for name in (MESSAGES, *TEXTS) if name in value), "")
         prompt: Any = value.get(named)
         if named == MESSAGES and not _is_chat(prompt):
-            raise bad_line(where, number, f"{MESSAGES!r} is no list of objects with a role")
+            raise bad_line(
+                where,
+                number,
+                f"{MESSAGES!r} is no list of objects with a role",
+                hint='Write each message as {"role": ..., "content": ...}.',
+            )
         if named != MESSAGES and not isinstance(prompt, str):
             what = f"{named!r} is no text" if named else "has no prompt"
             raise bad_line(where, number, what, hint=PROMPT_FIELDS_HINT)

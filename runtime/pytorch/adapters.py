@@ -77,7 +77,10 @@ def read_adapter(folder: str | Path) -> Adapter:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise SourceError(f"no such adapter folder: {folder}")
+        raise SourceError(
+            f"no such adapter folder: {folder}",
+            hint="Name a folder that PEFT's save_pretrained wrote.",
+        )
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise SourceError(
@@ -164,4 +167,6 @@ def _tensors_of(folder: Path) -> dict[str, tuple[int, ...]]:
         with safetensors.safe_open(path, framework="np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise SourceError(f"{path} is damaged: {error}") from error
+        raise SourceError(
+            f"{path} is damaged: {error}", hint="Copy or download the file again."
+        ) from error

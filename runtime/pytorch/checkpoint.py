@@ -31,7 +31,7 @@ def checkpoint_folder(source: Source) -> Path:
             return package_folder(source.location)
         case SourceKind.HUB:
             return hub_folder(source.location, source.revision)
-    raise SourceError(f"a {source.kind} source has no checkpoint folder")
+    raise SourceError(f"a {source.kind} source has no checkpoint folder", hint="Name a checkpoint.")
 
 
 def config_of(source: Source) -> Any:

@@ -46,7 +46,10 @@ def load_module(source: Source) -> torch.nn.Module:
     if source.kind is SourceKind.FACTORY:
         module, _ = call_factory(source)
     elif source.kind is SourceKind.MODULE:
-        raise SourceError("a module handed over in memory cannot be loaded again")
+        raise SourceError(
+            "a module handed over in memory cannot be loaded again",
+            hint="Export from a file instead: file.py:function.",
+        )
     else:
         module = _load_transformers(source)
         if source.changes:
@@ -81,7 +84,7 @@ def call_factory(source: Source) -> tuple[torch.nn.Module, Any]:
     key = f"_tfx_factory_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(key, path)
     if spec is None:
-        raise SourceError(f"{path} is not a Python file")
+        raise SourceError(f"{path} is not a Python file", hint="Name it as file.py:function.")
     code = importlib.util.module_from_spec(spec)
     sys.modules[key] = code  # dataclasses and pickling look the module up there
     try:
@@ -89,7 +92,10 @@ def call_factory(source: Source) -> tuple[torch.nn.Module, Any]:
         exec(compile(data, str(path), "exec", dont_inherit=True), code.__dict__)
         factory = getattr(code, name, None)
         if not callable(factory):
-            raise SourceError(f"{path} has no function {name!r}")
+            raise SourceError(
+                f"{path} has no function {name!r}",
+                hint="Name a function of that file: file.py:function.",
+            )
         torch.manual_seed(source.seed)
         result = factory()
     except SourceError:
@@ -123,7 +129,7 @@ def _factory_file(source: Source) -> tuple[Path, str, bytes]:
     file, _, name = source.location.rpartition(":")
     path = Path(file)
     if not path.is_file():
-        raise SourceError(f"no such file: {path}")
+        raise SourceError(f"no such file: {path}", hint="Name it as file.py:function.")
     try:
         return path, name, path.read_bytes()
     except OSError as error:
@@ -257,7 +263,8 @@ def _load_transformers(source: Source) -> torch.nn.Module:
     # A bundle says which: a model, and nothing else that transformers can call.
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise SourceError(
-            f"transformers {transformers.__version__} has no model {source.class_name!r}"
+            f"transformers {transformers.__version__} has no model {source.class_name!r}",
+            hint="Install the version of transformers that the bundle was made with.",
         )
     config = config_of(source)
     # An adapter that was trained with a head brings the head's weights.

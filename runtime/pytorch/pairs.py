@@ -80,7 +80,9 @@ def pair_part_of(model: Any, part: str) -> torch.nn.Module:
         return _encoder(model)
     if part == GENERATING_DECODER:
         return _decoder(model)
-    raise SourceError(f"no part called {part!r}")
+    raise SourceError(
+        f"no part called {part!r}", hint="Use one of: generator-encoder, generator-decoder."
+    )
 
 
 def pair_sizes(model: Any) -> tuple[tuple[int, int, int], ...]:

@@ -113,7 +113,10 @@ def transcribe(
         emit_json({"bundle": str(opened.path), "transcripts": found})
     click.echo(f"{seconds:.1f} s of sound in {duration_s:.1f} s", err=True)
     if failed:
-        raise DataError(f"{failed} of {len(paths)} files could not be written down")
+        raise DataError(
+            f"{failed} of {len(paths)} files could not be written down",
+            hint="See above what is wrong with each.",
+        )
 
 
 def wav_files(paths: Sequence[Path]) -> list[Path]:

@@ -50,7 +50,10 @@ def check_wishes(said: Dictation, language: str | None, task: str) -> None:
     if task not in [*Task]:
         raise FeedError(f"task is {task!r}, expected one of {', '.join(Task)}")
     if task not in said.tasks and (said.tasks or task != Task.TRANSCRIBE):
-        raise FeedError(f"task is {task!r}, and the model does only {Task.TRANSCRIBE}")
+        raise FeedError(
+            f"task is {task!r}, and the model does only {Task.TRANSCRIBE}",
+            hint="Leave the task out.",
+        )
     if language is not None and language not in said.languages:
         known = ", ".join(sorted(said.languages))
         raise FeedError(

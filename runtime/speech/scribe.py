@@ -106,7 +106,10 @@ def transcribe(
     encoder = session.encoder()
     hearing = encoder.bundle.manifest.processing.audio
     if hearing is None:
-        raise FeedError(f"{encoder.bundle.name} does not say how sound becomes arrays")
+        raise FeedError(
+            f"{encoder.bundle.name} does not say how sound becomes arrays",
+            hint="Export its checkpoint again, with preprocessor_config.json in it.",
+        )
     writer = Writer(session.bundle)
 
     def spell(ids: Sequence[int]) -> str:
@@ -118,7 +121,10 @@ def transcribe(
         for sound in (sounds if isinstance(sounds, list) else [sounds])
     ]
     if not all(np.isfinite(one).all() for one in samples):
-        raise FeedError("a sound holds NaN or infinity")
+        raise FeedError(
+            "a sound holds NaN or infinity",
+            hint="Check how it was read: samples are floats from -1 to 1.",
+        )
     scribe = PairScribe(session.bundle, executable, encoder.bundle, encoder.predict)
     found = Transcriber(scribe, hearing, processing.dictation, spell).transcribe(samples, **wishes)
     return found if isinstance(sounds, list) else found[0]

@@ -124,7 +124,10 @@ class SoundRunner:
         named = {self._said.input, self._said.mask}
         others = [spec.name for spec in self._signature.inputs if spec.name not in named]
         if others:
-            raise FeedError(f"{bundle.name} needs {', '.join(others)} beside sound")
+            raise FeedError(
+                f"{bundle.name} needs {', '.join(others)} beside sound",
+                hint="Give it arrays instead: Session.predict.",
+            )
         self._where, self._run = bundle.name, run
         self._labels, self._text = processing.classification, processing.transcription
 
@@ -182,7 +185,8 @@ class SoundRunner:
         if len(sound) < shortest:
             raise FeedError(
                 f"a sound is {len(sound) / self.rate:.3f} s, "
-                f"{self._where} takes {shortest / self.rate:.3f} s or more"
+                f"{self._where} takes {shortest / self.rate:.3f} s or more",
+                hint="Give a longer sound.",
             )
         if not longest or len(sound) <= longest:
             yield _Window(index, 0, sound)
@@ -221,7 +225,8 @@ class SoundRunner:
             if logits[0].shape[1] != len(self._text.tokens):
                 raise BundleError(
                     f"{self._where}: {self._text.output} has {logits[0].shape[1]} tokens, "
-                    f"the manifest has {len(self._text.tokens)}"
+                    f"the manifest has {len(self._text.tokens)}",
+                    hint="Export the model again.",
                 )
             ids = [one.argmax(axis=1) for one in logits]
             starts = [window.start // self._text.hop for window in windows]
@@ -231,7 +236,8 @@ class SoundRunner:
             if rows[0].shape[0] != len(self._labels.labels):
                 raise BundleError(
                     f"{self._where}: {self._labels.output} has {rows[0].shape[0]} classes, "
-                    f"the manifest has {len(self._labels.labels)} labels"
+                    f"the manifest has {len(self._labels.labels)} labels",
+                    hint="Export the model again.",
                 )
             scores = scores_from(np.stack(rows), self._labels.activation)
             return text_label(self._labels.labels, scores.mean(axis=0))
@@ -241,7 +247,8 @@ class SoundRunner:
         array = outputs.get(name)
         if array is None or array.ndim != ndim:
             raise BundleError(
-                f"{self._where}: the manifest names an output {name!r} of {ndim + 1} axes"
+                f"{self._where}: the manifest names an output {name!r} of {ndim + 1} axes",
+                hint="Export the model again.",
             )
         return array
 

@@ -136,7 +136,10 @@ class Transcriber:
         """
         check_wishes(self._writing, language, task)
         if timestamps and self._writing.no_times < 0:
-            raise FeedError("timestamps are asked of a model that knows no times")
+            raise FeedError(
+                "timestamps are asked of a model that knows no times",
+                hint="Leave the timestamps out, or take a Whisper that has them.",
+            )
         if max_new_tokens is not None and max_new_tokens < 1:
             raise FeedError(f"max_new_tokens is {max_new_tokens}, expected 1 or more")
         heard = self.listen(

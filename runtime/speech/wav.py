@@ -75,9 +75,9 @@ def read_wav(path: Path) -> Waveform:
     layout, data = _parts(content, path)
     numbers = _numbers(layout, data, path)
     if not len(numbers):
-        raise DataError(f"{path} holds no samples")
+        raise DataError(f"{path} holds no samples", hint="Name a file with sound.")
     if not np.isfinite(numbers).all():
-        raise DataError(f"{path} holds NaN or infinity")
+        raise DataError(f"{path} holds NaN or infinity", hint="Convert it again from its source.")
     channels = numbers.reshape(-1, layout.channels)
     mono = channels[:, 0] if layout.channels == 1 else channels.mean(axis=1)
     return Waveform(np.ascontiguousarray(mono, np.float32), layout.rate)
@@ -93,18 +93,26 @@ def _parts(content: bytes, path: Path) -> tuple[_Layout, memoryview]:
         left = len(content) - place
         if name == b"data":
             if layout is None:
-                raise DataError(f"{path} is damaged: its samples come before their format")
+                raise DataError(
+                    f"{path} is damaged: its samples come before their format",
+                    hint="Copy or record it again.",
+                )
             if size == UNKNOWN_SIZE:
                 size = left
             if size > left:
-                raise DataError(f"{path} is cut off: it has {left} of {size} bytes of samples")
+                raise DataError(
+                    f"{path} is cut off: it has {left} of {size} bytes of samples",
+                    hint="Copy or record it again.",
+                )
             return layout, memoryview(content)[place : place + size]
         if size > left:
             break
         if name == b"fmt ":
             layout = _layout(content[place : place + size], path)
         place += size + size % 2  # parts begin at even places
-    raise DataError(f"{path} is cut off: it ends before its samples")
+    raise DataError(
+        f"{path} is cut off: it ends before its samples", hint="Copy or record it again."
+    )
 
 
 def _layout(part: bytes, path: Path) -> _Layout:
@@ -125,7 +133,8 @@ def _layout(part: bytes, path: Path) -> _Layout:
     if not channels or not rate or block != channels * bits // 8:
         raise DataError(
             f"{path} is damaged: {channels} channels, {rate} samples a second, "
-            f"{block} bytes for a sample of each channel"
+            f"{block} bytes for a sample of each channel",
+            hint="Copy or record it again.",
         )
     return _Layout(kind, channels, rate, bits)
 
@@ -134,7 +143,9 @@ def _numbers(layout: _Layout, data: memoryview, path: Path) -> np.ndarray:
     """The samples of all channels, ``float32[samples * channels]``."""
     width = layout.bits // 8
     if len(data) % (width * layout.channels):
-        raise DataError(f"{path} is cut off: it ends within a sample")
+        raise DataError(
+            f"{path} is cut off: it ends within a sample", hint="Copy or record it again."
+        )
     if layout.kind == FLOAT:
         return np.frombuffer(data, FLOATS[layout.bits]).astype(np.float32)
     kind, whole = INTEGERS[layout.bits]

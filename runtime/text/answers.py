@@ -147,7 +147,8 @@ class Answers:
             if name not in outputs or outputs[name].shape != batch.mask.shape:
                 raise BundleError(
                     f"{self._where}: {name} does not have the shape of the tokens, "
-                    f"{list(batch.mask.shape)}"
+                    f"{list(batch.mask.shape)}",
+                    hint="Give it arrays instead of texts.",
                 )
         found = []
         for row, one in enumerate(encoded):
@@ -168,7 +169,8 @@ class Answers:
         if logits.shape[-1] != len(labels):
             raise BundleError(
                 f"{self._where}: {classification.output} has {logits.shape[-1]} classes, "
-                f"the manifest has {len(labels)} labels"
+                f"the manifest has {len(labels)} labels",
+                hint="Export the model again.",
             )
         scores = scores_from(logits, classification.activation)
         if not classification.per_token:
@@ -186,7 +188,10 @@ class Answers:
         assert said is not None  # the callers looked
         array = outputs.get(said.output)
         if array is None:
-            raise BundleError(f"{self._where}: the manifest names an output {said.output!r}")
+            raise BundleError(
+                f"{self._where}: the manifest names an output {said.output!r}",
+                hint="Export the model again.",
+            )
         if array.ndim != ndim or array.shape[: ndim - 1] != batch.mask.shape[: ndim - 1]:
             raise BundleError(
                 f"{self._where}: {said.output} is {list(array.shape)} for tokens "

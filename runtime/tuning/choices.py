@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
+TUNE_AGAIN = "Delete it, and tune again."
+
 # A tuning that waits for another one gives up after this many seconds.
 WAIT_S = 900.0
 
@@ -229,19 +231,22 @@ def read_choice(path: Path) -> Tuning:
     except OSError as error:
         raise BackendError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise BackendError(f"{path} is damaged: {error}") from error
+        raise BackendError(f"{path} is damaged: {error}", hint=TUNE_AGAIN) from error
     schema = document.pop("schema", None) if isinstance(document, dict) else None
     if isinstance(schema, int) and schema > SCHEMA_VERSION:
         raise BackendError(
             f"{path} was written by a newer version of tfx: its schema is {schema}, expected "
-            f"{SCHEMA_VERSION}"
+            f"{SCHEMA_VERSION}",
+            hint="Upgrade: pip install --upgrade tfx-toolkit",
         )
     if schema != SCHEMA_VERSION:
-        raise BackendError(f"{path} is damaged: its schema is {schema!r}")
+        raise BackendError(f"{path} is damaged: its schema is {schema!r}", hint=TUNE_AGAIN)
     try:
         return decode(Tuning, document)
     except DecodeError as error:
-        raise BackendError(listing(f"{path} is damaged:", error.problems)) from error
+        raise BackendError(
+            listing(f"{path} is damaged:", error.problems), hint=TUNE_AGAIN
+        ) from error
 
 
 def chosen_bundle(bundle: Bundle, trial: Trial) -> Bundle:

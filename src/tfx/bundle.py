@@ -204,7 +204,10 @@ def _others(folder: Path) -> str:
 def _read_manifest(folder: Path) -> tuple[Manifest, str]:
     path = folder / FILE_NAME
     if not path.is_file():
-        raise BundleError(f"{folder} is not a bundle: it has no {FILE_NAME}")
+        raise BundleError(
+            f"{folder} is not a bundle: it has no {FILE_NAME}",
+            hint="Name a folder that tfx export, quantize or build wrote.",
+        )
     data = path.read_bytes()
     try:
         text = data.decode()

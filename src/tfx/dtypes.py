@@ -73,7 +73,10 @@ class DType(StrEnum):
         for dtype, known in _ONNX.items():
             if known == code:
                 return dtype
-        raise SignatureError(f"unsupported ONNX data type code {code}")
+        raise SignatureError(
+            f"unsupported ONNX data type code {code}",
+            hint="Convert the tensor to a type that tfx.dtypes names.",
+        )
 
 
 _NUMPY = {

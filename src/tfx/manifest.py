@@ -128,7 +128,10 @@ class Manifest:
             ) from error
         schema = document.pop("schema", None) if isinstance(document, dict) else None
         if type(schema) is not int or schema < 1:
-            raise BundleError(f"{where} is not a bundle manifest: no schema version")
+            raise BundleError(
+                f"{where} is not a bundle manifest: no schema version",
+                hint="Name a folder that tfx export, quantize or build wrote.",
+            )
         if schema > SCHEMA_VERSION:
             raise BundleError(
                 f"{where} has schema {schema}, this version reads up to {SCHEMA_VERSION}",

@@ -5,7 +5,7 @@ from tfx.dtypes import DType
 from tfx.export.pipeline import export_bundle
 from tfx.quantization import QuantizeRecipe
 from tfx.quantize.runs import _data_of
-from tfx.runtime.accuracy.datasets import Dataset, DatasetKind
+from tfx.runtime.accuracy.samples import Dataset, DatasetKind
 
 PAIRS = (("alpha", "beta of two"), ("a model", "gamma"), ("masks and heads", "delta"))
 

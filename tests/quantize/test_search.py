@@ -15,7 +15,7 @@ from tfx.quantize.lowering import prepare_lowering
 from tfx.quantize.pipeline import write_draft
 from tfx.quantize.plot import plot_search
 from tfx.quantize.search import SearchReport, Trial, _least, find_kept
-from tfx.runtime.accuracy.datasets import Dataset, DatasetKind
+from tfx.runtime.accuracy.samples import Dataset, DatasetKind
 from tfx.runtime.opening import open_session
 
 TEXTS = tuple(

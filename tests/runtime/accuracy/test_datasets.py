@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tfx.errors import DataError
-from tfx.runtime.accuracy.datasets import Dataset, DatasetKind, read_dataset
+from tfx.runtime.accuracy.datasets import read_dataset
+from tfx.runtime.accuracy.samples import Dataset, DatasetKind
 
 
 def write(tmp_path, name, content):

@@ -19,7 +19,6 @@ import tfx
 from tfx.errors import BundleError, DataError
 from tfx.processing import Activation
 from tfx.recipe import Source, SourceKind
-from tfx.runtime.accuracy.datasets import Dataset, DatasetKind
 from tfx.runtime.accuracy.evaluation import (
     Evaluation,
     compare_evaluations,
@@ -28,6 +27,7 @@ from tfx.runtime.accuracy.evaluation import (
     record,
 )
 from tfx.runtime.accuracy.observations import NotFiniteError
+from tfx.runtime.accuracy.samples import Dataset, DatasetKind
 
 USED = WORDS[4:]
 
@@ -303,7 +303,7 @@ def test_what_does_not_fit(classifier, embedder):
             "agreement",
             "agreement compares with a reference, and there is none",
         ),
-        (classifier, texts("a"), "bleu", "no metric called 'bleu'"),
+        (classifier, texts("a"), "rouge", "no metric called 'rouge'"),
         (
             classifier,
             images,

@@ -8,7 +8,8 @@ from PIL import Image
 
 from tfx.errors import BackendError, DataError
 from tfx.extras import need
-from tfx.runtime.accuracy.datasets import DatasetKind, read_dataset
+from tfx.runtime.accuracy.datasets import read_dataset
+from tfx.runtime.accuracy.samples import DatasetKind
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

@@ -12,10 +12,10 @@ from support.texts import WORDS, classifier_graph, logits_table, tokenizer_json,
 import tfx
 from tfx.dtypes import DType
 from tfx.errors import DataError
-from tfx.runtime.accuracy.datasets import Dataset, DatasetKind
 from tfx.runtime.accuracy.evaluation import evaluate
 from tfx.runtime.accuracy.next_tokens import windows_of
 from tfx.runtime.accuracy.observations import NotFiniteError
+from tfx.runtime.accuracy.samples import Dataset, DatasetKind
 from tfx.runtime.text.tokenizer import Encoded
 from tfx.signature import Signature, TensorSpec
 

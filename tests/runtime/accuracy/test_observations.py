@@ -8,10 +8,10 @@ from support.texts import MEAN, write_classifier, write_reader, write_text_bundl
 import tfx
 from tfx.dtypes import DType
 from tfx.processing import Activation
-from tfx.runtime.accuracy.datasets import Dataset, DatasetKind
 from tfx.runtime.accuracy.evaluation import evaluate
 from tfx.runtime.accuracy.metrics import Form
 from tfx.runtime.accuracy.observations import Head, Observations, class_numbers, word_tags
+from tfx.runtime.accuracy.samples import Dataset, DatasetKind
 from tfx.runtime.text.answers import TokenLabel
 from tfx.signature import ShapeRange, Signature, TensorSpec
 

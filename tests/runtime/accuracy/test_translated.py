@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tfx.errors import DataError
-from tfx.runtime.accuracy.datasets import DatasetKind, read_dataset
+from tfx.runtime.accuracy.datasets import read_dataset
 from tfx.runtime.accuracy.metrics import METRICS
+from tfx.runtime.accuracy.samples import DatasetKind
 
 sacrebleu = pytest.importorskip("sacrebleu", reason="needs sacrebleu: tfx-toolkit[eval]")
 
