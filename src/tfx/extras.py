@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -42,6 +43,10 @@ DISTRIBUTION = "tfx-toolkit"
 # and the module that does it. They do without it where it is not installed.
 SENDERS = {"openvino": "openvino_telemetry", "nncf": "openvino_telemetry"}
 
+# ONNX Runtime sends from Linux too (1.31), and writes beside it to the user's cache. It reads this
+# once, when it is loaded, which may be by another library. Who sets it decides.
+SENDS_NOT = "ORT_DISABLE_TELEMETRY"
+
 # Libraries that import with themselves what nothing here needs, and do without it where it is not
 # there: the module, and the one name they take from it. OpenVINO's converter is half of the time
 # its import takes.
@@ -58,7 +63,7 @@ def need(name: str) -> ModuleType:
     """
     later, asked_for = POSTPONED.get(name, (None, ""))
     try:
-        with _without(SENDERS.get(name.partition(".")[0])), _without(later):
+        with _without(SENDERS.get(name.partition(".")[0])), _without(later), _untold():
             module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name.partition(".")[0]:
@@ -101,6 +106,19 @@ def _without(module: str | None) -> Iterator[None]:
         yield
     finally:
         del sys.modules[module]
+
+
+@contextlib.contextmanager
+def _untold() -> Iterator[None]:
+    """Tell what is loaded now to send nothing, unless the environment says what to do."""
+    if SENDS_NOT in os.environ:
+        yield
+        return
+    os.environ[SENDS_NOT] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(SENDS_NOT, None)
 
 
 def install_hint(name: str) -> str:

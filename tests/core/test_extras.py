@@ -1,12 +1,13 @@
 """Optional libraries: found, or said how to get; and none that sends what it is used for."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from tfx.errors import BackendError
-from tfx.extras import POSTPONED, SENDERS, need
+from tfx.extras import POSTPONED, SENDERS, SENDS_NOT, need
 
 
 def test_a_library_that_is_there():
@@ -27,6 +28,39 @@ def test_openvino_is_loaded_without_what_sends_for_it():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("said", [None, "0"], ids=["nothing", "said by the user"])
+def test_what_is_loaded_is_told_to_send_nothing(said, tmp_path, monkeypatch):
+    (tmp_path / "library_y.py").write_text(f"import os\nsaid = os.environ.get({SENDS_NOT!r})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv(SENDS_NOT, raising=False)
+    if said:
+        monkeypatch.setenv(SENDS_NOT, said)
+    try:
+        assert need("library_y").said == (said or "1")
+    finally:
+        sys.modules.pop("library_y", None)
+    assert os.environ.get(SENDS_NOT) == said
+
+
+def test_onnxruntime_keeps_nothing_to_send(tmp_path):
+    pytest.importorskip("onnxruntime")
+    code = (
+        "from tfx.extras import need; ort = need('onnxruntime');"
+        "from onnx import parser;"
+        'text = \'<ir_version: 10, opset_import: ["" : 23]> '
+        "g (float[2] x) => (float[2] y) { y = Neg(x) }';"
+        "ort.InferenceSession(parser.parse_model(text).SerializeToString(),"
+        " providers=['CPUExecutionProvider'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != SENDS_NOT}
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)},
+        check=True,
+    )
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.fixture
