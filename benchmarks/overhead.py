@@ -32,7 +32,7 @@ from tfx.signature import Feed
 
 from .measuring.workload import Plan, shapes_of
 
-LIMIT_US = 50.0
+LIMIT_US = 30.0
 # Enough for an interval of less than a microsecond where no model runs.
 MOST_PAIRS = 5000
 LEAST_PAIRS = 30

@@ -88,7 +88,7 @@ def test_pairs_are_neither_too_few_nor_too_many(rng):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(10, 50, "yes"), (40, 60, "cannot say"), (51, 60, "no")]
+    ("low", "high", "verdict"), [(10, 30, "yes"), (20, 40, "cannot say"), (31, 40, "no")]
 )
 def test_verdict(low, high, verdict):
     assert Overhead("batch 1", COLD, 30, 100.0, (low + high) / 2, low, high).verdict == verdict
@@ -100,7 +100,7 @@ def test_the_command_measures_a_bundle(tmp_path):
     found = CliRunner().invoke(overhead, arguments)
     assert found.exit_code == 0, found.output
     header, *rows = found.stdout.splitlines()
-    assert header.endswith("within 50 us")
+    assert header.endswith("within 30 us")
     assert [re.split(" {2,}", row)[:2] for row in rows] == [
         ["batch 1, sequence 32", COLD],
         ["batch 1, sequence 32", WARM],
