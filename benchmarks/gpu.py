@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -21,11 +23,11 @@ from tfx.errors import BackendError
 from tfx.runtime.cuda import describe_device, missing_gpu
 
 from .gpu_peak import GpuPeak
+from .measuring.cells import Deadline, measure_cells
 from .measuring.flops import flops_of
 from .measuring.machine import this_machine
 from .measuring.report import BenchReport, Row, Status
-from .measuring.runner import measure
-from .measuring.worker import ProcessWorker
+from .measuring.worker import Loaded, ProcessWorker
 from .measuring.workload import Plan, Shape, Way
 from .pages.output import write_text
 
@@ -50,13 +52,39 @@ LIMIT_S = 900.0
 
 GPU_MARK = "pytest.mark.gpu"
 
+# Of the time that is left: what tests, and what all builds may take, so that rows are reached.
+TESTS_SHARE, BUILDS_SHARE = 0.4, 0.5
+
 
 class GpuWorker(ProcessWorker):
-    """A worker whose session is on the GPU."""
+    """A worker whose session is on the GPU, and loads in the time that is left."""
 
-    def __init__(self, bundle: Path, way: Way, shape: Shape, plan: Plan) -> None:
+    def __init__(
+        self, bundle: Path, way: Way, shape: Shape, plan: Plan, deadline: Deadline
+    ) -> None:
         super().__init__(bundle, way, shape, plan)
         self._job["device"] = DEVICE
+        self._deadline = deadline
+
+    def load(self) -> Loaded:
+        """As any worker.
+
+        Raises:
+            BackendError: If it fails, or no time is left to begin.
+        """
+        limit_s, left_s = self.child.limit_s, self._deadline.left_s
+        late = BackendError(
+            f"not reached in {self._deadline.seconds:g} s", hint="Give it longer: --until."
+        )
+        if not left_s:
+            raise late
+        self.child.limit_s = min(limit_s, left_s)
+        try:
+            return super().load()
+        except BackendError as error:
+            raise error if self._deadline.left_s else late from error
+        finally:
+            self.child.limit_s = limit_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +93,7 @@ class Step:
 
     Attributes:
         command: As on a command line.
-        code: Its exit code; None if it took too long.
+        code: Its exit code; None if it took too long, or was not reached.
         said: The end of what it printed.
     """
 
@@ -108,9 +136,15 @@ class Target:
     found: float | None
 
 
+# Runs a command in the time that is left.
+Run = Callable[[Sequence[str]], Step]
+
+
 def run_command(arguments: Sequence[str], limit_s: float = LIMIT_S) -> Step:
     """Run ``python -m arguments`` and keep its last words, whatever comes of it."""
     command = [sys.executable, "-P", "-m", *arguments]
+    if not limit_s:
+        return Step(" ".join(arguments), None, "not reached: no time was left")
     try:
         done = subprocess.run(
             command,
@@ -179,21 +213,21 @@ def _compiled(report: BenchReport, row: Row) -> Row | None:
     return None
 
 
-def run_tests(folder: Path, run: Callable[..., Step] | None = None) -> Step:
+def run_tests(folder: Path, run: Run) -> Step:
     """Run the tests marked gpu, of the files that have any: reading the others takes a minute."""
     files = [str(one) for one in sorted(folder.rglob("test_*.py")) if GPU_MARK in one.read_text()]
     if not files:
         return Step("pytest", None, f"no file in {folder} has a test marked gpu")
     # Libraries of other versions warn of other things, and no test is about those.
-    return (run or run_command)(["pytest", "-q", "-m", "gpu", "-W", "default", *files])
+    return run(["pytest", "-q", "-m", "gpu", "-W", "default", *files])
 
 
-def build_here(bundle: Bundle, folder: Path, run: Callable[..., Step] = run_command) -> Step:
+def build_here(bundle: Bundle, folder: Path, run: Run) -> Step:
     """Try TensorRT-RTX for the very GPU that is here; the step says what came of it."""
     return run(["tfx", "build", str(bundle.path), "--target", "tensorrt-rtx", "-o", str(folder)])
 
 
-def peak_here(run: Callable[..., Step] = run_command) -> tuple[GpuPeak | None, Step]:
+def peak_here(run: Run) -> tuple[GpuPeak | None, Step]:
     """The GPU's peak, measured in a process of its own."""
     step = run(["tfx.bench.gpu_peak"])
     if step.code != 0:
@@ -207,6 +241,9 @@ def peak_here(run: Callable[..., Step] = run_command) -> tuple[GpuPeak | None, S
 @click.option("--length", "lengths", multiple=True, type=int, default=LENGTHS, show_default=True)
 @click.option("--rounds", default=10, show_default=True, help="Most rounds of a shape.")
 @click.option("--seconds", default=5.0, show_default=True, help="Begin no round after this.")
+@click.option(
+    "--until", "until_s", default=math.inf, metavar="SECONDS", help="Begin nothing more after this."
+)
 @click.option("--limit", "limit_s", default=120.0, show_default=True, help="Seconds to load a row.")
 @click.option("--tests", type=FOLDER, help="Also run the tests marked gpu in this folder.")
 @click.option("--no-build", is_flag=True, help="Do not try TensorRT-RTX for this GPU.")
@@ -218,6 +255,7 @@ def main(
     lengths: tuple[int, ...],
     rounds: int,
     seconds: float,
+    until_s: float,
     limit_s: float,
     tests: Path | None,
     no_build: bool,
@@ -226,9 +264,13 @@ def main(
 ) -> None:
     """Run the GPU tests, and measure BUNDLEs in every way that a GPU has.
 
-    Bundles are made before, in as many precisions as wanted; a row that cannot run says why.
+    Bundles are made before, in as many precisions as wanted; a row that cannot run says why. With
+    --until no test, build, row or shape is begun after so many seconds, and what was not reached is
+    said; a shape that is begun is measured, so leave it --seconds more.
     """
     with told_errors():
+        if not until_s > 0:
+            raise click.UsageError(f"--until is {until_s:g}, expected more than 0 seconds")
         if reason := missing_gpu():
             raise BackendError(f"there is no GPU to measure on: {reason}")
         found = _everything(
@@ -242,6 +284,7 @@ def main(
                 trust=trust,
             ),
             tests,
+            Deadline(until_s),
             build=not no_build,
             keep=lambda document: _write(output, document),
         )
@@ -257,6 +300,7 @@ def _everything(
     bundles: Sequence[Bundle],
     plan: Plan,
     tests: Path | None,
+    deadline: Deadline,
     *,
     build: bool,
     keep: Callable[[Mapping[str, Any]], None],
@@ -267,35 +311,40 @@ def _everything(
         targets = [dataclasses.asdict(one) for one in targets_of(report)]
         return {"bench": report.to_dict(), "targets": targets}
 
+    def run(limit_s: float) -> Run:
+        return lambda arguments: run_command(arguments, min(LIMIT_S, limit_s))
+
     document: dict[str, Any] = {"schema": 1, "gpu": encode(describe_device(0))}
     if tests is not None:
-        document["tests"] = encode(run_tests(tests))
+        document["tests"] = encode(run_tests(tests, run(TESTS_SHARE * deadline.left_s)))
         keep(document)
-    peak, step = peak_here()
+    peak, step = peak_here(run(deadline.left_s))
     document["peak"] = encode(peak or step)
     keep(document)
     with tempfile.TemporaryDirectory() as folder:
         chosen = list(bundles)
         graphs = [one for one in bundles if one.manifest.engine is None]
         if build and graphs:
-            tried = []
+            tried: list[Any] = []
+            document["builds"] = tried
+            building = Deadline(BUILDS_SHARE * deadline.left_s)
             for number, bundle in enumerate(graphs):
                 path = Path(folder) / f"{number}" / f"{bundle.name}-rtx"
                 path.parent.mkdir()
-                step = build_here(bundle, path)
+                step = build_here(bundle, path, run(building.left_s / (len(graphs) - number)))
                 tried.append(encode(step))
+                keep(document)
                 if step.code == 0:
                     chosen.append(open_bundle(path))
-            document["builds"] = tried
-            keep(document)
         with progress() as shown:
-            report = measure(
+            report = measure_cells(
                 chosen,
                 plan,
                 WAYS,
                 this_machine(),
+                deadline=deadline,
                 progress=shown,
-                start=GpuWorker,
+                start=functools.partial(GpuWorker, deadline=deadline),
                 keep=lambda so_far: keep(document | measured(so_far)),
             )
     document |= measured(report)

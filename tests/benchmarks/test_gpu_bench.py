@@ -1,5 +1,6 @@
 """The GPU bench, on a machine without one: what it says, runs, counts and writes, on stand-ins."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -12,6 +13,8 @@ from support.reports import made_up
 from tfx.bench import gpu, gpu_peak
 from tfx.bench.gpu import GpuWorker, Step, main, run_command, shares_of, targets_of
 from tfx.bench.gpu_peak import GpuPeak
+from tfx.bench.measuring.cells import Deadline
+from tfx.bench.measuring.worker import ProcessWorker
 from tfx.bench.measuring.workload import Plan, Shape, Way
 from tfx.errors import BackendError
 from tfx.runtime.cuda import Device
@@ -40,7 +43,7 @@ def machine(monkeypatch):
             return Step("peak", 0, json.dumps(dataclasses.asdict(PEAK)))
         return Step(" ".join(arguments), 1 if "build" in arguments else 0, "no GPU of that kind")
 
-    def measure(bundles, plan, ways, machine, *, progress, start, keep):
+    def measure_cells(bundles, plan, ways, machine, *, deadline, progress, start, keep):
         ran.append((tuple(bundle.name for bundle in bundles), ways, start))
         report = report_of(digest=bundles[0].digest)
         keep(report)
@@ -48,9 +51,7 @@ def machine(monkeypatch):
 
     monkeypatch.setattr(gpu, "missing_gpu", lambda: "")
     monkeypatch.setattr(gpu, "describe_device", lambda index: Device(0, "Fake", "sm89", "12.8"))
-    monkeypatch.setattr(gpu, "measure", measure)
-    monkeypatch.setattr(gpu.build_here, "__defaults__", (command,))
-    monkeypatch.setattr(gpu.peak_here, "__defaults__", (command,))
+    monkeypatch.setattr(gpu, "measure_cells", measure_cells)
     monkeypatch.setattr(gpu, "run_command", command)
     return ran
 
@@ -84,7 +85,7 @@ def test_everything_in_one_call(machine, tmp_path):
     assert machine[0] == ["pytest", *options, str(tests / "test_one.py")]
     assert machine[2][:2] == ["tfx", "build"]
     names, ways, start = machine[3]
-    assert (names, ways, start) == (("b",), gpu.WAYS, GpuWorker)
+    assert (names, ways, start.func) == (("b",), gpu.WAYS, GpuWorker)
     # Rows carry the bundle's digest, so operations are counted in its graph.
     assert [share["row"] for share in found["shares"]] == [
         "minilm-fp16 on onnxruntime",
@@ -94,13 +95,13 @@ def test_everything_in_one_call(machine, tmp_path):
 
 
 def test_what_was_measured_is_kept_when_the_machine_goes_away(machine, tmp_path, monkeypatch):
-    whole = gpu.measure
+    whole = gpu.measure_cells
 
     def cut_short(*arguments, **named):
         whole(*arguments, **named)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gpu, "measure", cut_short)
+    monkeypatch.setattr(gpu, "measure_cells", cut_short)
     target = tmp_path / "out.json"
     result = CliRunner().invoke(main, [str(write_bundle(tmp_path / "b").path), "-o", str(target)])
     assert result.exit_code == 1
@@ -110,7 +111,7 @@ def test_what_was_measured_is_kept_when_the_machine_goes_away(machine, tmp_path,
 
 
 def test_a_folder_without_gpu_tests(tmp_path):
-    step = gpu.run_tests(tmp_path)
+    step = gpu.run_tests(tmp_path, run_command)
     assert (step.code, step.said) == (None, f"no file in {tmp_path} has a test marked gpu")
 
 
@@ -123,9 +124,74 @@ def test_nothing_is_built_where_it_is_not_wanted(machine, tmp_path):
 
 
 def test_a_worker_opens_its_session_on_the_gpu(tmp_path):
-    worker = GpuWorker(tmp_path, Way("torch", "fp16"), Shape({"batch": 1}), Plan())
+    worker = worker_of(tmp_path, Deadline())
     assert worker._job["device"] == "cuda:0"
     worker.close()
+
+
+def worker_of(bundle, deadline):
+    return GpuWorker(bundle, Way("torch", "fp16"), Shape({"batch": 1}), Plan(limit_s=9), deadline)
+
+
+def test_a_row_loads_in_the_time_that_is_left(tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(ProcessWorker, "load", lambda self: limits.append(self.child.limit_s))
+    now = [0.0]
+    with contextlib.closing(worker_of(tmp_path, Deadline(100, lambda: now[0]))) as worker:
+        worker.load()
+        now[0] = 96.0
+        worker.load()
+        assert (limits, worker.child.limit_s) == ([9, 4.0], 9)  # a block has its own limit again
+        now[0] = 100.0
+        with pytest.raises(BackendError, match="not reached in 100 s") as caught:
+            worker.load()
+    assert "--until" in caught.value.hint
+
+
+def test_a_row_that_is_cut_off_was_not_reached(tmp_path, monkeypatch):
+    now = [0.0]
+
+    def load(self):
+        now[0] += 60
+        raise BackendError("no answer to 'load' within 60 s, killed")
+
+    monkeypatch.setattr(ProcessWorker, "load", load)
+    with contextlib.closing(worker_of(tmp_path, Deadline(100, lambda: now[0]))) as worker:
+        with pytest.raises(BackendError, match="no answer"):
+            worker.load()
+        with pytest.raises(BackendError, match="not reached in 100 s"):
+            worker.load()
+
+
+def test_commands_have_parts_of_the_time(machine, tmp_path, monkeypatch):
+    limits = []
+    whole = gpu.run_command
+
+    def command(arguments, limit_s):
+        limits.append(limit_s)
+        return whole(arguments)
+
+    monkeypatch.setattr(gpu, "run_command", command)
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "test_one.py").write_text("@pytest.mark.gpu\n")
+    bundles = [str(write_bundle(tmp_path / name).path) for name in "ab"]
+    arguments = [*bundles, "--tests", str(tests), "--until", "1000"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert limits == pytest.approx([400, 900, 250, 500], rel=0.05)
+
+
+def test_a_command_that_is_not_reached():
+    step = run_command(["timeit"], 0.0)
+    assert (step.code, step.said) == (None, "not reached: no time was left")
+
+
+@pytest.mark.parametrize("until", ["0", "-1", "nan"])
+def test_a_time_that_is_none(tmp_path, until):
+    result = CliRunner().invoke(main, [str(tmp_path), f"--until={until}"])
+    assert result.exit_code == 2
+    assert f"--until is {until}, expected more than 0 seconds" in result.output
 
 
 def test_share_of_the_peak(tmp_path):
