@@ -128,14 +128,17 @@ class Writer:
         for one in stop:
             if isinstance(one, str) and one:
                 texts.append(one)
-            elif isinstance(one, int) and 0 <= one < self._vocabulary:
-                ids.append(one)
-            elif isinstance(one, int):
-                problems.append(f"token {one}, the vocabulary is 0..{self._vocabulary - 1}")
-            else:
+            elif isinstance(one, bool) or not isinstance(one, int | np.integer):
                 problems.append(f"{one!r}, expected a text or a token id")
+            elif 0 <= one < self._vocabulary:
+                ids.append(int(one))
+            else:
+                problems.append(f"token {one}, the vocabulary is 0..{self._vocabulary - 1}")
         if problems:
-            raise FeedError(listing("text cannot stop at:", problems))
+            raise FeedError(
+                listing("text cannot stop at:", problems),
+                hint="Give texts, or token ids of the vocabulary.",
+            )
         if texts:
             _ = self.tokenizer  # says it where there is none
         return Stops(tuple(texts), frozenset(ids))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -20,7 +20,13 @@ from ..backend import Executable
 from .beams import Weighing, search
 from .continuations import Continuation, Prompt, Prompts, Writer
 from .decoder import Decoder, is_generator, longest, most_rows
-from .sampling import draw, keep_top_k, keep_top_p, penalize_repetition, without
+from .sampling import cooled, draw, keep_top_k, keep_top_p, penalize_repetition, without
+
+OPTIONS_HINT = "Leave an option out for its default."
+
+# Options that count, and those that measure.
+WHOLE = ("max_new_tokens", "min_new_tokens", "top_k", "seed", "num_beams")
+REAL = ("temperature", "top_p", "repetition_penalty")
 
 # Prompts of one run.
 BATCH_ROWS = 8
@@ -61,7 +67,9 @@ class Options:
     num_beams: int = 1
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = self._not_numbers()
+        if problems:
+            raise FeedError(listing("text cannot go on like this:", problems), hint=OPTIONS_HINT)
         if self.max_new_tokens < 1:
             problems.append(f"max_new_tokens is {self.max_new_tokens}, expected 1 or more")
         if not 0 <= self.min_new_tokens <= max(self.max_new_tokens, 1):
@@ -86,7 +94,17 @@ class Options:
         if not self.temperature and (self.top_p < 1 or self.top_k):
             problems.append("top_p and top_k are for drawing, which needs a temperature above 0")
         if problems:
-            raise FeedError(listing("text cannot go on like this:", problems))
+            raise FeedError(listing("text cannot go on like this:", problems), hint=OPTIONS_HINT)
+
+    def _not_numbers(self) -> list[str]:
+        whole, real = (int, np.integer), (int, float, np.number)
+        found = []
+        for name, kinds in [(one, whole) for one in WHOLE] + [(one, real) for one in REAL]:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                what = "a whole number" if kinds is whole else "a number"
+                found.append(f"{name} is {value!r}, expected {what}")
+        return found
 
 
 def options_from(named: Mapping[str, Any]) -> Options:
@@ -103,7 +121,8 @@ def options_from(named: Mapping[str, Any]) -> Options:
         )
     given = dict(named)
     stop = given.get("stop", ())
-    given["stop"] = (stop,) if isinstance(stop, str | int) else tuple(stop)
+    single = isinstance(stop, str) or not isinstance(stop, Iterable)
+    given["stop"] = (stop,) if single else tuple(stop)
     return Options(**given)
 
 
@@ -336,5 +355,5 @@ def _choose(
     if not options.temperature:
         best: np.ndarray = logits.argmax(axis=1)
         return best
-    logits = logits / np.float32(options.temperature)
+    logits = cooled(logits, options.temperature)
     return draw(keep_top_p(keep_top_k(logits, options.top_k), options.top_p), rngs)

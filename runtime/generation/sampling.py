@@ -33,6 +33,19 @@ def penalize_repetition(
     return changed
 
 
+def cooled(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Logits divided by a temperature, their largest made 0: near 0 too, none becomes infinite.
+
+    Args:
+        logits: ``[rows, vocabulary]``.
+        temperature: Above 0.
+    """
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    with np.errstate(over="ignore"):  # minus infinity cannot be chosen, which is meant
+        found: np.ndarray = shifted / max(np.float32(temperature), np.finfo(np.float32).tiny)
+    return found
+
+
 def keep_top_k(logits: np.ndarray, count: int) -> np.ndarray:
     """Keep the ``count`` largest logits of each row, and those equal to the least of them.
 

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tfx.errors import FeedError
+from tfx.errors import FeedError, listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class Fallback:
         seed: Of what is drawn.
 
     Raises:
-        FeedError: If no temperature is given, or one is below 0.
+        FeedError: If no temperature is given, one is below 0 or no number, a threshold is NaN,
+            or the seed is below 0.
     """
 
     temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -34,9 +35,20 @@ class Fallback:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperatures or min(self.temperatures) < 0:
-            raise FeedError(
+        problems = []
+        if not self.temperatures or not all(0 <= one < math.inf for one in self.temperatures):
+            problems.append(
                 f"temperatures are {list(self.temperatures)}, expected one or more of 0 or above"
+            )
+        for name in ("compression_ratio", "log_probability"):
+            if math.isnan(getattr(self, name)):
+                problems.append(f"{name} is nan, expected a number")
+        if self.seed < 0:
+            problems.append(f"seed is {self.seed}, expected 0 or more")
+        if problems:
+            raise FeedError(
+                listing("a text cannot be tried again like this:", problems),
+                hint="Leave out what is to be as transformers has it.",
             )
 
     def refuses(self, tokens: Sequence[int], vocabulary: int, log_probability: float) -> bool:

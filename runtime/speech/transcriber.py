@@ -12,7 +12,7 @@ from tfx.errors import FeedError
 from tfx.processing import AudioPreparation, Dictation
 
 from ..audio import log_mel, windowed
-from ..generation.sampling import draw, log_probabilities
+from ..generation.sampling import cooled, draw, log_probabilities
 from .dictation import Piece, allowed, beginning, check_wishes, pieces, spoken_language
 from .fallback import Fallback
 from .transcript import Segment, Transcript
@@ -285,7 +285,7 @@ class Transcriber:
                     continue
                 kept = allowed(said, logits[place], draft.tokens, times=times)
                 if temperature:
-                    token = int(draw(kept[None] / temperature, [rngs[rows[place]]])[0])
+                    token = int(draw(cooled(kept[None], temperature), [rngs[rows[place]]])[0])
                 else:
                     token = int(kept.argmax())
                 draft.log_probability += float(log_probabilities(kept)[token])

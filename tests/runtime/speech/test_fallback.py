@@ -78,7 +78,7 @@ def test_the_mean_is_of_every_token(rng):
     assert mean == pytest.approx(float(chances.mean()), rel=1e-4)
 
 
-@pytest.mark.parametrize("temperatures", [(), (0.0, -0.1)])
+@pytest.mark.parametrize("temperatures", [(), (0.0, -0.1), (float("nan"),), (float("inf"),)])
 def test_temperatures_that_are_none(temperatures):
     with pytest.raises(FeedError, match=r"temperatures are .*, expected one or more of 0 or above"):
         Fallback(temperatures)
@@ -92,3 +92,15 @@ def test_times_that_do_not_go_on_end(rng):
     one._write = lambda *_: [[zero, zero]]
     ((_, found),) = one.listen([features(rng, 100)], "en")
     assert len(found) == 1
+
+
+def test_thresholds_that_are_none():
+    with pytest.raises(FeedError) as caught:
+        Fallback(compression_ratio=float("nan"), log_probability=float("nan"), seed=-1)
+    assert str(caught.value).splitlines() == [
+        "a text cannot be tried again like this:",
+        "  compression_ratio is nan, expected a number",
+        "  log_probability is nan, expected a number",
+        "  seed is -1, expected 0 or more",
+    ]
+    assert caught.value.hint == "Leave out what is to be as transformers has it."
