@@ -128,6 +128,9 @@ def run_bench(
         report, interrupted = _measured(
             bundles, plan, ways, files, gate, profile=profile, peaks=peaks
         )
+        changes = [] if gate is None else _changes(gate, report)
+        # Before the files: a disk that is full must not take it along.
+        _show(report, gate, changes, as_json=as_json)
         if files.csv_file is not None:
             write_csv(files.csv_file, report)
         if files.html_file is not None:
@@ -136,8 +139,6 @@ def run_bench(
             # What is kept is read by others: where the file lay here tells them nothing.
             named = replace(report, plan=replace(report.plan, data=Path(report.plan.data).name))
             save_result(save, "bench", report.created, named.to_dict(), report.machine)
-        changes = [] if gate is None else _changes(gate, report)
-        _show(report, gate, changes, as_json=as_json)
         _check(report, files, interrupted=interrupted)
         if gate is not None:
             gate.check(changes)

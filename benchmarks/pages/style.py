@@ -57,7 +57,9 @@ svg .name { fill: var(--soft); }
 .strips { display: grid; grid-template-columns: minmax(130px, 26%) 1fr 64px; gap: 4px 10px;
   align-items: center; }
 .strips > .who { overflow-wrap: anywhere; line-height: 1.25; font-size: .87rem; }
-.strips > .value { text-align: right; font-variant-numeric: tabular-nums; font-size: .87rem; }
+.strips > .value { text-align: right; font-variant-numeric: tabular-nums; font-size: .87rem;
+  white-space: nowrap; }
+.ruler { overflow: visible; }
 .axis { grid-column: 2; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; }
 .scroll:focus-visible { outline: 2px solid var(--s0); }

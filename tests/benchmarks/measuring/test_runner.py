@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ class FakeWorld:
         self.fail = fail or {}
         self.fail_block = fail_block or {}
         self.drift = drift
+        self.load_s = ()  # seconds and notes of each process of a row
         self.now_ns = 0
         self.rng = np.random.default_rng(0)
         self.started, self.closed, self.blocks, self.slept_s, self.loaded = [], [], [], [], []
@@ -58,6 +60,10 @@ class FakeWorker:
         if self.backend in self.world.fail:
             raise BackendError(self.world.fail[self.backend], hint="Install it.")
         facts = RunFacts(self.backend, "1.0", "fake", "cpu", "float32", 2)
+        times = self.world.loaded.count(self.backend)
+        if times <= len(self.world.load_s):
+            load_s, *notes = self.world.load_s[times - 1]
+            return Loaded(dataclasses.replace(facts, notes=tuple(notes)), load_s, 10 * load_s)
         return Loaded(facts, 0.5, 12.0)
 
     def warm_up(self, limit_s):
@@ -108,6 +114,29 @@ def run_all(world, bundles, *backends, **plan):
 def run(world, bundle, *backends, **plan):
     rows = run_all(world, [bundle], *backends, **plan)
     return {str(row.way): row for row in rows}
+
+
+CACHED = "its compiled model came from the cache"
+
+
+@pytest.mark.parametrize(
+    ("loads", "load_s"),
+    [
+        ([(9.0,)], 9.0),
+        ([(9.0,), (3.0,), (2.0,)], 2.5),  # a cold disk cache alone: no note tells it
+        ([(9.0,), (8.0,), (2.0, CACHED), (1.0, CACHED)], 1.5),  # the second fills the cache
+        ([(2.0, CACHED), (1.0, CACHED), (8.0,)], 8.0),
+    ],
+)
+def test_loads_that_found_the_caches_alike_are_one_figure(bundle, loads, load_s):
+    world = FakeWorld({"onnxruntime": 10}, fail={"torch": "not installed"})
+    world.load_s = loads
+    (row,) = run(world, bundle, processes=len(loads)).values()
+    found = row.measurement
+    assert found.load_s == load_s
+    assert found.first_call_ms == 10 * load_s
+    assert found.loads_s == tuple(one for one, *_ in loads)
+    assert found.facts.notes == tuple(loads[-1][1:])
 
 
 def test_a_planted_slowdown_of_15_percent_is_found(bundle):

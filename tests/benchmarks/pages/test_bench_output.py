@@ -23,6 +23,7 @@ from tfx.bench.pages.output import (
     write_json,
     write_text,
 )
+from tfx.bench.peaks import Bandwidth, Peaks
 from tfx.bench.results import read_results
 from tfx.cli import main
 from tfx.errors import DataError
@@ -155,6 +156,37 @@ def test_an_interruption_keeps_what_was_measured_and_says_how_to_go_on(tmp_path,
     kept = json.loads((tmp_path / "r.json").read_text())
     assert kept["unfinished"] == ["batch 2, sequence 8"]
     assert kept["rows"][0]["status"] == "measured"
+
+
+@pytest.mark.parametrize("option", ["--csv", "--html"])
+def test_the_table_is_shown_where_a_file_cannot_be_written(tmp_path, monkeypatch, option):
+    bundle = write_bundle(tmp_path / "tiny")
+    monkeypatch.setattr("tfx.bench.command.measure", lambda *_, **__: made_up())
+    (tmp_path / "file").write_text("")
+    found = tfx("bench", bundle.path, *QUICK, option, tmp_path / "file" / "r")
+    assert found.exit_code == 1
+    assert "minilm-sst2-int8 openvino" in found.stdout
+    assert f"error: cannot write {tmp_path / 'file' / 'r'}: " in found.stderr
+
+
+def test_peaks_are_measured_once_and_kept_when_a_run_goes_on(tmp_path, monkeypatch):
+    bundle = write_bundle(tmp_path / "tiny")
+    asked = []
+
+    def peaks():
+        asked.append(1)
+        return Peaks("f" * 16, 0.1, (), (Bandwidth("copy", 1, 10.0),))
+
+    monkeypatch.setattr("tfx.bench.command.machine_peaks", peaks)
+    again = ("bench", bundle.path, "--backend", "onnxruntime", *QUICK, "--peaks")
+    found = tfx(*again, "-o", tmp_path / "r.json")
+    assert found.exit_code == 0, found.output
+    assert tfx(*again, "--resume", tmp_path / "r.json").exit_code == 0
+    assert asked == [1]
+    kept = json.loads((tmp_path / "r.json").read_text())
+    assert kept["peaks"]["memory"][0]["gb_per_s"] == 10.0
+    assert kept["rows"][0]["reached"]["gemm_share"] is None
+    assert "memory" in found.stdout
 
 
 def hold(path, ready):
