@@ -9,8 +9,8 @@ from tfx.runtime.engines import MODULES
 
 SM89 = EngineRecipe(gpus=("sm89",))
 
-# `tests/export/test_families.py` builds each in int8 with float16 around; here each is built
-# in either alone, and with its cache, which takes minutes.
+# `tests/export/test_families.py` builds each in float16, and in int8 with float16 around; here also
+# with its cache, and int8 with float32 around, which takes minutes.
 
 
 def label(family):
