@@ -3,44 +3,58 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
-MAPS = Path("/proc/self/maps")
+MAPPINGS = Path("/proc/self/smaps")
 # Of ``madvise``: the process gives the pages back, and reads them from the file when it asks again.
 DONT_NEED = 4
 
+# A mapping's first line: its addresses, then access, offset, device and inode, and the file.
+HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+\s*(.*)")
+
+# Sizes of what has become the process's own, by writing to it.
+OWN = ("Anonymous:", "Swap:")
+
+# Those of smaller files are not worth the milliseconds that it takes to find them.
+LEAST_BYTES = 100_000_000
+
 
 def give_back_pages(folder: Path) -> int:
-    """Give back the pages of mapped files of a folder that cannot have been written to.
+    """Give back the pages of mapped large files of a folder that nobody has written to.
 
-    OpenVINO maps the weights of a graph, and packs most of them into memory of its own: what it
-    read stays resident beside that, and is needed again at most for a first run. Whatever is read
-    later comes from the system's cache of the file.
+    OpenVINO reads the weights of a graph, or of a compiled model, from the mapped file and packs
+    most of them into memory of its own: what it read stays resident beside that, and is needed
+    again at most for a first run. What is read later comes from the system's cache of the file.
 
     Args:
-        folder: Of a bundle.
+        folder: Of a bundle, or of an entry of the cache.
 
     Returns:
         Bytes of the mappings; 0 where the system is not Linux.
     """
-    if not sys.platform.startswith("linux"):
+    large = {str(path.resolve()) for path in folder.iterdir() if path.stat().st_size >= LEAST_BYTES}
+    if not large or not sys.platform.startswith("linux"):
         return 0
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     size = 0
-    for start, end in _mappings(MAPS.read_text(), folder.resolve()):
+    for start, end in _unwritten(MAPPINGS.read_text(), large):
         if madvise(start, end - start, DONT_NEED) == 0:
             size += end - start
     return size
 
 
-def _mappings(maps: str, folder: Path) -> list[tuple[int, int]]:
-    """Addresses of the read-only mappings of files of a folder, in a list as Linux writes it."""
-    found = []
-    for line in maps.splitlines():
-        addresses, access, _, _, _, *name = line.split(None, 5)
-        if access.startswith("r--") and name and Path(name[0]).parent == folder:
-            start, _, end = addresses.partition("-")
-            found.append((int(start, 16), int(end, 16)))
-    return found
+def _unwritten(mappings: str, files: Collection[str]) -> list[tuple[int, int]]:
+    """Addresses of the mappings of files, in a list as Linux writes it, that are as the files."""
+    found: dict[tuple[int, int], bool] = {}
+    place: tuple[int, int] | None = None
+    for line in mappings.splitlines():
+        if head := HEAD.match(line):
+            start, end, name = head.groups()
+            place = (int(start, 16), int(end, 16)) if name in files else None
+        elif place and line.startswith(OWN):
+            found[place] = found.get(place, True) and line.split()[1] == "0"
+    return [place for place, same in found.items() if same]

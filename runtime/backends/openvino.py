@@ -138,6 +138,7 @@ class OpenVino:
         executable = executable_of(compiled, bundle.manifest.signature, facts)
         if kept is None and entry is not None:
             _keep(openvino, core, bundle, entry, settings, executable)
+        give_back_pages(bundle.path if kept is None or entry is None else entry)
         return executable
 
 
@@ -184,11 +185,9 @@ def _compiled(core: Any, bundle: Bundle, settings: Mapping[str, Any]) -> Any:
     try:
         model = read_graph(core, bundle)
         keep_state(model, bundle.manifest.signature)
-        compiled = core.compile_model(model, PLUGIN, settings)
+        return core.compile_model(model, PLUGIN, settings)
     except Exception as error:  # RuntimeError, and others of its frontend
         raise BackendError(f"openvino cannot load {bundle.model}: {said(error)}") from error
-    give_back_pages(bundle.path)
-    return compiled
 
 
 def _keep(

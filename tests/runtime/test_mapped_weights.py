@@ -1,7 +1,6 @@
-"""Pages of mapped files are given back, those of no other folder, and what is read stays right."""
+"""Pages of mapped files are given back, unless they were written to, and read the same later."""
 
 import ctypes
-import mmap
 import sys
 from pathlib import Path
 
@@ -13,32 +12,60 @@ from tfx.runtime.backends.mapped_weights import give_back_pages
 
 LINES = """\
 7f00-7f40 r--s 00000000 fe:00 3244143                    {folder}/model.onnx.data
+Rss:               16416 kB
+Anonymous:             0 kB
+Swap:                  0 kB
+VmFlags: rd mr mw me ms sd
 7f40-7f80 rw-p 00000000 fe:00 3244143                    {folder}/model.onnx.data
-7f80-7fc0 r--p 00000000 fe:00 3244144                    {folder}/a name with spaces
+Anonymous:             0 kB
+Swap:                  8 kB
+7f80-7fc0 rw-p 00000000 fe:00 3244144                    {folder}/a name with spaces
+Anonymous:             0 kB
+7fc0-8000 rw-p 00000000 fe:00 3244144                    {folder}/a name with spaces
+Anonymous:             4 kB
+Swap:                  0 kB
 8000-8040 r--s 00000000 fe:00 3244145                    {folder}-int8/model.onnx.data
+Anonymous:             0 kB
 8040-8080 r--p 00000000 00:00 0
-8080-80c0 r-xp 00000000 fe:00 3244146                    /usr/lib/libc.so.6
+Anonymous:             0 kB
 """
 
 
-def test_only_what_cannot_have_been_written_to_and_is_of_the_folder(tmp_path):
-    found = mapped_weights._mappings(LINES.format(folder=tmp_path), tmp_path)
+def test_only_files_that_are_named_and_that_nobody_has_written_to():
+    files = {"/models/a/model.onnx.data", "/models/a/a name with spaces"}
+    found = mapped_weights._unwritten(LINES.format(folder="/models/a"), files)
     assert found == [(0x7F00, 0x7F40), (0x7F80, 0x7FC0)]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_pages_are_not_resident_afterwards_and_read_the_same(tmp_path):
+@pytest.mark.parametrize("mode", ["r", "c"])
+def test_pages_are_not_resident_afterwards_and_read_the_same(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr(mapped_weights, "LEAST_BYTES", 1 << 20)
     size = 8 << 20
     expected = np.arange(size // 8)
     (tmp_path / "weights").write_bytes(expected.tobytes())
-    with (tmp_path / "weights").open("rb") as stream:
-        mapped = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ)
-    array = np.frombuffer(mapped, np.int64)
+    array = np.memmap(tmp_path / "weights", np.int64, mode)
     assert array.sum() == expected.sum()
     before = resident(array)
     assert give_back_pages(tmp_path) == size
     assert before - resident(array) > 0.9 * size
     np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_what_was_written_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped_weights, "LEAST_BYTES", 1 << 20)
+    (tmp_path / "weights").write_bytes(bytes(1 << 20))
+    array = np.memmap(tmp_path / "weights", np.uint8, "c")
+    array[5] = 7
+    assert give_back_pages(tmp_path) == 0
+    assert array[5] == 7
+
+
+def test_small_files_are_not_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped_weights, "MAPPINGS", None)
+    (tmp_path / "weights").write_bytes(bytes(1 << 20))
+    assert give_back_pages(tmp_path) == 0
 
 
 def resident(array):
@@ -51,6 +78,8 @@ def resident(array):
 
 
 def test_another_system_has_none_of_this(tmp_path, monkeypatch):
+    (tmp_path / "weights").write_bytes(b"1")
+    monkeypatch.setattr(mapped_weights, "LEAST_BYTES", 1)
     monkeypatch.setattr(mapped_weights.sys, "platform", "darwin")
     monkeypatch.setattr(ctypes, "CDLL", None)
     assert give_back_pages(tmp_path) == 0
