@@ -21,7 +21,8 @@ from tfx.chatter import quiet
 from tfx.errors import ExportError, TfxError
 from tfx.extras import need
 from tfx.recipe import PARTS, ExportRecipe
-from tfx.runtime.pytorch.modules import named_outputs, without_cache
+from tfx.runtime.pytorch.modules import without_cache
+from tfx.runtime.pytorch.names import named_outputs
 from tfx.runtime.pytorch.parts import part_of, whole_of
 
 from .checkpoint.loader import is_encoder_decoder

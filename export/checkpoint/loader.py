@@ -29,13 +29,8 @@ from tfx.recipe import (
 from tfx.runtime.pytorch.adapters import read_adapter
 from tfx.runtime.pytorch.checkpoint import checkpoint_folder, config_of, hub_commit
 from tfx.runtime.pytorch.generators import NO_CACHE, no_cache
-from tfx.runtime.pytorch.modules import (
-    call_factory,
-    factory_digest,
-    load_module,
-    named_weights,
-    weights_digest,
-)
+from tfx.runtime.pytorch.modules import call_factory, factory_digest, load_module, weights_digest
+from tfx.runtime.pytorch.names import named_weights
 from tfx.runtime.pytorch.pairs import no_pair_cache
 from tfx.runtime.pytorch.parts import notes_of
 from tfx.runtime.pytorch.trimming import trim_config

@@ -20,7 +20,7 @@ from tfx.runtime.generation.kv_cache import (
     POSITION,
 )
 from tfx.runtime.pytorch.generators import cache_sizes
-from tfx.runtime.pytorch.modules import forward_names
+from tfx.runtime.pytorch.names import forward_names
 from tfx.runtime.pytorch.pairs import cross_of, pair_sizes
 from tfx.signature import BATCH, SEQUENCE, UNBOUNDED
 

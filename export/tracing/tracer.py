@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tfx.chatter import quiet
 from tfx.errors import ExportError
 from tfx.extras import need
-from tfx.runtime.pytorch.modules import named_outputs, other_outputs
+from tfx.runtime.pytorch.names import named_outputs, other_outputs
 
 from ..graph import name_outputs
 from .patches import patched

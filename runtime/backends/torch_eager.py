@@ -25,7 +25,8 @@ from ..backend import (
 from ..cpus import read_cpu
 from ..device_arrays import DeviceArray, array_of_tensor
 from ..pytorch.gpu import run_on_gpu, torch_device
-from ..pytorch.modules import Call, load_module, named_outputs, run_module, weights_digest
+from ..pytorch.modules import Call, load_module, run_module, weights_digest
+from ..pytorch.names import named_outputs
 
 if TYPE_CHECKING:
     import torch

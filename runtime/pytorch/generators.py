@@ -10,6 +10,7 @@ from tfx.extras import need
 
 from ..generation.kv_cache import PAST, PRESENT
 from .around import around
+from .names import forward_names
 from .windows import count_windows_by_place
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ NO_CACHE = "Export it for one pass: --no-cache."
 
 def no_cache(config: Any, class_name: str) -> str:
     """Why a class of transformers is no generator (``generator_of``), or ""."""
-    from .modules import forward_names
-
     transformers = need("transformers")
     cls = getattr(transformers, class_name, None)
     if cls is None or not class_name.endswith(("ForCausalLM", "LMHeadModel")):
@@ -63,8 +62,6 @@ def generator_of(model: Any) -> torch.nn.Module:
     Raises:
         SourceError: If the model keeps something else than keys and values of every token.
     """
-    from .modules import forward_names
-
     sizes = cache_sizes(model)
     rows = "position_ids" in forward_names(model)
     count_windows_by_place(model)
@@ -107,8 +104,6 @@ def reader_of(generator: Any) -> Any:
     Positions count tokens, as transformers' ``generate`` has them; left alone, models of
     absolute positions (GPT-2) count padding on the left too.
     """
-    from .modules import forward_names
-
     model = generator.model
     rows = "position_ids" in forward_names(model)
 

@@ -12,7 +12,8 @@ from tfx.errors import BackendError
 from tfx.extras import need
 
 from ..device_arrays import DeviceArray
-from .modules import Call, named_outputs, run_settings
+from .modules import Call, run_settings
+from .names import named_outputs
 
 if TYPE_CHECKING:
     import torch

@@ -18,6 +18,7 @@ from .generators import (
     sizes_of,
     tensors_of,
 )
+from .names import forward_names
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +38,6 @@ KNOWN = frozenset(
 
 def no_pair_cache(config: Any, class_name: str) -> str:
     """Why an encoder-decoder of transformers has no cache (``pair_part_of``), or ""."""
-    from .modules import forward_names
-
     cls = getattr(need("transformers"), class_name, None)
     if cls is None or not cls.can_generate():
         return "does not generate text"
@@ -147,8 +146,6 @@ def _encoder(model: Any) -> torch.nn.Module:
 
 def _decoder(model: Any) -> torch.nn.Module:
     import torch
-
-    from .modules import forward_names
 
     count = len(pair_sizes(model))
     keeps = "logits_to_keep" in forward_names(model)

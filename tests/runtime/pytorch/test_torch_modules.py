@@ -16,14 +16,8 @@ from tfx.recipe import Source, SourceKind
 from tfx.runtime.backend import RunOptions
 from tfx.runtime.backends.torch_eager import TorchEager
 from tfx.runtime.opening import open_session
-from tfx.runtime.pytorch.modules import (
-    factory_digest,
-    forward_names,
-    load_module,
-    named_outputs,
-    run_module,
-    weights_digest,
-)
+from tfx.runtime.pytorch.modules import factory_digest, load_module, run_module, weights_digest
+from tfx.runtime.pytorch.names import forward_names, named_outputs
 from tfx.signature import Signature, TensorSpec
 
 TOKENS = ("batch", "sequence")
