@@ -1,6 +1,7 @@
 """Optional libraries: found, or said how to get; and none that sends what it is used for."""
 
 import os
+import importlib
 import subprocess
 import sys
 
@@ -121,6 +122,19 @@ def test_what_is_postponed_is_imported_when_asked_for(passing_on):
     assert vars(library)["convert"] == "converted"  # from now on without a detour
     with pytest.raises(AttributeError, match=r"^module 'library_y' has no attribute 'other'$"):
         _ = library.other
+
+
+def test_of_a_library_that_is_loaded_nothing_seems_absent(passing_on, monkeypatch):
+    seen, real = [], importlib.import_module
+
+    def watched(name):
+        seen.append("converter_y" in sys.modules)
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", watched)
+    need("library_y")
+    need("library_y")
+    assert seen == [True, False]  # None stands for it while the library loads
 
 
 def test_a_library_that_others_loaded_is_left_as_it_is(passing_on):
