@@ -49,6 +49,7 @@ def quantize_bundle(
     recipe: QuantizeRecipe,
     data: CalibrationData | None = None,
     prepared: Prepared | None = None,
+    lost: Callable[[Bundle], float] | None = None,
     search: Callable[[Lowering, Path], Collection[str]] | None = None,
     accuracy: Callable[[Bundle], tuple[Accuracy, ...]] = lambda _: (),
     force: bool = False,
@@ -63,6 +64,8 @@ def quantize_bundle(
         recipe: What to do.
         data: Feeds to calibrate with, where the recipe needs them.
         prepared: The calibrated graph, if it is there already.
+        lost: What a bundle loses, by which the method for ranges is chosen where the recipe names
+            none; None for the error of the outputs.
         search: Finds the groups that must stay in floats, beside those of the recipe; may write
             files into the folder it is given, which is the new bundle's.
         accuracy: Measures the bundle before it is put in place.
@@ -92,7 +95,7 @@ def quantize_bundle(
         )
         if recipe.method is None and recipe.needs_calibration:
             on_step("choosing how ranges are found")
-            lowering = with_range_method(lowering, write_draft)
+            lowering = with_range_method(lowering, write_draft, lost)
         keep = search(lowering, staging.path) if search is not None else ()
         on_step("lowering the graph")
         lowered = lowering.lower(keep)

@@ -1,4 +1,4 @@
-"""Which method chooses activation ranges: a few are tried, and the outputs decide.
+"""Which method chooses activation ranges: a few are tried, and the outputs or a metric decide.
 
 A percentile that suits short texts clips what one token of a long text carries, and no histogram
 tells what is lost with it (docs/decisions/0009).
@@ -34,13 +34,17 @@ FEEDS = 16
 Write = Callable[[Lowering, Lowered, Path], Bundle]
 
 
-def with_range_method(lowering: Lowering, write: Write) -> Lowering:
-    """A lowering whose recipe names the method with the least error of the outputs.
+def with_range_method(
+    lowering: Lowering, write: Write, lost: Callable[[Bundle], float] | None = None
+) -> Lowering:
+    """A lowering whose recipe names the method that loses least.
 
     Args:
         lowering: Where its ranges are those of an earlier bundle of the same precision, that
             one's method is taken.
         write: Writes a graph into a folder, as a bundle that can be opened.
+        lost: What a bundle loses, e.g. of the metric that has a budget: which method is best for
+            most texts may be wrong for the worst. None for the error of the outputs.
 
     Returns:
         The same with ``method`` and ``percentile`` of its recipe set; as it is where the recipe
@@ -53,19 +57,25 @@ def with_range_method(lowering: Lowering, write: Write) -> Lowering:
         known = prepared.origin.manifest.quantization
         if known and known.recipe.method and known.recipe.precision is recipe.precision:
             return _with(lowering, known.recipe.method, known.recipe.percentile)
-    data = lowering.data or proof_data(prepared.origin or lowering.parent)
+    lost = lost or _error_of_outputs(lowering)
+    tried = [_with(lowering, *one) for one in TRIED]
+    losses = []
+    for one in tried:
+        with tempfile.TemporaryDirectory(prefix="tfx-") as folder:
+            losses.append(lost(write(one, one.lower(), Path(folder))))
+    return tried[int(np.argmin(losses))]
+
+
+def _error_of_outputs(lowering: Lowering) -> Callable[[Bundle], float]:
+    """What ``output_error`` says of a bundle beside the parent, on some feeds."""
+    origin = lowering.prepared.origin if lowering.prepared is not None else None
+    data = lowering.data or proof_data(origin or lowering.parent)
     # Made again where they are chosen: all feeds at once may not fit into memory.
     order = np.argsort([_size(feed) for feed in data], kind="stable")
     places = np.unique(np.linspace(0, len(data) - 1, FEEDS).round().astype(int))
     chosen = [data.batches[index]() for index in order[places]]
     exact = _outputs(lowering.parent, chosen)
-    tried = [_with(lowering, *one) for one in TRIED]
-    errors = []
-    for one in tried:
-        with tempfile.TemporaryDirectory(prefix="tfx-") as folder:
-            draft = write(one, one.lower(), Path(folder))
-            errors.append(output_error(exact, _outputs(draft, chosen)))
-    return tried[int(np.argmin(errors))]
+    return lambda bundle: output_error(exact, _outputs(bundle, chosen))
 
 
 def output_error(

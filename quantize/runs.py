@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from tfx.bundle import Bundle, is_bundle, open_bundle
@@ -30,7 +31,7 @@ from .plot import FILE_NAME as PLOT_FILE
 from .plot import plot_search
 from .search import FILE_NAME as SEARCH_FILE
 from .search import Trial, find_kept
-from .sensitivity import SAMPLES
+from .sensitivity import SAMPLES, MetricRuler
 from .statistics import FILE_NAME, load_statistics
 
 RANDOM = "random"
@@ -71,6 +72,8 @@ def quantize_with_files(
     if recipe.max_drop is not None:
         check_drop(judges[0].metric, recipe.max_drop)
 
+    ranking = _ranking(judges, parent, used, recipe)
+
     def on_pass(what: str, done: int, total: int) -> None:
         if done == 1:
             steps.step(f"calibrating: {what}", total)
@@ -86,7 +89,7 @@ def quantize_with_files(
             judges[0],
             recipe.max_drop,
             state,
-            ranking=_ranking(judges[0], parent, used, recipe.seed),
+            ranking=ranking,
             on_step=steps.step,
             on_trial=lambda trial, groups: steps.say(_trial_line(trial, groups)),
         )
@@ -105,6 +108,7 @@ def quantize_with_files(
         recipe=recipe,
         data=data,
         prepared=prepared,
+        lost=MetricRuler(ranking).lost if ranking is not None else None,
         search=search if recipe.max_drop is not None else None,
         accuracy=lambda bundle: tuple(judge.measure(bundle) for judge in judges),
         force=force,
@@ -148,14 +152,17 @@ def _judges(
     return [judge, other] if other.metric != judge.metric else [judge]
 
 
-def _ranking(judge: Judge, parent: Bundle, used: Dataset | None, seed: int) -> Judge | None:
-    """A judge by the same metric on what calibrated, if no labels decide; else None.
+def _ranking(
+    judges: Sequence[Judge], parent: Bundle, used: Dataset | None, recipe: QuantizeRecipe
+) -> Judge | None:
+    """A judge by the metric of a budget on what calibrated, if no labels decide; else None.
 
     A metric of labels changes with few samples only: how far the outputs move says more.
     """
-    if used is None or not judge.compares:
+    if recipe.max_drop is None or used is None or not judges[0].compares:
         return None
-    return Judge(parent, used.sample(SAMPLES, seed=seed), judge.metric, seed=seed)
+    sample = used.sample(SAMPLES, seed=recipe.seed)
+    return Judge(parent, sample, judges[0].metric, seed=recipe.seed)
 
 
 def _trial_line(trial: Trial, groups: int) -> str:

@@ -116,6 +116,11 @@ class MetricRuler:
         """The drop of the metric."""
         return self._judge.drop_of(rows)
 
+    def lost(self, bundle: Bundle) -> float:
+        """The same of a bundle; ``NO_NUMBERS`` if it gives none."""
+        rows = self.rows(bundle)
+        return NO_NUMBERS if rows is None else self.loss(rows)
+
 
 def order_of(ruler: Ruler, changes: Mapping[str, np.ndarray | None]) -> list[str]:
     """Groups in the order in which they are best kept, if what they cost adds up.

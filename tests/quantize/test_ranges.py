@@ -54,6 +54,15 @@ def test_the_least_error_is_taken(lowering, best, monkeypatch):
     assert set(seen) == {min(FEEDS, len(lowering.data))}
 
 
+@pytest.mark.parametrize("best", range(len(TRIED)))
+def test_a_metric_decides_where_there_is_one(lowering, best):
+    def written(one, *_):
+        return one.recipe.method, one.recipe.percentile
+
+    found = with_range_method(lowering, written, lambda bundle: bundle != TRIED[best]).recipe
+    assert (found.method, found.percentile) == TRIED[best]
+
+
 def test_clipping_what_the_outputs_need_loses(lowering):
     """A histogram of mostly small values, of which the few large ones count."""
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tfx.quantize.sensitivity import order_of
+from tfx.quantize.sensitivity import NO_NUMBERS, MetricRuler, order_of
+from tfx.runtime.accuracy.observations import NotFiniteError
 
 
 class Worst:
@@ -66,3 +67,25 @@ def test_keeping_in_this_order_never_loses_more(seed):
         losses.append(left.max())
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] == pytest.approx(0)
+
+
+class Judge:
+    """Says what a bundle's rows are; here a bundle is its rows."""
+
+    metric = "worst"
+    parent_rows = np.zeros((2, 1))
+
+    def rows(self, bundle):
+        if bundle is None:
+            raise NotFiniteError("no number")
+        return np.array(bundle, float)[:, None]
+
+    def drop_of(self, rows):
+        return float(rows.max())
+
+
+def test_what_a_bundle_loses_of_a_metric():
+    ruler = MetricRuler(Judge())
+    assert ruler.name == "worst"
+    assert ruler.lost([0.25, 0.5]) == 0.5
+    assert ruler.lost(None) == NO_NUMBERS
