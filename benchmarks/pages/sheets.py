@@ -200,12 +200,14 @@ def _soak(stored: Stored) -> Section:
 
 
 def _quantization(stored: Stored) -> Section:
-    heads = ("model", "metric", "float32", "int8", "drop, 95 %", "samples", "size", "s", "MiB")
+    names = ("model", "metric", "on", "float32", "int8", "drop, 95 %")
+    heads = (*names, "samples", "size", "s", "MiB")
     cases = stored.result["cases"]
     lines = tuple(
         (
             case["model"],
             one["metric"],
+            one["data"],
             f"{one['parent']:.4f}",
             f"{one['value']:.4f}",
             f"{one['drop']:+.4f} ({one['drop_low']:+.4f} to {one['drop_high']:+.4f})",
@@ -240,7 +242,10 @@ def _quantization(stored: Stored) -> Section:
         "What int8 costs and gains: `python -m tfx.bench.quantization`",
         _names(cases, "model"),
         tuple(sheets),
-        (),
+        (
+            "size: of graph and weights, beside float32's",
+            "s and MiB: of the whole command `tfx quantize`, calibration and evaluation included",
+        ),
     )
 
 

@@ -70,13 +70,14 @@ def test_memory():
 @pytest.mark.parametrize("timed", [True, False])
 def test_int8_beside_float32(timed):
     about = {"metric": "accuracy", "parent": 0.9117, "value": 0.9071, "drop": 0.0046,
-             "drop_low": -0.001, "drop_high": 0.01, "samples": 1744}  # fmt: skip
+             "drop_low": -0.001, "drop_high": 0.01, "samples": 1744, "data": "dev.tsv"}  # fmt: skip
     case = {"model": "minilm", "accuracy": [about], "size_share": 0.27, "quantize_s": 30.0,
             "quantize_peak_bytes": 1 << 30}  # fmt: skip
     row = {"shape": "1x128", "backend": "x", "precision": "float32", "p50_ms": 20.0}
     speed = [row, row | {"precision": "int8", "p50_ms": 10.0}] if timed else []
     found = section("quantization", {"cases": [case], "speed": speed})
-    assert found.sheets[0].lines[0][4:] == (
+    assert found.sheets[0].lines[0][:3] == ("minilm", "accuracy", "dev.tsv")
+    assert found.sheets[0].lines[0][5:] == (
         "+0.0046 (-0.0010 to +0.0100)", "1,744", "0.270x", "30", "1,024",
     )  # fmt: skip
     if timed:
