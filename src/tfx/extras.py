@@ -62,8 +62,11 @@ def need(name: str) -> ModuleType:
         BackendError: If it is not installed, or is installed and does not import.
     """
     later, asked_for = POSTPONED.get(name, (None, ""))
+    sender = SENDERS.get(name.partition(".")[0])
+    if name in sys.modules:  # nothing of it is imported now: another thread may need the others
+        later = sender = None
     try:
-        with _without(SENDERS.get(name.partition(".")[0])), _without(later), _untold():
+        with _without(sender), _without(later), _untold():
             module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name.partition(".")[0]:

@@ -1,7 +1,7 @@
 """Optional libraries: found, or said how to get; and none that sends what it is used for."""
 
-import os
 import importlib
+import os
 import subprocess
 import sys
 
