@@ -12,7 +12,7 @@ import click
 from . import __version__
 from .endings import Terminated, raised_signals
 from .errors import DataError, TfxError
-from .streams import drop_stdout, open_closed_streams, writing_problem
+from .streams import drop_stdout, open_closed_streams, write_every_name, writing_problem
 
 # name -> "module:attribute"; loaded on use, so `tfx --help` needs neither torch nor onnx.
 COMMANDS = {
@@ -84,6 +84,7 @@ class Root(click.Group):
         """Run as a program, whatever the streams are that it was given."""
         try:
             open_closed_streams()
+            write_every_name()
             return super().main(*args, **extra)
         except OSError as error:
             if (problem := writing_problem(error)) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import io
@@ -10,6 +11,9 @@ import sys
 from pathlib import Path
 
 from .errors import DataError, TfxError
+
+# Name of an error handler for what UTF-8 has no bytes for.
+AS_THEY_ARE = "tfx-as-they-are"
 
 
 def open_closed_streams() -> None:
@@ -32,6 +36,25 @@ def open_closed_streams() -> None:
             "stdout is closed, and the result would be lost",
             hint="Lead it to a file, or to /dev/null.",
         )
+
+
+def write_every_name() -> None:
+    """Write UTF-8 whatever the locale is, and a name's bytes that are no text as they are.
+
+    JSON is UTF-8 anyway; who wants another encoding says so with ``PYTHONIOENCODING``.
+    """
+    codecs.register_error(AS_THEY_ARE, _as_they_are)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and "PYTHONIOENCODING" not in os.environ:
+            stream.reconfigure(encoding="utf-8", errors=AS_THEY_ARE)
+
+
+def _as_they_are(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Bytes that stood for no letters when they were read; of other letters the number."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
 
 
 def drop_stdout() -> None:

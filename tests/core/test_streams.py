@@ -1,6 +1,7 @@
 """A command whose streams are closed or full says so, without a traceback."""
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 from support.bundles import write_bundle
 
 from tfx import cli
-from tfx.streams import open_closed_streams, writing_problem
+from tfx.streams import AS_THEY_ARE, open_closed_streams, write_every_name, writing_problem
 
 FULL = Path("/dev/full")
 
@@ -53,6 +54,25 @@ def test_stderr_that_is_closed_loses_no_result(folder):
     told = shell("inspect x --json", folder)
     assert shell("inspect x --json 2>&-", folder) == told
     assert shell("inspect nowhere 2>&-", folder) == ("", "", 1)
+
+
+@pytest.mark.parametrize("name", ["caf\u00e9", os.fsdecode(b"caf\xe9")], ids=["utf-8", "no text"])
+@pytest.mark.parametrize("options", ["", " --json"], ids=["text", "json"])
+def test_name_that_the_locale_has_no_letters_for(folder, name, options):
+    done = subprocess.run(
+        [sys.executable, "-m", "tfx", "inspect", name, "--no-graph", *options.split()],
+        cwd=folder,
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+    )
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.startswith(b"error: no such bundle: " + os.fsencode(name) + b"\n")
+
+
+def test_half_a_letter_is_written_as_its_number():
+    write_every_name()
+    assert "a\ud800".encode("utf-8", AS_THEY_ARE) == b"a\\ud800"
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
