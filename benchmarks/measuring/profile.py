@@ -1,18 +1,21 @@
 """Where a run's time goes, by operator and by layer, as each engine itself tells it.
 
 ONNX Runtime writes a trace of its nodes, OpenVINO counts the time of each node of its compiled
-graph, and PyTorch's profiler that of its operators, with no layer: they carry no names. What an
-engine fuses is one node, under the name of one of its parts.
+graph, and PyTorch's profiler that of its operators, which run within the module that calls them.
+Compiled, PyTorch has no modules any more, and so no layers. What an engine fuses is one node, under
+the name of one of its parts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +38,8 @@ WARM_UP_CALLS = 5
 # Of a module: the first repeated part of a model and its number, as in "encoder.layer.3.output".
 LAYER = re.compile(r"(?:^|[/._])(layers?|h|block|blocks|stages?)[./_](\d+)(?=[/._]|$)")
 ELSEWHERE = "elsewhere"
+# What a module's time goes by in PyTorch's profiler, before its name.
+MODULE = "module of the model: "
 
 # Kinds of operators by the names engines give them, first that fits; the others are "rest". PyTorch
 # compiled, and OpenVINO's "Subgraph", are of several operators: their name lists them, or is rest.
@@ -62,7 +67,7 @@ class Share:
         name: Of it.
         ms: Of one run.
         share: Of all that was counted; 0 to 1.
-        nodes: Of the graph, or calls of a run.
+        nodes: Of the graph; of PyTorch, layers that have the operator.
     """
 
     name: str
@@ -351,6 +356,61 @@ def _torch(
     ]
 
 
+def _torch_modules(
+    bundle: Bundle, executable: Any, options: RunOptions, feed: Feed, runs: int
+) -> list[Node]:
+    """PyTorch's operators, each with the layer's module that it ran in."""
+    profiler = need("torch.profiler")
+    with (
+        _told_layers(executable.module),
+        profiler.profile(activities=[profiler.ProfilerActivity.CPU]) as watch,
+    ):
+        for _ in range(runs):
+            executable.run(feed)
+    spent: Counter[tuple[str, str]] = Counter()
+    for event in watch.events():
+        if event.self_cpu_time_total > 0 and not event.key.startswith(MODULE):
+            spent[_module_of(event), event.key] += event.self_cpu_time_total * 1e3
+    return [Node(name, op, ns) for (name, op), ns in spent.items()]
+
+
+@contextlib.contextmanager
+def _told_layers(module: Any) -> Iterator[None]:
+    """Tell PyTorch's profiler where each layer of a model begins and ends."""
+    record_function = need("torch.profiler").record_function
+    handles = []
+    for name, part in getattr(module, "named_modules", dict)() or ():
+        match = LAYER.search(name)
+        if match is None or match.end() != len(name):
+            continue
+        open_marks: list[Any] = []
+
+        def enter(*_: Any, name: str = name, marks: list[Any] = open_marks) -> None:
+            marks.append(record_function(MODULE + name))
+            marks[-1].__enter__()
+
+        def leave(*_: Any, marks: list[Any] = open_marks) -> None:
+            marks.pop().__exit__(None, None, None)
+
+        handles += [
+            part.register_forward_pre_hook(enter),
+            part.register_forward_hook(leave, always_call=True),
+        ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _module_of(event: Any) -> str:
+    """Name of the innermost layer that an event of the profiler is in; "" for none."""
+    while (event := event.cpu_parent) is not None:
+        if event.key.startswith(MODULE):
+            return str(event.key).removeprefix(MODULE)
+    return ""
+
+
 def _natural(name: str) -> tuple[str, int]:
     head, _, number = name.rpartition(" ")
     return (head, int(number)) if number.isdigit() else (name, -1)
@@ -360,6 +420,6 @@ def _natural(name: str) -> tuple[str, int]:
 PROFILERS: dict[str, Callable[[Bundle, Any, RunOptions, Feed, int], list[Node]]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
-    "torch": _torch,
+    "torch": _torch_modules,
     "torch-compiled": _torch,
 }

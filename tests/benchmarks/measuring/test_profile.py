@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 from support.bundles import text_graph, write_bundle
 
@@ -81,6 +82,41 @@ def test_each_engine_says_where_its_time_goes(bundle, backend):
     if backend == "onnxruntime":
         assert "Gather" in {one.name for one in found.ops}
         assert [one.name for one in found.layers] == ["layer 11", ELSEWHERE]
+
+
+class Repeated(torch.nn.Module):
+    """Two layers, and a product that is in neither."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(2))
+        self.head = torch.nn.Linear(8, 2)
+
+    def forward(self, x):
+        for one in self.layer:
+            x = one(x)
+        return self.head(x)
+
+
+class Ran:
+    """In place of an executable: what PyTorch runs."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def run(self, feed):
+        with torch.inference_mode():
+            return self.module(feed)
+
+
+def test_operators_of_pytorch_are_of_the_layer_that_calls_them():
+    ran = Ran(Repeated().eval())
+    nodes = PROFILERS["torch"](None, ran, None, torch.ones(3, 8), 4)
+    products = {node.name for node in nodes if node.op == "aten::addmm"}
+    assert products == {"layer.0", "layer.1", ""}
+    layers = shares_of(nodes, 4, lambda node: layer_of(node.name))
+    assert {one.name for one in layers} == {"layer 0", "layer 1", ELSEWHERE}
+    assert not ran.module.layer[0]._forward_hooks  # it is as it was
 
 
 def test_json_and_table_say_the_same(bundle):
