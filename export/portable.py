@@ -29,6 +29,14 @@ RANDOM_OPERATORS = frozenset(
     }
 )
 
+# Model type -> what its code does that a graph whose axes vary cannot.
+UNFIT = {
+    "funnel": "its positions are a Python list as long as the text (modeling_funnel.py, "
+    "get_position_embeds)",
+    "reformer": "it looks up positions in a Python loop over the batch, and hashes by random "
+    "numbers drawn in every run (modeling_reformer.py, AxialPositionEmbeddings, _hash_vectors)",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class PortableGraph:
@@ -58,6 +66,11 @@ def portable_graph(loaded: Loaded, recipe: ExportRecipe) -> PortableGraph:
     from .tracing.signature import signature_of
 
     plan = _plan(loaded, recipe)
+    if reason := UNFIT.get(getattr(loaded.config, "model_type", "")):
+        raise ExportError(
+            f"{loaded.source.class_name} is no graph of any size: {reason}",
+            hint="Wrap it in a module of one size, if its outputs repeat: file.py:function.",
+        )
     traced, dynamic, notes = _trace(loaded, plan, recipe)
     graph = traced.model
     if recipe.changes.attentions:

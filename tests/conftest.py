@@ -3,8 +3,13 @@
 import os
 import shutil
 
+import hypothesis
 import numpy as np
 import pytest
+
+# A machine that does other work takes longer for an example than hypothesis waits.
+hypothesis.settings.register_profile("tfx", deadline=None)
+hypothesis.settings.load_profile("tfx")
 
 # Before any library reads them: tests use no network, and forked tokenizers print warnings.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -25,6 +25,9 @@ AVERAGED: Mapping[str, str] = dict.fromkeys(
     "that the same input gives the same output; PyTorch is compared with it averaged as well",
 )
 
+# Model types that hold AIMv2's reader of texts.
+AIMV2 = ("aimv2", "aimv2_text_model")
+
 
 def notes_of(class_name: str, config: Any, part: str) -> tuple[str, ...]:
     """What ``whole_of`` and ``part_of`` change in a class of transformers, a sentence each."""
@@ -34,6 +37,11 @@ def notes_of(class_name: str, config: Any, part: str) -> tuple[str, ...]:
         return (
             f"a text is classified at its last end token (id {config.eos_token_id}); one without "
             "is by its first token, where PyTorch refuses it",
+        )
+    if getattr(config, "model_type", "") in AIMV2:
+        return (
+            "texts are read forwards, as where one is padded; PyTorch's fused attention reads "
+            "those without padding in both directions",
         )
     return ()
 
@@ -49,7 +57,12 @@ def whole_of(model: Any) -> torch.nn.Module:
     it as ``future_values``, which exporters drop as a label. Around them it is ``future_so_far``;
     outputs are ``loc`` and ``scale`` of each series and, with a head, the parameters of the
     distribution (``params.df``, ...) for every step ahead, else ``last_hidden_state``.
+
+    AIMv2 reads a text forwards where some token of the batch is padding, or attention is eager;
+    by PyTorch's kernels, one without is read in both directions (modeling_aimv2.py: no mask is
+    made of a mask of ones, and ``is_causal`` is False). Here it is read forwards always.
     """
+    _read_forwards(model)
     base = getattr(model, "model", model)
     if hasattr(base, "create_network_inputs"):
         return _forecaster(model, base)
@@ -57,6 +70,12 @@ def whole_of(model: Any) -> torch.nn.Module:
         return _classifier(model)
     itself: torch.nn.Module = model
     return itself
+
+
+def _read_forwards(model: Any) -> None:
+    if model.config.model_type in AIMV2:
+        for layer in getattr(model, "text_model", model).encoder.layers:
+            layer.attention.is_causal = True
 
 
 def _by_end_token(class_name: str, config: Any) -> bool:

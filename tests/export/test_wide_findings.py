@@ -6,8 +6,10 @@ import torch
 import transformers
 
 from tfx.dtypes import DType
+from tfx.errors import ExportError
 from tfx.export.checkpoint.loader import is_encoder_decoder
 from tfx.export.checkpoint.processing import read_processing
+from tfx.export.pipeline import export_bundle
 from tfx.export.proof import text_cases
 from tfx.export.tiny_configs import build_tiny, tiny_config
 from tfx.export.tracing.architectures import plan_inputs
@@ -74,3 +76,31 @@ def test_rows_that_mask_every_key_are_averages(tmp_path):
 )
 def test_a_head_that_reads_its_input_twice_is_one_graph(name, two):
     assert is_encoder_decoder(transformers.BartConfig(), name) == two
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Funnel", "its positions are a Python list as long as the text (modeling_funnel.py, "),
+        ("Reformer", "it looks up positions in a Python loop over the batch, and hashes by random"),
+    ],
+)
+def test_a_model_that_no_graph_of_any_size_is(name, reason, tmp_path):
+    config = tiny_config(getattr(transformers, f"{name}Config"))
+    build_tiny(getattr(transformers, f"{name}Model"), config).save_pretrained(tmp_path / "from")
+    with pytest.raises(ExportError) as caught:
+        export_bundle(str(tmp_path / "from"), tmp_path / "to")
+    assert str(caught.value).startswith(f"{name}Model is no graph of any size: {reason}")
+    assert (
+        caught.value.hint
+        == "Wrap it in a module of one size, if its outputs repeat: file.py:function."
+    )
+    assert not (tmp_path / "to").exists()
+
+
+def test_aimv2_exports(tmp_path):
+    config = tiny_config(transformers.Aimv2Config)
+    build_tiny(transformers.Aimv2Model, config).save_pretrained(tmp_path / "from")
+    bundle = export_bundle(str(tmp_path / "from"), tmp_path / "to")
+    assert bundle.manifest.parity.passed
+    assert any(note.startswith("texts are read forwards") for note in bundle.manifest.notes)

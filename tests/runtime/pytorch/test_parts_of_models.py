@@ -158,3 +158,20 @@ def test_the_note_says_where_a_text_is_classified():
 def test_other_models_are_left_alone():
     model = transformers.BertModel(transformers.BertConfig(**BY_CLASS["BertModel"].sizes))
     assert whole_of(model) is model
+
+
+def test_a_text_of_aimv2_is_read_forwards_padded_or_not():
+    model = build_tiny(
+        transformers.Aimv2TextModel, tiny_config(transformers.Aimv2Config).text_config
+    )
+    ids = torch.tensor([[11, 38, 37, 36, 17, 18]])
+    padded, mask = torch.cat([ids, ids[:, :1]], 1), torch.ones(1, 7, dtype=torch.long)
+    mask[0, 6] = 0
+    with torch.no_grad():
+        left_alone = model(ids, torch.ones_like(ids)).last_hidden_state
+        expected = model(padded, mask).last_hidden_state[:, :6]
+        actual = whole_of(model)(ids, torch.ones_like(ids)).last_hidden_state
+    assert (left_alone - expected).abs().max() > 0.1  # or the change may go
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    (note,) = notes_of("Aimv2TextModel", model.config, "")
+    assert note.startswith("texts are read forwards, as where one is padded; ")
