@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import click
 
-from tfx.console import FOLDER, chosen_bundle, console, emit_json, json_option, progress
+from tfx.console import FOLDER, chosen_bundle, json_option, progress
 from tfx.errors import RecipeError
 from tfx.recipe import Changes, EngineRecipe, ExportRecipe, Target
 from tfx.signature import ShapeRange
@@ -137,7 +137,7 @@ def export(
     a folder in the Hugging Face layout, a hub id, or file.py:factory, where factory() returns a
     module and example inputs.
     """
-    from tfx.runtime.inspection import show_bundle
+    from tfx.runtime.inspection import tell_bundles
 
     from .pipeline import export_bundles
 
@@ -156,15 +156,7 @@ def export(
         bundles = export_bundles(
             model, output, recipe, cache=cache, force=force, on_step=steps.step
         )
-    if as_json:
-        documents = [
-            {"bundle": str(bundle.path), "digest": bundle.digest} | bundle.manifest.to_dict()
-            for bundle in bundles
-        ]
-        emit_json(documents[0] if len(documents) == 1 else documents)
-        return
-    for bundle in bundles:
-        show_bundle(console(), bundle)
+    tell_bundles(bundles, as_json=as_json)
 
 
 @click.command
@@ -209,13 +201,9 @@ def build(
     profiles: tuple[dict[str, ShapeRange], ...],
     workspace: int,
     timing_cache: Path | None,
-    version_compatible: bool,
-    hardware_compatible: bool,
-    refit: bool,
-    strip: bool,
-    weight_streaming: bool,
     force: bool,
     as_json: bool,
+    **flags: bool,
 ) -> None:
     """Build a TensorRT engine from a bundle, for named GPUs.
 
@@ -224,7 +212,7 @@ def build(
     all sizes of the signature; one for each size that matters is faster. Without BUNDLE: the
     newest of the current folder.
     """
-    from tfx.runtime.inspection import show_bundle
+    from tfx.runtime.inspection import tell_bundles
 
     from .engines.bundle import build_bundle
 
@@ -233,34 +221,17 @@ def build(
         gpus=gpus,
         profiles=profiles,
         workspace_bytes=workspace,
-        version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
-        refit=refit,
-        strip=strip,
-        weight_streaming=weight_streaming,
+        **flags,
     )
     opened = chosen_bundle(bundle)
     with progress() as steps:
-        done = 0
-
-        def step(description: str) -> None:
-            steps.step(description, total=100 if description.startswith("building") else None)
-
-        def advance(share: float) -> None:
-            nonlocal done
-            steps.advance(int(share * 100) - done)
-            done = int(share * 100)
-
         built = build_bundle(
             opened,
             output,
             recipe,
             timing_cache=timing_cache,
             force=force,
-            on_step=step,
-            on_progress=advance,
+            on_step=lambda step: steps.step(step, 100 if step.startswith("building") else None),
+            on_progress=lambda share: steps.reach(int(share * 100)),
         )
-    if as_json:
-        emit_json({"bundle": str(built.path), "digest": built.digest} | built.manifest.to_dict())
-        return
-    show_bundle(console(), built)
+    tell_bundles([built], as_json=as_json)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tfx.bundle import Bundle
-from tfx.console import DATA, FOLDER, chosen_bundle, console, emit_json, json_option, progress
+from tfx.console import DATA, FOLDER, chosen_bundle, emit_json, json_option, progress
 from tfx.quantization import (
     PERCENTILE,
     PRECISIONS,
@@ -119,7 +119,7 @@ def quantize(
         tokens=tokens,
         seed=seed,
     )
-    from tfx.runtime.inspection import show_bundle
+    from tfx.runtime.inspection import tell_bundles
 
     from .runs import quantize_with_files
 
@@ -134,10 +134,7 @@ def quantize(
             force=force,
             steps=steps,
         )
-    if as_json:
-        emit_json({"bundle": str(made.path), "digest": made.digest} | made.manifest.to_dict())
-        return
-    show_bundle(console(), made)
+    tell_bundles([made], as_json=as_json)
 
 
 def _show_groups(bundle: Bundle, as_json: bool) -> None:

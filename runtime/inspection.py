@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfx.bundle import Bundle
 from tfx.codec import encode
+from tfx.console import console, emit_json
 from tfx.dtypes import DType
 from tfx.errors import BundleError, listing
 from tfx.extras import need
@@ -24,6 +25,24 @@ if TYPE_CHECKING:
 
 # Nodes kept in higher precision that are named; a model may keep hundreds.
 SHOWN_KEPT = 8
+
+
+def tell_bundles(bundles: Sequence[Bundle], *, as_json: bool) -> None:
+    """Print the bundles that a command made.
+
+    Args:
+        bundles: One or more.
+        as_json: As one JSON document, a list where they are several; else to be read.
+    """
+    if not as_json:
+        for bundle in bundles:
+            show_bundle(console(), bundle)
+        return
+    documents = [
+        {"bundle": str(bundle.path), "digest": bundle.digest} | bundle.manifest.to_dict()
+        for bundle in bundles
+    ]
+    emit_json(documents[0] if len(documents) == 1 else documents)
 
 
 def show_bundle(out: Console, bundle: Bundle) -> None:

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from tfx.bundle import is_bundle
 from tfx.console import FOLDER, chosen_bundle, emit_json, json_option
 
-from ..backend import PRECISIONS
+from ..options import PRECISION, THREADS
 from ..records import FileFormat, format_of
 from .prompts import Asked, read_prompts, written_line
 
@@ -46,14 +46,12 @@ STDIN = Path("-")
 @click.option("--repetition-penalty", default=1.0, help="Above 1: fewer repeated tokens.")
 @click.option("--stop", multiple=True, help="A text to stop before; may be given several times.")
 @click.option("--seed", default=0, help="Of what is drawn.")
-@click.option("--beams", default=1, help="Texts followed at once to find the likeliest.")
-@click.option("--backend", default="", help="What to run it on; default: the first there is.")
-@click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
 @click.option(
-    "--precision",
-    type=click.Choice(list(PRECISIONS)),
-    help="Type of float matrix products; default: the bundle's own.",
+    "--beams", "num_beams", default=1, help="Texts followed at once to find the likeliest."
 )
+@click.option("--backend", default="", help="What to run it on; default: the first there is.")
+@THREADS
+@PRECISION
 @click.option("--translate", is_flag=True, help="As the encoder-decoder asks for it, with beams.")
 @click.option("--task", default="", help="T5: a task it knows, or what to put before each text.")
 @click.option("--source", default="", help="M2M, mBART, NLLB: code of the language to read.")
@@ -67,17 +65,9 @@ def generate(
     file: Path | None,
     input_format: str | None,
     messages: tuple[str, ...],
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    repetition_penalty: float,
-    stop: tuple[str, ...],
-    seed: int,
-    beams: int,
     backend: str,
     threads: int | None,
-    precision: str | None,
+    precision: str,
     translate: bool,
     task: str,
     source: str,
@@ -85,6 +75,7 @@ def generate(
     encoder: Path | None,
     as_jsonl: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Let a prompt go on, with a bundle that has a cache.
 
@@ -101,27 +92,9 @@ def generate(
 
     if as_jsonl and (as_json or translate):
         raise click.UsageError(f"--jsonl is not for {'--json' if as_json else '--translate'}")
-    asked = [Asked(prompt, fields={"text": prompt}) for prompt in prompts]
-    if file is not None or not (prompts or messages or sys.stdin.isatty()):
-        kind = FileFormat(input_format) if input_format else format_of(file or STDIN)
-        asked += _read(file, kind or FileFormat.TEXT)
-        as_jsonl = as_jsonl or kind is FileFormat.JSONL
-    for message in messages:
-        chat = [{"role": "user", "content": message}]
-        asked.append(Asked(chat, fields={"messages": chat}))
-    if not asked:
-        raise click.UsageError("nothing to go on from: give --prompt, --file or --chat")
+    asked, kind = _asked(prompts, file, input_format, messages)
+    as_jsonl = as_jsonl or kind is FileFormat.JSONL
     given = [one.prompt for one in asked]
-    options = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "repetition_penalty": repetition_penalty,
-        "stop": stop,
-        "seed": seed,
-        "num_beams": beams,
-    }
     wishes = {"task": task, "source": source, "target": target}
     if any(wishes.values()) and not translate:
         raise click.UsageError("--task, --source and --target are for --translate")
@@ -130,33 +103,42 @@ def generate(
         opened,
         backend=backend,
         threads=threads,
-        precision=precision or "",
+        precision=precision,
         verify=False,
         encoder=encoder or "",
     ) as session:
         if translate:
             _translate(session, given, wishes, options, as_json=as_json)
             return
-        started = time.perf_counter()
-        count = 0
         if as_json:
-            found = session.generate(given, **options)
-            texts = list(map(dataclasses.asdict, found))
+            texts = [dataclasses.asdict(one) for one in session.generate(given, **options)]
             emit_json({"bundle": str(opened.path), "texts": texts})
             return
-        if as_jsonl or len(given) > 1 or beams > 1:
+        started = time.perf_counter()
+        if as_jsonl or len(given) > 1 or options["num_beams"] > 1:
             where = str(file or "--prompt")
-            for prompt, one in zip(asked, session.generate_each(given, **options), strict=True):
-                line = written_line(prompt, one, where) if as_jsonl else f"{one.text}\n"
-                click.echo(line, nl=False)
-                count += len(one.ids)
+            count = _write_each(session, asked, options, where, as_jsonl=as_jsonl)
         else:
-            for token in session.stream(given, **options):
-                click.echo(token.text, nl=False)
-                count += 1
-            click.echo()
+            count = _write_as_it_comes(session, given, options)
         duration_s = time.perf_counter() - started
     click.echo(f"{count} tokens in {duration_s:.1f} s", err=True)
+
+
+def _asked(
+    prompts: Sequence[str], file: Path | None, input_format: str | None, messages: Sequence[str]
+) -> tuple[list[Asked], FileFormat | None]:
+    """All prompts, and the format of those that were read; None where nothing was."""
+    asked = [Asked(prompt, fields={"text": prompt}) for prompt in prompts]
+    kind = None
+    if file is not None or not (prompts or messages or sys.stdin.isatty()):
+        kind = FileFormat(input_format) if input_format else format_of(file or STDIN)
+        asked += _read(file, kind or FileFormat.TEXT)
+    for message in messages:
+        chat = [{"role": "user", "content": message}]
+        asked.append(Asked(chat, fields={"messages": chat}))
+    if not asked:
+        raise click.UsageError("nothing to go on from: give --prompt, --file or --chat")
+    return asked, kind
 
 
 def _read(file: Path | None, kind: FileFormat) -> list[Asked]:
@@ -168,6 +150,33 @@ def _read(file: Path | None, kind: FileFormat) -> list[Asked]:
     if file is None and not stream.getvalue().strip():
         return []
     return read_prompts(stream, "stdin", kind)
+
+
+def _write_each(
+    session: Session,
+    asked: Sequence[Asked],
+    options: Mapping[str, Any],
+    where: str,
+    *,
+    as_jsonl: bool,
+) -> int:
+    """Write each text as it is done; how many tokens all have."""
+    count = 0
+    written = session.generate_each([one.prompt for one in asked], **options)
+    for prompt, one in zip(asked, written, strict=True):
+        click.echo(written_line(prompt, one, where) if as_jsonl else f"{one.text}\n", nl=False)
+        count += len(one.ids)
+    return count
+
+
+def _write_as_it_comes(session: Session, given: Sequence[Any], options: Mapping[str, Any]) -> int:
+    """Write one text token by token; how many it has."""
+    count = 0
+    for token in session.stream(given, **options):
+        click.echo(token.text, nl=False)
+        count += 1
+    click.echo()
+    return count
 
 
 def _decoder_of(bundle: Path | None) -> Path | None:
@@ -190,11 +199,10 @@ def _translate(
         raise click.UsageError("--chat is for models that answer, --translate reads texts")
     # What was not asked for is as the model says.
     context = click.get_current_context()
-    names = {"num_beams": "beams"}
     asked = {
         name: value
         for name, value in options.items()
-        if context.get_parameter_source(names.get(name, name)) is ParameterSource.COMMANDLINE
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
     texts = [str(text) for text in given]
     written = session.translate(texts, **wishes, **asked)

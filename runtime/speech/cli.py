@@ -15,7 +15,7 @@ from tfx.codec import encode
 from tfx.console import DATA, FOLDER, Progress, chosen_bundle, emit_json, json_option, progress
 from tfx.errors import DataError, FeedError
 
-from ..backend import PRECISIONS
+from ..options import PRECISION, THREADS
 from ..records import json_line
 from .dictation import Task
 from .transcript import Transcript
@@ -32,12 +32,8 @@ SUFFIX = ".wav"
 @click.option("--max-new-tokens", type=int, help="Most tokens of a window; default: all there is.")
 @click.option("--fallback", is_flag=True, help="Draw a text that went wrong again, ever freer.")
 @click.option("--backend", default="", help="What to run it on; default: the first there is.")
-@click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
-@click.option(
-    "--precision",
-    type=click.Choice(list(PRECISIONS)),
-    help="Type of float matrix products; default: the bundle's own.",
-)
+@THREADS
+@PRECISION
 @click.option("--jsonl", "as_jsonl", is_flag=True, help="A line of JSON for each file, at once.")
 @json_option
 def transcribe(
@@ -50,7 +46,7 @@ def transcribe(
     fallback: bool,
     backend: str,
     threads: int | None,
-    precision: str | None,
+    precision: str,
     as_jsonl: bool,
     as_json: bool,
 ) -> None:
@@ -74,7 +70,7 @@ def transcribe(
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(
             open_session(
-                opened, backend=backend, threads=threads, precision=precision or "", verify=False
+                opened, backend=backend, threads=threads, precision=precision, verify=False
             )
         )
         # A live line and the text would write over each other on a terminal.

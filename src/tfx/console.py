@@ -107,6 +107,11 @@ class Progress:
         if self._live is not None and self._task is not None:
             self._live.advance(self._task, count)
 
+    def reach(self, count: int) -> None:
+        """Say that ``count`` parts of the step are done, all told."""
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=count)
+
 
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:

@@ -112,3 +112,17 @@ def test_progress_on_a_terminal_is_live(monkeypatch, capsys):
     assert "proving" in terminal.getvalue()
     assert "2/3" in terminal.getvalue()
     assert capsys.readouterr().out == ""
+
+
+def test_a_step_reaches_what_is_done_all_told(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with console.progress() as shown:
+        shown.reach(1)  # of no step
+        shown.step("building", total=100)
+        shown.reach(40)
+        shown.reach(70)
+        shown._live.refresh()
+    assert "70/100" in terminal.getvalue()
+    console.Progress().reach(1)  # not shown

@@ -1,4 +1,5 @@
 import io
+import json
 
 import numpy as np
 import onnx
@@ -27,6 +28,7 @@ from tfx.runtime.inspection import (
     show_fusion,
     show_graph,
     show_parity,
+    tell_bundles,
 )
 
 
@@ -249,3 +251,15 @@ def test_sizes_are_in_the_unit_that_fits(tmp_path):
 
 def test_manifest_of_the_tests_is_complete():
     assert manifest().parity is None
+
+
+def test_bundles_that_were_made_are_told(tmp_path, capsys):
+    made = [write_bundle(tmp_path / name) for name in ("one", "two")]
+    tell_bundles(made, as_json=False)
+    assert [line for line in capsys.readouterr().out.splitlines() if str(tmp_path) in line]
+    tell_bundles(made[:1], as_json=True)
+    alone = json.loads(capsys.readouterr().out)
+    assert (alone["bundle"], alone["digest"]) == (str(made[0].path), made[0].digest)
+    tell_bundles(made, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert [one["bundle"] for one in told] == [str(one.path) for one in made]
