@@ -53,7 +53,9 @@ class Kernels:
         self.cache = self.config.create_runtime_cache()
         self._entry = entry
         self._saved = self._read()
-        self.config.set_runtime_cache(self.cache)
+        if not self.config.set_runtime_cache(self.cache):
+            log.warning("kernels are not kept: the library takes no cache for this engine")
+            self._entry = None
 
     def save(self) -> None:
         """Keep what was compiled since; that it could not be kept is no error."""

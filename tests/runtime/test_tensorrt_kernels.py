@@ -8,7 +8,7 @@ import pytest
 from support.cuda import plant_gpu
 from support.engines import write_engine_bundle
 from support.proofs import text_cases
-from support.tensorrt import plant_library
+from support.tensorrt import FakeRuntimeConfig, plant_library
 
 from tfx.recipe import EngineRecipe, Target
 from tfx.runtime import cache as user_cache
@@ -166,6 +166,15 @@ def test_with_the_cache_off_nothing_is_kept(library, engine, cache, monkeypatch)
     executable.close()
     assert kept(cache) == []
     assert compiled(library) == 1  # in memory the contexts share them all the same
+
+
+def test_an_engine_without_a_cache_runs_all_the_same(library, engine, cache, monkeypatch, caplog):
+    monkeypatch.setattr(FakeRuntimeConfig, "set_runtime_cache", lambda self, cache: False)
+    executable = TensorRt().load(engine, GPU)
+    executable.run(FIRST.feed)
+    executable.close()
+    assert kept(cache) == []
+    assert "kernels are not kept: the library takes no cache for this engine" in caplog.text
 
 
 def test_tensorrt_compiles_when_it_builds(library, tmp_path, cache):

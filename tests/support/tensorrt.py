@@ -284,7 +284,7 @@ class FakeEngine:
         if config is not None:
             self.runtime.strategies.append(config.cuda_graph_strategy)
             self.runtime.kernels.append(config.cache)
-        return FakeContext(self)
+        return FakeContext(self, None if config is None else config.cache)
 
 
 class FakeRuntimeConfig:
@@ -321,8 +321,8 @@ class FakeRuntimeCache:
 class FakeContext:
     """``IExecutionContext``: shapes and addresses in, work into a stream."""
 
-    def __init__(self, engine):
-        self.engine, self.runtime = engine, engine.runtime
+    def __init__(self, engine, kernels):
+        self.engine, self.runtime, self.kernels = engine, engine.runtime, kernels
         self.shapes, self.addresses, self.allocators, self.profile = {}, {}, {}, 0
 
     def set_optimization_profile_async(self, index, stream):
@@ -365,8 +365,8 @@ class FakeContext:
             runtime.log.log(Severity.ERROR, runtime.fails or "cannot be captured")
             return False
         runtime.profiles.append(self.profile)
-        if runtime.kernels and (size := self._size()) not in runtime.kernels[-1].compiled:
-            runtime.kernels[-1].compiled += bytes([size])
+        if (cache := self.kernels) is not None and (size := self._size()) not in cache.compiled:
+            cache.compiled += bytes([size])
         signature, shapes, addresses = runtime.signature, dict(self.shapes), dict(self.addresses)
 
         def compute():
