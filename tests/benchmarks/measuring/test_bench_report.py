@@ -142,6 +142,12 @@ def test_the_table_says_how_many_processes_a_row_took():
     assert "200 calls a row in 40 interleaved rounds of 1..2 processes, threads 2" in text
 
 
+def test_loads_of_several_processes_say_which_they_are():
+    assert "load is the median" not in shown(row())
+    text = shown(row(measurement=measured(loads_s=(9.0, 0.7, 0.5))))
+    assert "load is the median of those after the first, which found in the caches" in text
+
+
 def test_the_table_fits_100_columns_and_has_no_escapes():
     long = row(bundle="bert-base-int8", precision="bf16", comparison=UNSURE)
     text = shown(long, TORCH, WRONG, row(bundle="bert-base"))
