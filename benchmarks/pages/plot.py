@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from html import escape
 
 # Room around the drawing area, in percent: left for the y axis' numbers, the others for markers.
-LEFT, RIGHT, TOP, BOTTOM = 13.0, 4.0, 5.0, 15.0
+LEFT, RIGHT, TOP, BOTTOM = 13.0, 4.0, 9.0, 15.0
 
 # Around the origin, about 11 pixels across; series of more than these share shapes, not colours.
 SHAPES = (
