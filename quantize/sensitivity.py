@@ -19,8 +19,8 @@ from .lowering import Lowering
 # Feeds of the calibration data whose outputs are compared.
 FEEDS = 8
 
-# Samples of it that a metric is measured on. Of MiniLM's least cosine 64 give nearly the same order;
-# but what is worst is rare: texts of one to three words.
+# Samples of it that a metric is measured on. Of MiniLM's least cosine 64 give nearly the same
+# order; but what is worst is rare: texts of one to three words.
 SAMPLES = 256
 
 # What a group costs whose outputs are no numbers: more than any other.
