@@ -177,6 +177,7 @@ def contestants_of(
         "threads": threads,
         "room": room,
         "layers": len(cache_specs(first.manifest.signature)) // 2,
+        "kind": str(first.manifest.precision),
     }
     found = []
     for bundle in bundles:

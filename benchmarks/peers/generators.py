@@ -46,6 +46,7 @@ class Job:
         threads: CPU threads.
         room: Most tokens of prompt and text together.
         layers: Of keys and values in the graph.
+        kind: Element type that the graph multiplies in.
         bundle: For tfx: a bundle's folder.
         backend: For tfx.
         precision: For tfx.
@@ -57,6 +58,7 @@ class Job:
     threads: int
     room: int
     layers: int = 0
+    kind: str = "float32"
     bundle: str = ""
     backend: str = ""
     precision: str = ""
@@ -283,7 +285,7 @@ def load_genai(job: Job) -> Ready:
     made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if made.returncode:
         raise RuntimeError(f"its builder: {made.stderr.strip().splitlines()[-1]}")
-    return _genai(target, job, "its own graph")
+    return _genai(target, job, "float32", "its own graph")
 
 
 def load_genai_graph(job: Job) -> Ready:
@@ -325,7 +327,7 @@ def load_genai_graph(job: Job) -> Ready:
         "search": {"max_length": job.room, "past_present_share_buffer": True},
     }
     (target / "genai_config.json").write_text(json.dumps(settings))
-    return _genai(target, job, "the bundle's graph")
+    return _genai(target, job, job.kind, "the bundle's graph")
 
 
 def write_genai_graph(source: Path, target: Path) -> None:
@@ -370,7 +372,7 @@ def write_genai_graph(source: Path, target: Path) -> None:
     onnx.save(model, str(target), save_as_external_data=True, location="model.data")
 
 
-def _genai(folder: Path, job: Job, note: str) -> Ready:
+def _genai(folder: Path, job: Job, kind: str, note: str) -> Ready:
     library = importlib.import_module("onnxruntime_genai")
     path = folder / "genai_config.json"
     settings = json.loads(path.read_text())
@@ -394,7 +396,7 @@ def _genai(folder: Path, job: Job, note: str) -> Ready:
         found = [generator.get_sequence(row)[ids.shape[1] :] for row in range(len(ids))]
         return watch.text(np.stack(found))
 
-    return Ready(said_versions("onnxruntime-genai", "onnxruntime"), "float32", write, note)
+    return Ready(said_versions("onnxruntime-genai", "onnxruntime"), kind, write, note)
 
 
 PEERS: Mapping[str, Peer[Job, Ready]] = {

@@ -136,6 +136,7 @@ def test_contestants(bundle, tmp_path):
     ]
     assert found[3].job["precision"] == "bf16"
     assert found[0].job["layers"] == 2
+    assert found[0].job["kind"] == "float32"
     assert found[4].problem == ""
     assert found[5].problem == "not installed: why"
     assert found[6].problem.startswith("no environment: make one with")
