@@ -16,13 +16,14 @@ MAKERS = {"bad_line", "TextError"} | {
     if issubclass(value, errors.TfxError)
 }
 
-# With which a hint begins.
+# With which a hint begins; a new one joins them.
 WORDS = """
-    Add Allow Ask Bound Build Calibrate Call Check Choose Compare Convert Copy Cut Delete
-    Detach Do Draw Drop End Export Feed Free Give Go Infer Inspect Install Keep Lead Leave
-    Look Lower Make Measure Merge Name Number Open Pass Pick Put Quantize Raise Read Reinstall
-    Rename Replace Report Return Run Save See Send Set Shorten Split Start Take Tune Unset
-    Upgrade Use Wait Write
+    Add Allow Ask Bound Build Calibrate Call Change Check Choose Compare Compile Convert Copy
+    Cut Delete Detach Do Draw Drop End Export Feed Free Give Go Infer Inspect Install Keep
+    Lead Leave Look Lower Make Mark Measure Merge Move Name Number Open Pass Pick Put Quantize
+    Raise Read Reinstall Remove Rename Repeat Replace Report Return Run Save Say See Send Set
+    Shorten Show Skip Split Start Stop Switch Take Test Train Try Tune Turn Unset Update
+    Upgrade Use Wait Wrap Write
 """
 VERBS = frozenset(WORDS.split())
 
