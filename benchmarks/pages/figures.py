@@ -43,6 +43,11 @@ def significant(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
+def ratio_text(value: float) -> str:
+    """A ratio in hundredths; from ten on in three digits that count."""
+    return f"{value:.2f}" if value < 10 else significant(value)
+
+
 def share_text(value: float | None) -> str:
     """A share in percent; "-" for None."""
     return "-" if value is None else f"{100 * value:.0f} %"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..measuring.accuracy import shown_accuracy, shown_change
 from ..measuring.report import BenchReport, Measurement, Row, Status
-from .figures import ms_text, share_text, significant
+from .figures import ms_text, ratio_text, share_text, significant
 from .notes import notes_of
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _columns(rows: Sequence[Row], several: bool) -> list[Column]:
 def _speed(row: Row) -> str:
     if (found := row.comparison) is None:
         return "1.00x"
-    return f"{found.speedup:.2f}x {found.low:.2f}-{found.high:.2f}"
+    return f"{ratio_text(found.speedup)}x {ratio_text(found.low)}-{ratio_text(found.high)}"
 
 
 def _verdict(row: Row) -> str:

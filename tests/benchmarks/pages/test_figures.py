@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from tfx.bench.pages.figures import figure_table, figures_of
+from tfx.bench.pages.figures import figure_table, figures_of, ratio_text, share_text
 
 COLUMNS = (("ms", "took", ".2f"), ("MB", "memory", "+.0f"))
 
@@ -16,3 +16,9 @@ def test_the_table_has_names_and_figures_to_the_right():
     table = figure_table("what", COLUMNS)
     assert [column.header for column in table.columns] == ["", "ms", "MB"]
     assert [column.justify for column in table.columns] == ["left", "right", "right"]
+
+
+def test_large_ratios_take_no_more_room_than_small_ones():
+    texts = [ratio_text(value) for value in (0.975, 9.994, 10.05, 281.18, 1642.15)]
+    assert texts == ["0.97", "9.99", "10.1", "281", "1642"]
+    assert (share_text(0.664), share_text(None)) == ("66 %", "-")
