@@ -43,6 +43,14 @@ def test_one_scatter_writes_each_half_of_a_layers_cache(bundle):
     assert all(value.is_graph_output() for value in written.values())
 
 
+def test_no_attention_scales_its_scores(bundle):
+    """ONNX Runtime copies the keys of those that do, in every step."""
+    import onnx_ir as ir
+
+    attentions = [node for node in ir.load(bundle.model).graph if node.op_type == "Attention"]
+    assert [node.attributes.get_float("scale", 0.0) for node in attentions] == [1.0, 1.0]
+
+
 def test_check_repeats_the_proof(bundle):
     assert check_bundle(bundle, backend="onnxruntime").passed
 
