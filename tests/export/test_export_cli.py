@@ -178,6 +178,7 @@ def test_check_of_a_graph_changed_and_digested_again(classifier, tmp_path):
     assert "FAILED" in result.stdout
     assert result.stderr == (
         f"error: {copy.path} differs from PyTorch by more than its tolerance\n"
+        "hint: Export it again, or name another backend.\n"
     )
     assert run("check", classifier.path, "--threads", 2).exit_code == 0
 
