@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 # What a class of transformers must take for its decoder to have a cache here.
 TAKEN = ("decoder_input_ids", "decoder_attention_mask", "encoder_outputs", "past_key_values")
 
-# Model types whose decoder gives the same with a cache of places. Attention in blocks (LongT5,
-# BigBird-Pegasus) does not, and that of LED and MVP takes another mask.
+# Model types whose decoder gives the same with a cache of places. LED, NLLB-MoE, ProphetNet and
+# FSMT do not.
 KNOWN = frozenset(
     (
         *("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "mt5", "pegasus"),
-        *("t5", "whisper"),
+        *("plbart", "t5", "umt5", "whisper"),
     )
 )
 
@@ -151,6 +151,8 @@ def _decoder(model: Any) -> torch.nn.Module:
     keeps = "logits_to_keep" in forward_names(model)
     outputs_of_encoder = need("transformers.modeling_outputs").MoEModelOutput
     width = model.get_encoder().config.hidden_size
+    # Attention that is spelled out adds its mask to the scores, and wants a row for each text.
+    adds = model.config._attn_implementation == "eager"
 
     class CachedDecoder(around()):  # type: ignore[misc]
         main_input_name = "input_ids"
@@ -172,9 +174,13 @@ def _decoder(model: Any) -> torch.nn.Module:
             places = torch.arange(capacity, device=cache_position.device)
             # Of the states only the shape is looked at: keys and values are there.
             states = cross[0][0][:, 0, :, :1].expand(-1, -1, width)
+            mask = (places <= cache_position[:, None])[None, None]
+            if adds:
+                hidden = torch.finfo(states.dtype).min
+                mask = torch.where(mask, 0.0, hidden).expand(input_ids.shape[0], -1, -1, -1)
             inputs = {
                 "decoder_input_ids": input_ids,
-                "decoder_attention_mask": (places <= cache_position[:, None])[None, None],
+                "decoder_attention_mask": mask,
                 "encoder_outputs": outputs_of_encoder(last_hidden_state=states),
             }
             if encoder_attention_mask is not None:
