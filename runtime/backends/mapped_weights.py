@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import re
 import sys
 from collections.abc import Collection
 from pathlib import Path
 
-MAPPINGS = Path("/proc/self/smaps")
+log = logging.getLogger(__name__)
+
+# The process's mappings, and the same with how much of each is in memory, which takes longer.
+PLACES, MAPPINGS = Path("/proc/self/maps"), Path("/proc/self/smaps")
 # Of ``madvise``: the process gives the pages back, and reads them from the file when it asks again.
 DONT_NEED = 4
 
@@ -22,7 +26,20 @@ OWN = ("Anonymous:", "Swap:")
 LEAST_BYTES = 100_000_000
 
 
-def give_back_pages(folder: Path) -> int:
+def mapped_places(folder: Path) -> frozenset[int]:
+    """Where large files of a folder are mapped already: the first address of each mapping."""
+    try:
+        large = _large_files(folder)
+        lines = PLACES.read_text().splitlines() if large else []
+    except OSError:  # it was removed, or the system hides this
+        return frozenset()
+    heads = [head for line in lines if (head := HEAD.match(line))]
+    return frozenset(
+        int(start, 16) for start, _, name in map(re.Match.groups, heads) if name in large
+    )
+
+
+def give_back_pages(folder: Path, but: Collection[int] = ()) -> int:
     """Give back the pages of mapped large files of a folder that nobody has written to.
 
     OpenVINO reads the weights of a graph, or of a compiled model, from the mapped file and packs
@@ -31,20 +48,34 @@ def give_back_pages(folder: Path) -> int:
 
     Args:
         folder: Of a bundle, or of an entry of the cache.
+        but: First addresses of mappings that stay as they are: those of others, who may run with
+            them, or unmap them meanwhile.
 
     Returns:
-        Bytes of the mappings; 0 where the system is not Linux.
+        Bytes of the mappings; 0 where the system is not Linux, or does not say what is mapped.
     """
-    large = {str(path.resolve()) for path in folder.iterdir() if path.stat().st_size >= LEAST_BYTES}
-    if not large or not sys.platform.startswith("linux"):
+    try:
+        large = _large_files(folder)
+        mappings = MAPPINGS.read_text() if large else ""
+    except OSError as error:  # another process cleans the cache, or the system hides this
+        log.info("pages are not given back: %s: %s", folder, error)
+        return 0
+    if not mappings:
         return 0
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     size = 0
-    for start, end in _unwritten(MAPPINGS.read_text(), large):
-        if madvise(start, end - start, DONT_NEED) == 0:
+    for start, end in _unwritten(mappings, large):
+        if start not in but and madvise(start, end - start, DONT_NEED) == 0:
             size += end - start
     return size
+
+
+def _large_files(folder: Path) -> set[str]:
+    """Names of the files worth it, as the system has them; none where it is not Linux."""
+    if not sys.platform.startswith("linux"):
+        return set()
+    return {str(path.resolve()) for path in folder.iterdir() if path.stat().st_size >= LEAST_BYTES}
 
 
 def _unwritten(mappings: str, files: Collection[str]) -> list[tuple[int, int]]:

@@ -28,7 +28,7 @@ from ..backend import (
 )
 from ..cache import entry_for, keep, reopened
 from ..generation.kv_cache import cache_specs
-from .mapped_weights import give_back_pages
+from .mapped_weights import give_back_pages, mapped_places
 from .openvino_attention import drop_number_checks, join_projections
 from .openvino_graph import choose_masks, output_ports, repeat_heads, said
 from .openvino_state import StatefulExecutable, keep_state
@@ -105,6 +105,7 @@ class OpenVino:
         kept = None
         if entry is not None:
             kept = reopened(entry, lambda folder: _read_back(openvino, core, folder, settings))
+        others = mapped_places(bundle.path)
         compiled = _compiled(core, bundle, settings) if kept is None else kept
         notes = () if kept is None else ("its compiled model came from the cache",)
         hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
@@ -138,7 +139,10 @@ class OpenVino:
         executable = executable_of(compiled, bundle.manifest.signature, facts)
         if kept is None and entry is not None:
             _keep(openvino, core, bundle, entry, settings, executable)
-        give_back_pages(bundle.path if kept is None or entry is None else entry)
+        if kept is None or entry is None:
+            give_back_pages(bundle.path, others)
+        else:
+            give_back_pages(entry)  # nobody unmaps it: ``_mapped``
         return executable
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfx.runtime.backends import mapped_weights
-from tfx.runtime.backends.mapped_weights import give_back_pages
+from tfx.runtime.backends.mapped_weights import give_back_pages, mapped_places
 
 LINES = """\
 7f00-7f40 r--s 00000000 fe:00 3244143                    {folder}/model.onnx.data
@@ -60,6 +60,28 @@ def test_what_was_written_stays(tmp_path, monkeypatch):
     array[5] = 7
     assert give_back_pages(tmp_path) == 0
     assert array[5] == 7
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_what_others_have_mapped_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped_weights, "LEAST_BYTES", 1 << 20)
+    (tmp_path / "weights").write_bytes(bytes(1 << 20))
+    array = np.memmap(tmp_path / "weights", np.uint8, "c")
+    others = mapped_places(tmp_path)
+    assert others == {array.ctypes.data}
+    assert give_back_pages(tmp_path, others) == 0
+    assert give_back_pages(tmp_path) == 1 << 20
+
+
+@pytest.mark.parametrize("missing", ["folder", "list of mappings"])
+def test_what_cannot_be_looked_at_is_left_alone(tmp_path, monkeypatch, missing):
+    monkeypatch.setattr(mapped_weights, "LEAST_BYTES", 1)
+    for name in ("PLACES", "MAPPINGS"):
+        monkeypatch.setattr(mapped_weights, name, tmp_path / "none")
+    (tmp_path / "weights").write_bytes(b"1")
+    folder = tmp_path / "gone" if missing == "folder" else tmp_path
+    assert mapped_places(folder) == frozenset()
+    assert give_back_pages(folder) == 0
 
 
 def test_small_files_are_not_looked_for(tmp_path, monkeypatch):
