@@ -201,15 +201,17 @@ class TensorRtExecutable:
         with contextlib.suppress(queue.Empty):
             while True:
                 idle.append(self._lanes.get_nowait())
-        for lane in idle:
-            if self._loaded is None and lane is not None:
-                lane.close()
-        if len(idle) == LANES:
-            if self._kernels is not None:
-                self._kernels.save()
-            self._saved = True
-        for lane in reversed(idle):
-            self._lanes.put(None if self._loaded is None else lane)
+        try:
+            for lane in idle:
+                if self._loaded is None and lane is not None:
+                    lane.close()
+            if len(idle) == LANES:
+                self._saved = True
+                if self._kernels is not None:
+                    self._kernels.save()
+        finally:  # whoever waits for a lane would wait for ever
+            for lane in reversed(idle):
+                self._lanes.put(None if self._loaded is None else lane)
 
 
 def require_key(bundle: Bundle, build: EngineBuild, trt: ModuleType, device: Device) -> None:

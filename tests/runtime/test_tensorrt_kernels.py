@@ -15,7 +15,7 @@ from tfx.runtime import cache as user_cache
 from tfx.runtime.backend import RunOptions
 from tfx.runtime.backends import tensorrt as backend
 from tfx.runtime.backends.tensorrt import LANES, TensorRt
-from tfx.runtime.backends.tensorrt_kernels import FILE, kernels_entry
+from tfx.runtime.backends.tensorrt_kernels import FILE, Kernels, kernels_entry
 from tfx.runtime.cuda import Device
 
 GPU = RunOptions(device="cuda:0", trust=True)
@@ -157,6 +157,19 @@ def test_damaged_bytes_are_not_loaded(library, engine, cache, caplog):
     TensorRt().load(engine, GPU).close()
     assert compiled(library) == 0
     assert "its files are not as they were written" in caplog.text
+
+
+def test_a_save_that_fails_keeps_no_lane(library, engine, cache, monkeypatch):
+    def fail(self):
+        raise RuntimeError("out of memory")
+
+    executable = TensorRt().load(engine, GPU)
+    with monkeypatch.context() as patch:
+        patch.setattr(Kernels, "save", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            executable.run(FIRST.feed)
+    assert executable._lanes.qsize() == LANES
+    executable.close()
 
 
 def test_with_the_cache_off_nothing_is_kept(library, engine, cache, monkeypatch):
