@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -46,6 +47,9 @@ SENDERS = {"openvino": "openvino_telemetry", "nncf": "openvino_telemetry"}
 # ONNX Runtime sends from Linux too (1.31), and writes beside it to the user's cache. It reads this
 # once, when it is loaded, which may be by another library. Who sets it decides.
 SENDS_NOT = "ORT_DISABLE_TELEMETRY"
+
+# Imports of other threads at the same time: the last one to end takes it back.
+_telling, _told = threading.Lock(), 0
 
 # Libraries that import with themselves what nothing here needs, and do without it where it is not
 # there: the module, and the one name they take from it. OpenVINO's converter is half of the time
@@ -114,14 +118,19 @@ def _without(module: str | None) -> Iterator[None]:
 @contextlib.contextmanager
 def _untold() -> Iterator[None]:
     """Tell what is loaded now to send nothing, unless the environment says what to do."""
-    if SENDS_NOT in os.environ:
-        yield
-        return
-    os.environ[SENDS_NOT] = "1"
+    global _told
+    with _telling:
+        ours = _told > 0 or SENDS_NOT not in os.environ
+        if ours:
+            os.environ[SENDS_NOT] = "1"
+            _told += 1
     try:
         yield
     finally:
-        os.environ.pop(SENDS_NOT, None)
+        with _telling:
+            _told -= ours
+            if ours and not _told:
+                os.environ.pop(SENDS_NOT, None)
 
 
 def install_hint(name: str) -> str:

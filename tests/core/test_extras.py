@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tfx import extras
 from tfx.errors import BackendError
 from tfx.extras import POSTPONED, SENDERS, SENDS_NOT, need
 
@@ -43,6 +44,17 @@ def test_what_is_loaded_is_told_to_send_nothing(said, tmp_path, monkeypatch):
     finally:
         sys.modules.pop("library_y", None)
     assert os.environ.get(SENDS_NOT) == said
+
+
+def test_it_is_told_until_the_last_import_of_several_threads_ends(monkeypatch):
+    monkeypatch.delenv(SENDS_NOT, raising=False)
+    first, second = extras._untold(), extras._untold()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert os.environ[SENDS_NOT] == "1"
+    second.__exit__(None, None, None)
+    assert SENDS_NOT not in os.environ
 
 
 def test_onnxruntime_keeps_nothing_to_send(tmp_path):
