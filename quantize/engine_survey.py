@@ -133,7 +133,7 @@ def read_attempts(store: Path) -> list[Attempt]:
     for line in store.read_text(encoding="utf-8").splitlines():
         fields = json.loads(line)
         key = (fields.pop("family"), fields.pop("class_name"))
-        if fields.pop("made_with") == _versions() and key in known:
+        if fields.pop("made_with", "") == _versions() and key in known:
             one = Attempt(known[key], **fields)
             found[key, one.part, one.precision] = one
     return list(found.values())
