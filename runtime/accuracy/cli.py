@@ -61,9 +61,14 @@ def evaluate(
     from .datasets import read_dataset
     from .evaluation import compare_evaluations, show_evaluation
     from .evaluation import evaluate as measure
+    from .samples import DatasetKind
 
     wishes = {"task": task, "source": source, "target": target}
     dataset = read_dataset(data, limit=samples, seed=seed)
+    if any(wishes.values()) and dataset.kind is not DatasetKind.TRANSLATIONS:
+        raise click.UsageError(
+            f"--task, --source and --target are for translations, {data.name} holds {dataset.kind}"
+        )
     opened = chosen_bundle(bundle, verify=True)
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(open_session(opened, **run))

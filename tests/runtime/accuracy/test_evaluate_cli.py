@@ -139,3 +139,11 @@ def test_data_must_be_named(bundle):
     result = run(bundle.path)
     assert result.exit_code == 2
     assert "Missing option '--eval'" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--task", "--source", "--target"])
+def test_options_of_translations_are_for_them(bundle, data, option):
+    result = run(bundle.path, "--eval", data, option, "de")
+    assert result.exit_code == 2
+    said = "--task, --source and --target are for translations, dev.tsv holds texts"
+    assert said in " ".join(result.stderr.split())
