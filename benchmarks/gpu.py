@@ -82,7 +82,9 @@ class GpuWorker(ProcessWorker):
         try:
             return super().load()
         except BackendError as error:
-            raise error if self._deadline.left_s else late from error
+            if self._deadline.left_s:
+                raise
+            raise late from error
         finally:
             self.child.limit_s = limit_s
 
