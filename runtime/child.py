@@ -174,8 +174,9 @@ class Telling(Answering, Protocol):
 
 def serve(server: Answering) -> None:
     """Answer questions from stdin until it ends, or until the parent is gone."""
+    watch = threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True)
     if hasattr(select, "poll") and hasattr(os, "killpg"):
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        watch.start()
     # Answers have a descriptor of their own: what libraries print must not mix with them.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -196,6 +197,8 @@ def serve(server: Answering) -> None:
         except Exception as error:  # noqa: BLE001
             answer = {"error": f"{type(error).__name__}: {error}", "hint": ""}
         write(answer)
+    if watch.is_alive():  # between two questions too, what this process started ends with it
+        watch.join(2 * GONE_S)
 
 
 def _end_with(parent: int) -> None:

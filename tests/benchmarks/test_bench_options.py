@@ -37,7 +37,7 @@ def test_without_options_the_plan_is_the_usual_one(encoder):
 def test_every_option_is_a_field_of_its_group():
     names = {parameter.name for parameter in bench.params}
     grouped_names = {field.name for kind in (Asked, Files) for field in fields(kind)}
-    alone = {"bundles", "profile", "baselines", "fail_on", "history", "save", "as_json"}
+    alone = {"bundles", "profile", "peaks", "baselines", "fail_on", "history", "save", "as_json"}
     assert names == grouped_names | alone
 
 

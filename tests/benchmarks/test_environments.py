@@ -113,7 +113,8 @@ def test_make_runs_the_comparisons_one_after_another():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     modules = [word for word in done.stdout.split() if word.startswith("tfx.bench.")]
-    assert modules == ["tfx.bench.environments", "tfx.bench.cpu", "tfx.bench.text"]
+    # Before them the texts that int8 is calibrated on, unless they are there.
+    assert modules[-3:] == ["tfx.bench.environments", "tfx.bench.cpu", "tfx.bench.text"]
     assert f"--data {root / 'data'} " in done.stdout
     assert "--no-peers" in done.stdout
     done = subprocess.run(command[:5], capture_output=True, text=True)

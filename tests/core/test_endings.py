@@ -11,8 +11,9 @@ from tfx.endings import Terminated, raised_signals
 
 # `tfx doctor`, which writes a bundle and is not done before it is ended.
 STUCK = f"""
-import sys, time
+import signal, sys, time
 sys.path[:0] = {sys.path!r}
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 import click
 from tfx import cli
 from tfx.bundle import create_bundle
