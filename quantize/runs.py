@@ -11,6 +11,7 @@ from tfx.console import Progress
 from tfx.errors import BackendError, DataError, RecipeError
 from tfx.quantization import QuantizeRecipe
 from tfx.runtime.accuracy.datasets import read_dataset
+from tfx.runtime.accuracy.evaluation import WITH_REFERENCE
 from tfx.runtime.accuracy.metrics import check_drop
 from tfx.runtime.accuracy.observations import Head, head_of
 from tfx.runtime.accuracy.samples import IMAGES, Dataset, DatasetKind
@@ -67,11 +68,12 @@ def quantize_with_files(
         TfxError: As ``quantize_bundle``.
     """
     require_parent(parent)
+    if recipe.max_drop is not None and recipe.metric != "auto":
+        check_drop(recipe.metric, recipe.max_drop)
     data, prepared, used, rest = _calibration(parent, recipe, calibration)
     judges = _judges(parent, recipe, data, rest, evaluation, steps)
-    if recipe.max_drop is not None:
+    if recipe.max_drop is not None:  # which metric "auto" is, is known by now
         check_drop(judges[0].metric, recipe.max_drop)
-
     ranking = _ranking(judges, parent, used, recipe)
 
     def on_pass(what: str, done: int, total: int) -> None:
@@ -140,6 +142,13 @@ def _judges(
         left = rest.sample(LEFT_OVER, seed=recipe.seed)
         return [Judge.without_labels(parent, left, seed=recipe.seed)]
     dataset = read_dataset(evaluation)
+    head = head_of(parent, dataset)
+    if parent.manifest.encoder is not None and head in (Head.SPEECH, Head.TRANSLATION):
+        raise RecipeError(
+            f"cannot measure {dataset.kind} while {parent.name} is lowered: it writes with an "
+            "encoder, and only a whole bundle has one beside it",
+            hint="Leave --eval out, and compare the bundles by tfx evaluate afterwards.",
+        )
     if data is not None and rest is not None and rest.name == dataset.name:
         # The same file for both: the samples that calibration took are left out.
         common = dataset.common(rest)
@@ -147,6 +156,8 @@ def _judges(
             dataset = rest
     steps.step("running the parent on the evaluation data")
     judge = Judge(parent, dataset, recipe.metric, seed=recipe.seed)
+    if head not in WITH_REFERENCE:
+        return [judge]
     # Beside a metric on labels, how far the outputs moved: it needs fewer samples to show.
     other = Judge.without_labels(parent, dataset, seed=recipe.seed)
     return [judge, other] if other.metric != judge.metric else [judge]

@@ -67,6 +67,17 @@ def limit_mb() -> int:
     return int(text)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder of the cache, and what is missing above it, that no other user may write to.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    if not folder.is_dir():
+        make_folder(folder.parent)  # mkdir(parents=True) gives its mode to the last one only
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def entry_for(bundle: Bundle, engine: str, *conditions: str) -> Path | None:
     """The file that holds what an engine made of a bundle on a CPU like this one.
 
@@ -129,8 +140,13 @@ def reopened(entry: Path, read: Callable[[Path], T], *, mapped: str = "") -> T |
         return None
 
 
+def _folders(entry: Path) -> tuple[Path, Path]:
+    """The cache's folder, and that of the entry: who may write to either may exchange entries."""
+    return entry.parent.parent, entry.parent
+
+
 def _writable_by_others(entry: Path) -> Path | None:
-    """What another user may write to: the folder of an entry, the entry, or what is in it.
+    """What another user may write to: the folders of an entry, the entry, or what is in it.
 
     Raises:
         OSError: If it cannot be looked at.
@@ -138,7 +154,7 @@ def _writable_by_others(entry: Path) -> Path | None:
     if not hasattr(os, "geteuid"):  # not on Windows
         return None
     inside = [*entry.iterdir()] if entry.is_dir() else []
-    for path in (entry.parent, entry, *inside):
+    for path in (*_folders(entry), entry, *inside):
         status = path.stat()
         if status.st_uid not in (TRUSTED_USER, os.geteuid()) or status.st_mode & OTHERS_WRITE:
             return path
@@ -159,7 +175,7 @@ def wanted(entry: Path) -> bool:
     asked = entry.with_name(f".{entry.name}.asked")
     tried = entry.with_name(f".{entry.name}.tried")
     try:
-        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(entry.parent)
         with contextlib.suppress(FileNotFoundError):
             if time.time() - tried.stat().st_mtime < ABANDONED_S:
                 return False
@@ -188,7 +204,7 @@ def keep(entry: Path, write: Callable[[Path], object]) -> bool:
     """
     staged = entry.with_name(f".{entry.name}.{secrets.token_hex(4)}")
     try:
-        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(entry.parent)
         write(staged)
         if staged.is_dir():
             with Sums(staged) as sums:

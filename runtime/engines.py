@@ -16,7 +16,7 @@ from tfx.errors import BackendError
 from tfx.extras import need
 from tfx.recipe import Target
 
-from .cache import cache_folder, limit_mb
+from .cache import cache_folder, limit_mb, make_folder
 
 # Both flavours have one API; the module is all that differs by name.
 MODULES = {Target.TENSORRT: "tensorrt", Target.TENSORRT_RTX: "tensorrt_rtx_bindings"}
@@ -102,7 +102,7 @@ def remember_engine(bundle: Bundle) -> None:
         return
     mark = _mark(bundle)
     try:
-        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(mark.parent)
         mark.touch()
     except OSError as error:
         _log.warning("%s will need --trust to run: %s", bundle.path, error)

@@ -21,7 +21,7 @@ from ..backend import (
     precision_refused,
     require_graph,
 )
-from ..cache import cache_folder, limit_mb
+from ..cache import cache_folder, limit_mb, make_folder
 from ..cuda import call, cuda_runtime, missing_gpu
 from .onnxruntime_buffers import GpuOnnxExecutable
 
@@ -211,7 +211,7 @@ def _providers(
     tensorrt |= _profile(bundle.manifest.signature)
     if limit_mb():
         folder = cache_folder() / "onnxruntime-tensorrt" / bundle.digest
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         tensorrt |= {
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(folder),

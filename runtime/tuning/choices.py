@@ -19,7 +19,7 @@ from tfx.errors import BackendError, BundleError, listing
 from tfx.extras import DISTRIBUTION, version_of
 
 from ..backend import GRAPH_BACKENDS
-from ..cache import cache_folder, found, keep, limit_mb
+from ..cache import cache_folder, found, keep, limit_mb, make_folder
 from ..cpus import read_cpu, usable_cpus
 from .candidates import ELIGIBLE, Outcome, Trial
 
@@ -294,7 +294,7 @@ def alone() -> Iterator[bool]:
         import fcntl
 
         folder = choices_folder()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         stream = (folder / "lock").open("w")
     except (ImportError, OSError) as error:  # another system, or a cache that is read only
         log.info("does not wait for other tunings: %s", error)

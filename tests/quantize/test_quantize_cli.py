@@ -330,6 +330,16 @@ def test_a_recipe_that_cannot_be_followed(options, message, classifier, target, 
     assert message in fails(classifier.path, "-o", target, *options)[0]
 
 
+def test_a_budget_in_percent_is_refused_before_anything_runs(
+    classifier, files, target, untouched, monkeypatch
+):
+    monkeypatch.setattr("tfx.quantize.runs.Judge", None)
+    budget = ["--eval", files.tsv, "--metric", "accuracy", "--max-drop", 1]
+    error, hint = fails(classifier.path, "-o", target, "--int8", "--calibrate", files.tsv, *budget)
+    assert error == "max_drop is 1 of accuracy, which is at most 1: expected below 1"
+    assert hint == "Write 1 % as 0.01."
+
+
 def test_a_metric_is_measured_once(classifier, files, target):
     works(
         classifier.path, "-o", target, "--int8", "--calibrate", files.text,

@@ -1,10 +1,14 @@
+from types import SimpleNamespace
+
 import pytest
 from support.checkpoints import bert, write_sentence_transformers
 
 from tfx.dtypes import DType
+from tfx.errors import RecipeError
 from tfx.export.pipeline import export_bundle
 from tfx.quantization import QuantizeRecipe
-from tfx.quantize.runs import _data_of
+from tfx.quantize.runs import _data_of, _judges
+from tfx.runtime.accuracy.observations import Head
 from tfx.runtime.accuracy.samples import Dataset, DatasetKind
 
 PAIRS = (("alpha", "beta of two"), ("a model", "gamma"), ("masks and heads", "delta"))
@@ -30,3 +34,15 @@ def test_a_classifier_reads_a_pair_together(classifier):
     data = _data_of(classifier, dataset, QuantizeRecipe(DType.INT8))
     assert data.facts.samples == 3
     assert data.facts.tokens == 11 + 3 * 3
+
+
+@pytest.mark.parametrize("head", [Head.SPEECH, Head.TRANSLATION])
+def test_what_takes_an_encoder_beside_it_is_not_measured_while_it_is_lowered(
+    head, tmp_path, monkeypatch
+):
+    (tmp_path / "pairs.tsv").write_text("source\ttarget\none\teins\n")
+    monkeypatch.setattr("tfx.quantize.runs.head_of", lambda parent, dataset: head)
+    decoder = SimpleNamespace(name="t5-decoder", manifest=SimpleNamespace(encoder="t5-encoder"))
+    with pytest.raises(RecipeError, match="while t5-decoder is lowered") as caught:
+        _judges(decoder, QuantizeRecipe(DType.INT8), None, None, tmp_path / "pairs.tsv", None)
+    assert caught.value.hint.startswith("Leave --eval out")
