@@ -284,7 +284,10 @@ def load_genai(job: Job) -> Ready:
     command += ["-o", str(target), "-p", "fp32", "-e", "cpu", "-c", str(cache)]
     made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if made.returncode:
-        raise RuntimeError(f"its builder: {made.stderr.strip().splitlines()[-1]}")
+        said = made.stderr.strip().splitlines()[-1]
+        # What is kept does not name folders of the machine.
+        said = said.replace(job.checkpoint, Path(job.checkpoint).name)
+        raise RuntimeError(f"its builder: {said}")
     return _genai(target, job, "float32", "its own graph")
 
 
