@@ -147,8 +147,8 @@ def show_history(out: Console, reports: Sequence[BenchReport]) -> None:
                 )
         out.print(table)
     out.print(
-        "note: p50 moves with the machine too; speed is relative to PyTorch in the same rounds; "
-        "tfx bench --baseline judges a change"
+        "note: p50 moves with the machine too; speed is against PyTorch in the same rounds, or "
+        "against the fastest row where that did not run; tfx bench --baseline judges a change"
     )
 
 
