@@ -12,7 +12,7 @@ import numpy as np
 from tfx.dtypes import DType
 from tfx.errors import BackendError
 from tfx.extras import need
-from tfx.runtime.backends import onnxruntime, openvino
+from tfx.runtime.backends import onnxruntime_settings, openvino
 from tfx.runtime.backends.torch_eager import BFLOAT16_FLAGS
 from tfx.runtime.cpus import read_cpu
 
@@ -71,7 +71,7 @@ def onnxruntime_product(dtype: DType, size: Size, threads: int) -> Call:
         BackendError: If ONNX Runtime is missing.
     """
     ort = need("onnxruntime")
-    settings = onnxruntime.settings_of(ort, threads)
+    settings = onnxruntime_settings.settings_of(ort, threads)
     session = ort.InferenceSession(
         product_model(dtype, size), settings, providers=["CPUExecutionProvider"]
     )

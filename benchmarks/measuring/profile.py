@@ -279,7 +279,7 @@ def _onnxruntime(
     bundle: Bundle, executable: Any, options: RunOptions, feed: Feed, runs: int
 ) -> list[Node]:
     """ONNX Runtime's own trace, of a session with the same settings and profiling on."""
-    from tfx.runtime.backends.onnxruntime import settings_of
+    from tfx.runtime.backends.onnxruntime_settings import settings_of
 
     ort = need("onnxruntime")
     settings = settings_of(ort, options.threads)

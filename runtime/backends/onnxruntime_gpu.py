@@ -24,6 +24,7 @@ from ..backend import (
 from ..cache import cache_folder, limit_mb, make_folder
 from ..cuda import call, cuda_runtime, missing_gpu
 from .onnxruntime_buffers import GpuOnnxExecutable
+from .onnxruntime_settings import settings_of
 
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
@@ -165,8 +166,6 @@ def _no_provider(ort: ModuleType, provider: str) -> BackendError:
 
 
 def _session(ort: ModuleType, graph: Any, providers: list[tuple[str, dict[str, str]]]) -> Any:
-    from .onnxruntime import settings_of
-
     settings = settings_of(ort, 1)
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
