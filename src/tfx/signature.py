@@ -168,6 +168,9 @@ class Signature:
             if not isinstance(array, np.ndarray):
                 problems.append(f"{spec}: got {type(array).__name__}, not a NumPy array")
                 continue
+            if type(array) is not np.ndarray and np.ma.isMaskedArray(array):
+                problems.append(f"{spec}: got a masked array, whose hidden values would be read")
+                continue
             if array.dtype != spec.dtype.numpy or array.ndim != len(spec.shape):
                 problems.append(f"{spec}: got {array.dtype}{list(array.shape)}")
                 continue

@@ -44,6 +44,11 @@ def test_bind_gives_each_axis_its_size():
             "input_ids: int64[batch, sequence]: got list, not a NumPy array",
         ),
         (
+            feed(input_ids=np.ma.masked_equal(np.full((2, 5), VOCABULARY), VOCABULARY)),
+            "input_ids: int64[batch, sequence]: got a masked array, whose hidden values would "
+            "be read",
+        ),
+        (
             feed(input_ids=np.zeros((2, 5), np.int32)),
             "input_ids: int64[batch, sequence]: got int32[2, 5]",
         ),
