@@ -96,12 +96,12 @@ def _trace(
     if not plan.inferred:
         return traced, plan.dynamic, traced.notes
     dynamic, fixed = settle_axes(traced.model, plan.dynamic)
-    kept, refused = fix_refused_axes(loaded.module, plan.examples, dynamic)
-    if refused:
+    kept, tried = fix_refused_axes(loaded.module, plan.examples, dynamic)
+    if kept != dynamic:
         traced = trace(loaded.module, plan.examples, kept, opset=recipe.opset)
         kept, more = settle_axes(traced.model, kept)
-        refused += more
-    return traced, kept, (*traced.notes, *fixed, *refused)
+        tried += more
+    return traced, kept, (*traced.notes, *fixed, *tried)
 
 
 def _plan(loaded: Loaded, recipe: ExportRecipe) -> InputPlan:

@@ -59,3 +59,44 @@ def test_neither_the_batch_nor_a_size_of_one_is_tried():
 
     kept, notes = fix_refused_axes(run, {"x": torch.ones(2, 1, 4)}, AXES)
     assert (kept, notes) == (AXES, [])
+
+
+def ends(error, *, at):
+    """A module that takes axis 1 of 6, ends with ``error`` at ``at``, and refuses the rest."""
+
+    def run(x):
+        if x.shape[1] == at:
+            raise error
+        if x.shape[1] != 6:
+            raise ValueError("refused")
+
+    return run
+
+
+@pytest.mark.parametrize("at", [3, 13])
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_fixes_nothing_and_is_said(error, at):
+    kept, notes = fix_refused_axes(ends(error, at=at), {"x": torch.ones(2, 6, 4)}, AXES)
+    assert kept == AXES
+    assert notes == ["axis 1 of x was tried at 6 alone, memory did not last for another size"]
+
+
+def test_pytorch_s_own_words_for_too_little_memory():
+    def run(x):
+        if x.shape[1] != 6:
+            torch.ones(10**13)
+
+    kept, notes = fix_refused_axes(run, {"x": torch.ones(2, 6, 4)}, AXES)
+    assert kept == AXES
+    assert "memory did not last" in notes[0]
+
+
+def test_another_runtime_error_is_a_refusal():
+    kept, _ = fix_refused_axes(
+        ends(RuntimeError("no such size"), at=3), {"x": torch.ones(2, 6, 4)}, AXES
+    )
+    assert kept == {"x": ("batch", "", "")}
