@@ -68,10 +68,10 @@ def open_session(
     if verify and isinstance(bundle, str | os.PathLike) and backend != "auto":
         verification = Verification(Path(bundle))
 
-    from .session import load_session  # with NumPy; the digests are read meanwhile
+    from .loading import load_session  # with NumPy; the digests are read meanwhile
+    from .open_options import OpenOptions
 
-    return load_session(
-        bundle,
+    options = OpenOptions(
         backend=backend,
         device=device,
         threads=threads,
@@ -82,6 +82,5 @@ def open_session(
         streams=streams,
         batching=batching,
         encoder=encoder,
-        verification=verification,
-        started=started,
     )
+    return load_session(bundle, options, verification, started)

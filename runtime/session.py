@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
@@ -13,36 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
 import numpy as np
 
-from tfx.bundle import Bundle, open_bundle
+from tfx.bundle import Bundle
 from tfx.errors import BackendError, FeedError
 from tfx.signature import Feed, Signature
 
 from .arrays import shared_array
-from .backend import (
-    AUTO,
-    GPU_BACKENDS,
-    Executable,
-    GpuExecutable,
-    RunOptions,
-    best_streams,
-    check_streams,
-    first_available,
-    get_backend,
-    session_closed,
-)
-from .cpus import usable_cpus
+from .backend import Executable, GpuExecutable, session_closed
 from .device_arrays import DeviceArray, outlines_of
 from .forks import inherited_session, unpicklable_session, watch
-from .generation.encoders import encoder_of
 from .generation.kv_cache import text_view, whole_feed
 from .generation.writing import Writing
-from .opening import open_session
 from .session_report import SessionReport
 from .text.answers import Answer
-from .text.stream import answer_stretches
 from .text.texts import TextRunner, stacked
 from .text.tokenizer import LongTexts, Text
-from .verification import Verification
 
 if TYPE_CHECKING:
     from .text.batcher import Batcher, Batching
@@ -312,6 +293,8 @@ class Session(Writing):
                 an answer is large.
             on_progress: As ``map`` takes it.
         """
+        from .text.stream import answer_stretches  # for texts that are many
+
         self._check_open(max_rows)
         return answer_stretches(
             self._texts,
@@ -410,80 +393,3 @@ class Session(Writing):
         trace: TracebackType | None,
     ) -> None:
         self.close(drop=error is not None)
-
-
-def load_session(
-    bundle: str | os.PathLike[str] | Bundle,
-    *,
-    backend: str,
-    device: str,
-    threads: int | None,
-    precision: str,
-    verify: bool,
-    trust: bool,
-    tune: bool | None,
-    streams: int | None,
-    batching: Batching | None,
-    encoder: str | os.PathLike[str],
-    verification: Verification | None,
-    started: float,
-) -> Session:
-    """What ``open_session`` does once its modules are there, with the same arguments and two more.
-
-    ``verification`` is of the bundle's files, where it has begun; ``started`` when ``open_session``
-    was called, by ``time.perf_counter``.
-    """
-    if threads is not None and threads < 1:
-        raise BackendError(f"threads is {threads}, expected 1 or more")
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=False)
-    why = ""
-    if backend == AUTO and opened.manifest.engine is None:
-        from .tuning.auto import resolve  # not needed where a backend is named
-
-        opened, trial, why = resolve(
-            opened,
-            device=device,
-            threads=threads,
-            precision=precision,
-            tune=tune,
-            trust=trust,
-        )
-        chosen = trial.candidate
-        backend, precision, threads = chosen.backend, chosen.precision, chosen.threads
-    if verification is None and verify and opened is not bundle:
-        verification = Verification(opened.path)
-    try:
-        name = _name_of(backend, opened)
-        found = get_backend(name)
-    finally:
-        if verification is not None:  # what is damaged is said first, and nothing of it loaded
-            verification.finish(opened)
-    where = device or ("cuda:0" if name in GPU_BACKENDS else "cpu")
-    threads = threads or usable_cpus()
-    streams = best_streams(name, where, threads) if streams is None else streams
-    options = RunOptions(where, threads, trust, precision, streams)
-    check_streams(name, options)
-    executable = found.load(opened, options)
-    if why:
-        facts = executable.facts
-        executable.facts = dataclasses.replace(facts, notes=(*facts.notes, why))
-
-    def beside() -> Session:
-        return open_session(
-            encoder_of(opened, encoder),
-            backend=name,
-            device=device,
-            threads=threads,
-            precision=precision,
-            trust=trust,
-        )
-
-    open_encoder = None if opened.manifest.encoder is None else beside
-    return Session(opened, executable, time.perf_counter() - started, batching, open_encoder)
-
-
-def _name_of(backend: str, bundle: Bundle) -> str:
-    """The backend that is meant: an engine leaves no choice where none is named."""
-    if backend not in ("", AUTO):
-        return backend
-    return first_available() if bundle.manifest.engine is None else "tensorrt"

@@ -21,7 +21,7 @@ LAST_IMPORT = "load_session"
 
 # Parts of ``open_session`` that its caller waits for, and the functions they are spent in.
 PARTS = {
-    "library": ("tfx.runtime.session", "get_backend"),
+    "library": ("tfx.runtime.loading", "get_backend"),
     "digests": ("tfx.runtime.verification", "Verification.finish"),
 }
 
@@ -71,15 +71,15 @@ class Parts:
             for one in outer:
                 owner = getattr(owner, one)
             setattr(owner, name, self.timed(part, getattr(owner, name)))
-        session: Any = importlib.import_module("tfx.runtime.session")
-        found = session.get_backend
+        loading: Any = importlib.import_module("tfx.runtime.loading")
+        found = loading.get_backend
 
         def get_backend(name: str) -> Any:
             backend = found(name)
             backend.load = self.timed("load", backend.load)
             return backend
 
-        session.get_backend = get_backend
+        loading.get_backend = get_backend
 
 
 def opening(bundle: str, backend: str, *, verify: bool) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 
 from tfx.bundle import Bundle
 from tfx.errors import BackendError
 
+from ..open_options import OpenOptions
 from .candidates import Trial, said
 from .choices import TUNE_HINT, Tuning, chosen_bundle, stored_choice
 
@@ -17,51 +19,47 @@ log = logging.getLogger(__name__)
 TUNE_VARIABLE = "TFX_TUNE"
 
 
-def resolve(
-    bundle: Bundle,
-    *,
-    device: str,
-    threads: int | None,
-    precision: str,
-    tune: bool | None,
-    trust: bool,
-) -> tuple[Bundle, Trial, str]:
+def resolve(bundle: Bundle, options: OpenOptions) -> tuple[Bundle, OpenOptions, str]:
     """Find what runs a bundle fastest here, among what the caller leaves open.
 
     Args:
         bundle: A bundle with a graph.
-        device: Where; "" or "cpu".
-        threads: Only candidates with so many; None for any.
-        precision: Only candidates that were asked to compute in it; "" for any.
-        tune: Whether to measure where there is no choice; None for what ``TFX_TUNE`` says.
-        trust: Whether a factory's Python file may run.
+        options: What the caller asks for: threads and a precision leave only candidates with
+            those, ``tune`` says whether to measure where there is no choice, None for what
+            ``TFX_TUNE`` says.
 
     Returns:
-        The bundle to run, how, and why in one sentence.
+        The bundle to run, the options with its backend, precision and threads named, and why in
+        one sentence.
 
     Raises:
         BackendError: If there is no choice that may be used, or none of that kind.
     """
-    if device not in ("", "cpu"):
+    if options.device not in ("", "cpu"):
         raise BackendError(
-            f"backend 'auto' chooses for cpu, not for {device!r}",
+            f"backend 'auto' chooses for cpu, not for {options.device!r}",
             hint="Name a backend, or use device='cpu'.",
         )
-    allowed = _may_tune() if tune is None else tune
+    allowed = _may_tune() if options.tune is None else options.tune
     try:
         tuning = stored_choice(bundle)
-        trial = _best(bundle, tuning, threads, precision)
+        trial = _best(bundle, tuning, options)
         chosen = chosen_bundle(bundle, trial)
     except BackendError as error:
         if not allowed:
             raise
-        tuning = _measured(bundle, threads, trust, error)
-        trial = _best(bundle, tuning, threads, precision)
+        tuning = _measured(bundle, options, error)
+        trial = _best(bundle, tuning, options)
         chosen = chosen_bundle(bundle, trial)
-    return chosen, trial, tuning.said(trial)
+    way = trial.candidate
+    named = dataclasses.replace(
+        options, backend=way.backend, precision=way.precision, threads=way.threads
+    )
+    return chosen, named, tuning.said(trial)
 
 
-def _best(bundle: Bundle, tuning: Tuning, threads: int | None, precision: str) -> Trial:
+def _best(bundle: Bundle, tuning: Tuning, options: OpenOptions) -> Trial:
+    threads, precision = options.threads, options.precision
     if trial := tuning.best(threads=threads, precision=precision):
         return trial
     asked = [f"{threads} threads"] if threads is not None else []
@@ -73,7 +71,7 @@ def _best(bundle: Bundle, tuning: Tuning, threads: int | None, precision: str) -
     )
 
 
-def _measured(bundle: Bundle, threads: int | None, trust: bool, reason: BackendError) -> Tuning:
+def _measured(bundle: Bundle, options: OpenOptions, reason: BackendError) -> Tuning:
     from tfx.console import Progress
 
     from .tuner import FIRST_USE_SECONDS, TuningPlan, tune_bundle
@@ -87,10 +85,10 @@ def _measured(bundle: Bundle, threads: int | None, trust: bool, reason: BackendE
 
     log.warning("%s; measuring for about %g s", reason, FIRST_USE_SECONDS)
     plan = TuningPlan(
-        threads=() if threads is None else (threads,),
+        threads=() if options.threads is None else (options.threads,),
         seconds=FIRST_USE_SECONDS,
         torch=False,
-        trust=trust,
+        trust=options.trust,
     )
     tuning, problem = tune_bundle(bundle, plan, progress=Quiet(), fresh=False)
     if problem is not None:

@@ -9,7 +9,7 @@ from support.bundles import text_graph, write_bundle
 import tfx
 from tfx.bundle import open_bundle
 from tfx.errors import BackendError, BundleError
-from tfx.runtime import session as module
+from tfx.runtime import loading as module
 from tfx.runtime.verification import Verification
 
 
