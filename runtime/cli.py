@@ -23,11 +23,13 @@ from tfx.console import (
     json_option,
     progress,
 )
-from tfx.errors import ParityError
+from tfx.errors import BackendError, ParityError
 
 from .options import BACKEND, DEVICE, PRECISION, THREADS, TRUST
 
 if TYPE_CHECKING:
+    from tfx.bundle import Bundle
+
     from .records import FileFormat
     from .session_report import SessionReport
 
@@ -203,7 +205,7 @@ def _summary(report: SessionReport, duration_s: float) -> str:
 @json_option
 def inspect(bundle: Path | None, graph: bool, fusion: bool, as_json: bool) -> None:
     """Show a bundle: signature, graph, proof, files."""
-    from .inspection import fusion_of, graph_facts, show_bundle, show_fusion, show_graph
+    from .inspection import fusion_of, show_bundle, show_fusion, show_graph
 
     if fusion and not graph:
         raise click.UsageError("--fusion reads the graph, --no-graph excludes it")
@@ -216,7 +218,7 @@ def inspect(bundle: Path | None, graph: bool, fusion: bool, as_json: bool) -> No
         else:
             show_fusion(console(), patterns)
         return
-    facts = graph_facts(opened) if graph and opened.manifest.engine is None else None
+    facts = _graph_facts(opened) if graph and opened.manifest.engine is None else None
     if as_json:
         document = {"bundle": str(opened.path), "digest": opened.digest}
         document |= opened.manifest.to_dict()
@@ -229,6 +231,17 @@ def inspect(bundle: Path | None, graph: bool, fusion: bool, as_json: bool) -> No
     out.print("  files")
     for entry in opened.manifest.files:
         out.print(f"    {entry.sha256[:12]}  {entry.size_bytes:>12,} bytes  {entry.path}")
+
+
+def _graph_facts(bundle: Bundle) -> dict[str, Any] | None:
+    """What is in the graph; None, and why on stderr, where only what runs bundles is installed."""
+    from .inspection import graph_facts
+
+    try:
+        return graph_facts(bundle)
+    except BackendError as error:
+        click.echo(f"graph left out: {error} ({error.hint})", err=True)
+        return None
 
 
 @click.command

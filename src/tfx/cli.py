@@ -12,6 +12,7 @@ import click
 from . import __version__
 from .endings import Terminated, raised_signals
 from .errors import DataError, TfxError
+from .extras import optional_imports
 from .streams import drop_stdout, open_closed_streams, write_every_name, writing_problem
 
 # name -> "module:attribute"; loaded on use, so `tfx --help` needs neither torch nor onnx.
@@ -97,7 +98,7 @@ class Root(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; our own errors become one message, a hint and exit code 1."""
         try:
-            with raised_signals():
+            with raised_signals(), optional_imports():
                 return super().invoke(ctx)
         except Terminated as error:
             click.echo(f"ended by {error.signal.name}", err=True)

@@ -133,6 +133,22 @@ def _untold() -> Iterator[None]:
                 os.environ.pop(SENDS_NOT, None)
 
 
+@contextlib.contextmanager
+def optional_imports() -> Iterator[None]:
+    """Let modules of ours that begin with an optional library say how to get it.
+
+    Raises:
+        BackendError: If one is imported here that is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in EXTRAS:
+            raise
+        raise BackendError(f"{name} is not installed", hint=install_hint(name)) from error
+
+
 def install_hint(name: str) -> str:
     """One sentence that says how to install the module ``name``."""
     extra = EXTRAS.get(name.partition(".")[0])

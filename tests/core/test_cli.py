@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import subprocess
@@ -165,6 +166,49 @@ def test_module_that_does_not_import(tmp_path, monkeypatch, error):
     with pytest.raises(tfx.TfxError, match=f"{name} is installed but does not import: ") as caught:
         need(name)
     assert caught.value.hint == f"Reinstall it: pip install --force-reinstall {name}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["export", "minilm"], ["quantize", "b", "--fp16"], ["build", "b", "--gpu", "sm89"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_plain_install_says_what_a_command_needs(arguments, tmp_path):
+    """Modules that rewrite graphs begin with the library that they do it with."""
+    write_bundle(tmp_path / "b")
+    code = "import sys; sys.modules['onnx_ir'] = None; from tfx.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stderr == (
+        "error: onnx_ir is not installed\nhint: Run: pip install 'tfx-toolkit[export]'\n"
+    )
+    assert done.returncode == 1
+
+
+def test_a_plain_install_shows_all_of_a_bundle_but_its_graph(tmp_path, monkeypatch):
+    bundle = write_bundle(tmp_path / "b")
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    for option in ((), ("--json",)):
+        result = run("inspect", str(bundle.path), *option)
+        assert result.exit_code == 0
+        assert result.stderr == (
+            "graph left out: onnx_ir is not installed (Run: pip install 'tfx-toolkit[export]')\n"
+        )
+        assert bundle.manifest.signature.inputs[0].name in result.stdout
+    assert "graph" not in json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("name", ["export_bundle", "quantize_bundle"])
+def test_a_plain_install_says_what_a_public_name_needs(name):
+    code = f"import sys; sys.modules['onnx_ir'] = None; import tfx; tfx.{name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.endswith("tfx.errors.BackendError: onnx_ir is not installed\n")
+
+
+def test_a_module_that_nothing_names_is_no_error_of_ours(raising):
+    raising(ModuleNotFoundError("No module named 'nonsense'", name="nonsense"))
+    assert isinstance(run("doctor").exception, ModuleNotFoundError)
 
 
 def test_version_of_what_is_not_installed():
