@@ -29,6 +29,7 @@ from tfx.runtime.cpus import usable_cpus
 from tfx.signature import Feed
 
 from .family import OF_SOURCE
+from .spent import Share, kinds_of
 from .workload import Shape
 
 if TYPE_CHECKING:
@@ -40,40 +41,6 @@ LAYER = re.compile(r"(?:^|[/._])(layers?|h|block|blocks|stages?)[./_](\d+)(?=[/.
 ELSEWHERE = "elsewhere"
 # What a module's time goes by in PyTorch's profiler, before its name.
 MODULE = "module of the model: "
-
-# Kinds of operators by the names engines give them, first that fits; the others are "rest". PyTorch
-# compiled, and OpenVINO's "Subgraph", are of several operators: their name lists them, or is rest.
-REST = "rest"
-KINDS = {
-    "attention": re.compile(r"attention|scaled_?dot_?product|scaledattn|sdpa"),
-    "matrix products": re.compile(
-        r"matmul|gemm|fullyconnected|innerproduct|einsum|(?<!quantize)linear|addmm|(^|::)b?mm$"
-        r"|conv(olution|transpose|integer|2d|1d|3d|_)?$|mkldnn_convolution"
-    ),
-    "normalization": re.compile(r"norm|^mvn$"),
-    "activations": re.compile(r"gelu|relu|silu|swish|mish|elu$|sigmoid|tanh|erf$|softmax"),
-    "moved and converted": re.compile(
-        r"quantizelinear|fakequantize|^cast$|convert|reorder|transpose|reshape|copy_?$|::to$"
-        r"|::_to_copy|concat|^cat$|::cat$|slice|split|gather|embedding|index_select|expand|pad$"
-    ),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Time of one operator or layer.
-
-    Attributes:
-        name: Of it.
-        ms: Of one run.
-        share: Of all that was counted; 0 to 1.
-        nodes: Of the graph; of PyTorch, layers that have the operator.
-    """
-
-    name: str
-    ms: float
-    share: float
-    nodes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,24 +167,6 @@ def shares_of(nodes: Iterable[Node], runs: int, group: Callable[[Node], str]) ->
         for name, (spent, count) in total.items()
     ]
     return tuple(sorted(found, key=lambda one: -one.ms))
-
-
-def kind_of(op: str) -> str:
-    """The kind of an operator by its name in an engine: a key of ``KINDS``, or ``REST``."""
-    name = op.lower()
-    return next((kind for kind, pattern in KINDS.items() if pattern.search(name)), REST)
-
-
-def kinds_of(ops: Iterable[Share]) -> tuple[Share, ...]:
-    """Time by kind of operator, in the order of ``KINDS``, ``REST`` last."""
-    found: dict[str, Share] = {}
-    for one in ops:
-        kind = kind_of(one.name)
-        before = found.get(kind, Share(kind, 0.0, 0.0, 0))
-        found[kind] = Share(
-            kind, before.ms + one.ms, before.share + one.share, before.nodes + one.nodes
-        )
-    return tuple(found[kind] for kind in (*KINDS, REST) if kind in found)
 
 
 def scopes_of(bundle: Bundle) -> dict[str, str]:

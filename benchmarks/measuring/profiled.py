@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tfx.bundle import Bundle, open_bundle
@@ -18,35 +17,15 @@ from tfx.errors import BackendError, TfxError
 from tfx.runtime.child import Child, serve
 
 from .family import said
-from .profile import KINDS, PROFILERS, REST, Profile, Share, kinds_of, profile_bundle
+from .profile import PROFILERS, Profile, profile_bundle
+from .report import BenchReport
+from .spent import KINDS, REST, Spent
 from .workload import Plan, Shape, Way
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .report import BenchReport
-
 RUNS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """What a row's time went to.
-
-    Attributes:
-        ops: By operator, as the engine calls them, most first.
-        runs: How many were counted.
-        reason: Why there is nothing; "".
-    """
-
-    ops: tuple[Share, ...] = ()
-    runs: int = 0
-    reason: str = ""
-
-    @property
-    def kinds(self) -> tuple[Share, ...]:
-        """By kind of operator, in their order."""
-        return kinds_of(self.ops)
 
 
 class Profiling(Protocol):

@@ -98,7 +98,7 @@ from ..peaks import Peaks
 from .accuracy import Accuracy
 from .generation import Writing
 from .machine import Machine
-from .profiled import Spent
+from .spent import Spent
 from .workload import Plan, Shape, Way
 
 SCHEMA_VERSION = 2

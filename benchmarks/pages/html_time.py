@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from ..measuring.profile import KINDS, REST, Share, kind_of
 from ..measuring.report import Row
+from ..measuring.spent import KINDS, REST, Share, kind_of
 from .figures import significant
 
 # Operators of a row that are named; the others are one line.

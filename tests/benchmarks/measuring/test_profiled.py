@@ -10,9 +10,9 @@ from rich.console import Console
 from support.bundles import write_bundle
 from support.reports import made_up
 
-from tfx.bench.measuring.profile import KINDS, REST, Share, kind_of, kinds_of
-from tfx.bench.measuring.profiled import Spent, profile_row, show_spent, with_profiles
+from tfx.bench.measuring.profiled import profile_row, show_spent, with_profiles
 from tfx.bench.measuring.report import report_from
+from tfx.bench.measuring.spent import KINDS, REST, Share, Spent, kind_of, kinds_of
 from tfx.bench.measuring.workload import Plan, Shape, Way
 from tfx.bench.pages.html import page_of
 from tfx.bench.pages.notes import notes_of
