@@ -378,9 +378,11 @@ class Contest:
         words = f"{ratio:.2f} times the chosen one's time"
         if len(run.rounds) < LEAST_ROUNDS or len(chosen.rounds) != len(run.rounds):
             return words
-        logs = self._log_scores(run) - self._log_scores(chosen)  # [rounds]
-        drawn = draw(len(logs), self._rng)
-        low, high = percentile_interval(np.exp(np.median(logs[drawn], axis=1)))
+        ours, theirs = self._log_scores(run), self._log_scores(chosen)  # [rounds]
+        drawn = draw(len(ours), self._rng)  # of both at once: they ran beside each other
+        # Of the figure in front of it: the median of the rounds' ratios is another one.
+        logs = np.median(ours[drawn], axis=1) - np.median(theirs[drawn], axis=1)
+        low, high = percentile_interval(np.exp(logs))
         return f"{words}, {low:.2f} to {high:.2f}"
 
     def _log_scores(self, run: _Run) -> np.ndarray:

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from support.bundles import write_bundle
@@ -5,7 +7,7 @@ from support.tuning import Behaviour, World, proof, write_child
 
 from tfx.errors import BackendError
 from tfx.runtime.tuning.candidates import Candidate, Outcome
-from tfx.runtime.tuning.contest import FINALISTS
+from tfx.runtime.tuning.contest import FINALISTS, _Run
 
 
 @pytest.fixture
@@ -198,6 +200,17 @@ def test_rounds_end_with_the_time_and_an_interval_needs_some(bundle):
         assert contest.final_rounds(world.sleep) == 3
         lost = contest.decide(found)[1]
     assert lost.reason == "1.20 times the chosen one's time"
+
+
+def test_the_interval_is_of_the_figure_in_front_of_it(bundle):
+    """Where a machine turns slow in between, the ratio of medians is not the median of ratios."""
+    slow = _Run(None, None, rounds=[[[ms * 1e6], [ms * 1e6]] for ms in [4] * 5 + [12] * 6])
+    chosen = _Run(None, None, rounds=[[[ms * 1e6], [ms * 1e6]] for ms in [3] * 6 + [10] * 5])
+    with World(bundle).contest() as contest:
+        said = contest._behind(slow, chosen)
+    figure, low, high = re.findall(r"\d+\.\d+", said)
+    assert figure == "4.00"
+    assert float(low) < 4 <= float(high)
 
 
 def test_the_reference_is_timed_and_never_chosen(bundle):
