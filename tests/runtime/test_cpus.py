@@ -35,6 +35,41 @@ def test_quota_of_cgroup_v1(tmp_path, quota, expected):
     assert usable_cpus(tmp_path) == expected
 
 
+def test_quota_of_a_group_inside(tmp_path):
+    """A systemd unit's, which sees the whole tree; what is around it counts, what is beside not."""
+    unit = tmp_path / "system.slice" / "a.service"
+    unit.mkdir(parents=True)
+    groups = tmp_path / "groups"
+    groups.write_text("0::/system.slice/a.service\n")
+    for folder in (unit, tmp_path / "system.slice"):
+        (folder / "cpu.max").write_text("100000 100000\n")
+        assert usable_cpus(tmp_path, groups) == 1
+        (folder / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "cpu.max").write_text("100000 100000\n")
+    assert usable_cpus(tmp_path, groups) == ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("4:cpu,cpuacct:/a", 1),
+        ("3:cpuset:/a", ALLOWED),
+        ("4:cpu:/elsewhere", ALLOWED),  # a container that is told its host's path
+        ("4:cpu:/../cpu/a", ALLOWED),
+        ("nonsense", ALLOWED),
+    ],
+)
+def test_quota_of_a_group_inside_of_v1(tmp_path, line, expected):
+    group = tmp_path / "cpu" / "a"
+    group.mkdir(parents=True)
+    (group / "cpu.cfs_quota_us").write_text("100000")
+    (group / "cpu.cfs_period_us").write_text("100000")
+    groups = tmp_path / "groups"
+    groups.write_text(line + "\n")
+    assert usable_cpus(tmp_path, groups) == expected
+
+
 def test_no_cgroup_at_all(tmp_path):
     assert usable_cpus(tmp_path) == ALLOWED
 
