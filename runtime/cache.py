@@ -15,14 +15,16 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tfx import __version__
-from tfx.bundle import Bundle
 from tfx.errors import BackendError
 
 from .cpus import read_cpu
 from .sums import Sums
+
+if TYPE_CHECKING:
+    from tfx.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +192,7 @@ def wanted(entry: Path) -> bool:
     return False
 
 
-def keep(entry: Path, write: Callable[[Path], object]) -> bool:
+def keep(entry: Path, write: Callable[[Path], object], *, most_bytes: int | None = None) -> bool:
     """Make an entry, whole or not at all, and remove what is too much.
 
     Two processes that make the same one at once both succeed.
@@ -198,6 +200,7 @@ def keep(entry: Path, write: Callable[[Path], object]) -> bool:
     Args:
         entry: From ``entry_for``.
         write: Writes the file it is given, or a folder; raises ``Unfit`` if that is not to be kept.
+        most_bytes: Of everything beside the entry; None for the limit of the whole cache.
 
     Returns:
         Whether it was kept. That it was not is no error: the disk may be full or read only.
@@ -221,7 +224,7 @@ def keep(entry: Path, write: Callable[[Path], object]) -> bool:
         return False
     finally:
         _remove(staged)
-    clean(entry.parent, limit_mb() * 1_000_000)
+    clean(entry.parent, limit_mb() * 1_000_000 if most_bytes is None else most_bytes)
     return True
 
 

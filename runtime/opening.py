@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .blas import import_numpy
 from .verification import Verification
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def open_session(
         threads: CPU threads of one run; None for all this process may use.
         precision: Type of float matrix products: "fp32", "bf16" or "fp16"; "" for what the
             bundle's manifest says.
-        verify: Compare the sha256 of every file with the manifest first.
+        verify: Compare the sha256 of every file with the manifest first, unless this user has
+            compared them on this machine and nobody has touched them since. To have every byte
+            read, give the bundle as ``open_bundle`` opens it.
         trust: Let code that the bundle brings run: a factory's file, as torch reference, or an
             engine that was not built here.
         tune: Whether "auto" may measure for about half a minute where nothing is stored, or not
@@ -68,7 +71,8 @@ def open_session(
     if verify and isinstance(bundle, str | os.PathLike) and backend != "auto":
         verification = Verification(Path(bundle))
 
-    from .loading import load_session  # with NumPy; the digests are read meanwhile
+    import_numpy()  # the digests are read meanwhile
+    from .loading import load_session
     from .open_options import OpenOptions
 
     options = OpenOptions(
