@@ -12,6 +12,7 @@ import os
 import re
 import resource
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ STATUS_OF_STEP = {
 
 PATH = re.compile(r"(?<!\w)/[\w./+-]+/")
 
+REASON_WIDTH = 160
 TIME_LIMIT_S = 240
 MEMORY_LIMIT_BYTES = 6 << 30
 PRELOADED = ["tfx.export.wide", "onnxscript", "onnxruntime", "transformers.exporters.exporter_onnx"]
@@ -199,7 +201,8 @@ def wide_table(rows: Iterable[Row]) -> str:
             fused = f"{row.attention} of {total}" if ok else ""
             error = f"{row.error:.1e}" if ok else ""
             # No line of torch's report, and no path of this machine.
-            reason = PATH.sub("", row.reason[:160].replace("|", "\\|"))
+            said = PATH.sub("", row.reason)
+            reason = textwrap.shorten(said, REASON_WIDTH, placeholder=" ...").replace("|", "\\|")
             lines.append(
                 f"| {row.model_type} | `{row.class_name}` | {row.status} | {fused} | {error} "
                 f"| {reason} |"

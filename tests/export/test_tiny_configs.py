@@ -179,6 +179,11 @@ def test_a_reason_names_no_machine():
     assert "| in x.py, a/b |" in wide_table([row])
 
 
+def test_a_long_reason_ends_with_a_whole_word():
+    row = Row("t", "a", "A", wide.NOT_TRACED, reason="a reason " * 30)
+    assert wide_table([row]).endswith("| " + "a reason " * 17 + "a ... |")
+
+
 def test_task_is_for_the_wide_net_only():
     result = click.testing.CliRunner().invoke(main, ["--task", "text-generation"])
     assert result.exit_code == 2
