@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,10 +11,14 @@ from types import TracebackType
 from typing import Self
 
 from .cpus import usable_cpus
+from .untouched import status_of
 
 # Beside the files: the size of each and the CRC-32 of its pieces. A disk's error is found by it in
 # a third of the time of SHA-256.
 FILE_NAME = "sums.json"
+
+# What ``status_of`` said of all these when they were compared last.
+NOTE_NAME = "compared"
 
 # What one thread takes at a time.
 PIECE_BYTES = 16 << 20
@@ -28,16 +33,19 @@ MOST_THREADS = 4
 class Sums:
     """Reads a folder's files from now on, the smallest first, in threads of its own.
 
-    A context manager.
+    A context manager. Files that were compared and not touched since are not read again.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._pool = ThreadPoolExecutor(min(usable_cpus(), MOST_THREADS), "tfx-sums")
-        self._sizes = {
-            path.name: path.stat().st_size for path in folder.iterdir() if path.name != FILE_NAME
-        }
+        paths = sorted(path for path in folder.iterdir() if path.name != NOTE_NAME)
+        self._sizes = {path.name: path.stat().st_size for path in paths if path.name != FILE_NAME}
+        self._status = status_of(paths)
         self._pieces: dict[str, list[Future[int]]] = {}
+        self._compared = self._was_compared()
+        if self._compared:
+            return
         for name, size in sorted(self._sizes.items(), key=lambda item: item[1]):
             starts = range(0, size, PIECE_BYTES)
             self._pieces[name] = [self._pool.submit(_crc32, folder / name, at) for at in starts]
@@ -64,6 +72,8 @@ class Sums:
             ValueError: If a file is not as it was, or there are others.
             OSError: If a file cannot be read.
         """
+        if self._compared:
+            return
         path = self._folder / FILE_NAME
         written = json.loads(path.read_bytes()) if path.exists() else {}
         sizes = {name: sums["size_bytes"] for name, sums in written.items()}
@@ -71,6 +81,22 @@ class Sums:
             written[name]["crc32"] != self._found(name) for name in sizes if name != later
         ):
             raise ValueError("its files are not as they were written")
+        if not later:
+            self._note()
+
+    def _was_compared(self) -> bool:
+        with contextlib.suppress(OSError, ValueError):  # there is none, or none that can be read
+            return self._status != "" and (self._folder / NOTE_NAME).read_text() == self._status
+        return False
+
+    def _note(self) -> None:
+        """Note that they were compared; one that is cut off is none."""
+        if not self._status:
+            return
+        path = self._folder / NOTE_NAME
+        with contextlib.suppress(OSError):  # root filled the cache, or the disk is full
+            path.touch(mode=0o600)
+            path.write_text(self._status)
 
     def _found(self, name: str) -> list[int]:
         return [piece.result() for piece in self._pieces[name]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +12,17 @@ from typing import TYPE_CHECKING
 from tfx.digests import sha256_of
 from tfx.errors import TfxError
 
-from .untouched import Note, status_of
+from . import cache
+from .untouched import status_of
 
 if TYPE_CHECKING:
     from tfx.bundle import Bundle
 
 # As ``tfx.manifest`` calls it; that module takes as long to import as the digests to read.
 MANIFEST = "tfx.json"
+
+# Of all notes; one takes some hundreds.
+MOST_NOTES_BYTES = 1_000_000
 
 
 class Verification(threading.Thread):
@@ -77,3 +83,41 @@ class Verification(threading.Thread):
         bundle.verify(self._found)
         if self._note is not None:
             self._note.write(self._status)
+
+
+class Note:
+    """Says in the user's cache that a bundle was compared; nothing where that is turned off."""
+
+    def __init__(self, folder: Path, manifest: bytes) -> None:
+        """Say which bundle is meant.
+
+        Args:
+            folder: Its folder, resolved.
+            manifest: What ``tfx.json`` holds: the digests that its files are compared with.
+
+        Raises:
+            BackendError: If the environment names no size for the cache.
+        """
+        key = hashlib.sha256(os.fsencode(folder) + b"\0" + manifest).hexdigest()[:24]
+        self._path = cache.cache_folder() / "compared" / key if cache.limit_mb() else None
+
+    def says(self, status: str) -> bool:
+        """Whether the files were compared when they were as they are now.
+
+        Args:
+            status: From ``status_of``.
+        """
+        if self._path is None or not status:
+            return False
+        return cache.reopened(self._path, Path.read_text) == status
+
+    def write(self, status: str) -> None:
+        """Note that the files are what the manifest says.
+
+        Args:
+            status: From ``status_of``, before they were read.
+        """
+        if self._path is not None and status:
+            cache.keep(
+                self._path, lambda path: path.write_text(status), most_bytes=MOST_NOTES_BYTES
+            )

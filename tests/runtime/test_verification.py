@@ -238,7 +238,7 @@ def test_two_copies_of_a_bundle_have_a_note_each(cached, tmp_path, monkeypatch):
 
 
 def test_notes_of_many_bundles_stay_few(cached, tmp_path, monkeypatch):
-    monkeypatch.setattr("tfx.runtime.untouched.MOST_BYTES", 0)
+    monkeypatch.setattr("tfx.runtime.verification.MOST_NOTES_BYTES", 0)
     first, second = write_bundle(tmp_path / "a"), write_bundle(tmp_path / "b")
     read_by(monkeypatch, first)
     read_by(monkeypatch, second)
