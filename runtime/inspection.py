@@ -23,6 +23,9 @@ from .fusion import AttentionPattern, attention_patterns
 if TYPE_CHECKING:
     from rich.console import Console
 
+# ONNX calls two types otherwise than everything else here.
+OUR_NAMES = {"float": "float32", "double": "float64"}
+
 # Nodes kept in higher precision that are named; a model may keep hundreds.
 SHOWN_KEPT = 8
 
@@ -141,7 +144,8 @@ def graph_facts(bundle: Bundle) -> dict[str, Any]:
     weights: collections.Counter[str] = collections.Counter()
     for value in graph.graph.initializers.values():
         if value.const_value is not None:
-            weights[value.const_value.dtype.name.lower()] += value.const_value.nbytes
+            name = value.const_value.dtype.name.lower()
+            weights[OUR_NAMES.get(name, name)] += value.const_value.nbytes
     return {
         "opset": graph.opset_imports.get("", 0),
         "operators": dict(operators.most_common()),
@@ -291,4 +295,6 @@ def _indented(text: str) -> str:
 
 
 def _size(size_bytes: int) -> str:
+    if size_bytes < 1000:
+        return f"{size_bytes} bytes"
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.1f} kB"

@@ -75,7 +75,7 @@ def test_facts_of_a_graph(tmp_path):
     assert graph_facts(bundle) == {
         "opset": 23,
         "operators": {"Softmax": 2, "Attention": 1, "Add": 1, "Reshape": 1},
-        "weight_bytes": {"float": 48, "int64": 16},
+        "weight_bytes": {"float32": 48, "int64": 16},
         "fusion": [
             {
                 "node": "fused",
@@ -107,7 +107,7 @@ def test_facts_are_shown(tmp_path):
     assert lines(shown(show_graph, graph_facts(bundle))) == [
         "  graph      opset 23",
         "    operators  2 Softmax, 1 Attention, 1 Add, 1 Reshape",
-        "    weights    0.0 kB float, 0.0 kB int64",
+        "    weights    48 bytes float32, 16 bytes int64",
         "    attention  1 fused into one node each",
         "    not fused  layer.1[0].attention (open): two masks",
         "    not fused  the model (outer): no reason was recorded",
@@ -167,7 +167,7 @@ def test_weights_in_a_file_that_is_listed(tmp_path):
     outside(graph.graph.initializer[0], "w.data")
     bundle = write_bundle(tmp_path / "tiny", files={"w.data": bytes(48)})
     bundle.model.write_bytes(graph.SerializeToString())
-    assert graph_facts(bundle)["weight_bytes"] == {"float": 48, "int64": 16}
+    assert graph_facts(bundle)["weight_bytes"] == {"float32": 48, "int64": 16}
 
 
 FULL = {
