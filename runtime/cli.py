@@ -100,10 +100,11 @@ def predict(
     """
     from .opening import open_session
     from .predictions import predict_sounds, predict_stream
+    from .verification import verified
 
     path, kind = _input_of(texts, sounds, source, input_format)
     file, as_arrays = _output_of(target, output_format, force=force)
-    opened = chosen_bundle(bundle, verify=True)
+    opened = verified(chosen_bundle(bundle))
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(open_session(opened, verify=False, **run))
         reading: Sequence[str] | BinaryIO = texts

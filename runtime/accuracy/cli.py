@@ -58,6 +58,7 @@ def evaluate(
     import numpy as np
 
     from ..opening import open_session
+    from ..verification import verified
     from .datasets import read_dataset
     from .evaluation import compare_evaluations, show_evaluation
     from .evaluation import evaluate as measure
@@ -69,7 +70,7 @@ def evaluate(
         raise click.UsageError(
             f"--task, --source and --target are for translations, {data.name} holds {dataset.kind}"
         )
-    opened = chosen_bundle(bundle, verify=True)
+    opened = verified(chosen_bundle(bundle))
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(open_session(opened, **run))
         other = stack.enter_context(open_session(reference, **run)) if reference else None

@@ -89,6 +89,7 @@ def generate(
     Without BUNDLE: the newest of the current folder.
     """
     from ..opening import open_session
+    from ..verification import verified
 
     if as_jsonl and (as_json or translate):
         raise click.UsageError(f"--jsonl is not for {'--json' if as_json else '--translate'}")
@@ -98,7 +99,7 @@ def generate(
     wishes = {"task": task, "source": source, "target": target}
     if any(wishes.values()) and not translate:
         raise click.UsageError("--task, --source and --target are for --translate")
-    opened = chosen_bundle(_decoder_of(bundle), verify=True)
+    opened = verified(chosen_bundle(_decoder_of(bundle)))
     with open_session(
         opened,
         backend=backend,

@@ -58,13 +58,14 @@ def transcribe(
     go on, and the exit code is 1. Without --bundle: the newest of the current folder.
     """
     from ..opening import open_session
+    from ..verification import verified
     from .fallback import Fallback
     from .wav import read_wav
 
     if as_jsonl and as_json:
         raise click.UsageError("--jsonl is not for --json")
     paths = wav_files(files)
-    opened = chosen_bundle(bundle, verify=True)
+    opened = verified(chosen_bundle(bundle))
     found: list[dict[str, Any]] = []
     failed, seconds = 0, 0.0
     with contextlib.ExitStack() as stack:
