@@ -140,11 +140,16 @@ class OnnxExecutable:
     Attributes:
         facts: What really runs.
         inference: ONNX Runtime's own ``InferenceSession``; None once closed.
+        native: What runs inside of it; None once closed.
     """
 
     def __init__(self, session: Any, facts: RunFacts) -> None:
         self.facts = facts
         self.inference = session
+        # InferenceSession.run looks at the feed in Python, as ``predict`` has done, which takes
+        # longer than all that ``predict`` does where a model just run has emptied the caches; and
+        # where a provider fails it goes on with another one by itself.
+        self.native = getattr(session, "_sess", session)
         self._outputs = [output.name for output in session.get_outputs()]
         # Not zip, whose code takes 10 us more to run when a model just run has emptied the caches.
         self._numbered = [*enumerate(self._outputs)]
@@ -155,11 +160,11 @@ class OnnxExecutable:
         Raises:
             BackendError: If it is closed, or ONNX Runtime fails.
         """
-        session = self.inference  # its own reference: close() may come while it runs
-        if session is None:
+        native = self.native  # its own reference: close() may come while it runs
+        if native is None:
             raise session_closed()
         try:
-            values = session.run(self._outputs, feed)
+            values = native.run(self._outputs, feed, None)
         except Exception as error:  # its pybind exceptions share no public base
             raise BackendError(f"onnxruntime failed: {error}") from error
         outputs = {}
@@ -181,4 +186,4 @@ class OnnxExecutable:
 
     def close(self) -> None:
         """Let go of the session."""
-        self.inference = None
+        self.inference = self.native = None

@@ -122,3 +122,15 @@ def test_closed_while_it_runs(tmp_path):
     with pytest.raises(BackendError, match=r"^session is closed$") as caught:
         executable.run(FEED)
     assert caught.value.hint == "Open another with open_session."
+
+
+def test_what_was_checked_is_not_looked_at_again(tmp_path, monkeypatch):
+    """And ``InferenceSession.run`` would answer a failed provider by another one."""
+    import onnxruntime
+
+    executable = load(tmp_path)
+    expected = executable.inference.run(None, FEED)
+    monkeypatch.setattr(
+        onnxruntime.InferenceSession, "run", lambda *all: pytest.fail("went through Python")
+    )
+    np.testing.assert_array_equal(executable.run(FEED)["last_hidden_state"], expected[0])
