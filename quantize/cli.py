@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -72,24 +73,12 @@ def quantize(
     bundle: Path | None,
     output: Path | None,
     precision: str | None,
-    rest: str,
-    dynamic: bool,
     calibration: str | None,
     evaluation: Path | None,
-    max_drop: float | None,
-    metric: str,
-    samples: int,
-    tokens: int,
-    method: str | None,
-    percentile: float | None,
-    smooth: float | None,
-    weight_method: str,
-    block_size: int,
-    keep: tuple[str, ...],
     list_groups: bool,
-    seed: int,
     force: bool,
     as_json: bool,
+    **choices: Any,
 ) -> None:
     """Write a bundle of lower precision, with calibration and proof.
 
@@ -101,24 +90,8 @@ def quantize(
     if precision is None:
         words = ", ".join(f"--{word}" for word in PRECISIONS.values())
         raise click.UsageError(f"say which precision: {words}")
-    if percentile is not None and method is None:
-        method = RangeMethod.PERCENTILE.value
-    recipe = QuantizeRecipe(
-        next(dtype for dtype, word in PRECISIONS.items() if word == precision),
-        rest=next(one for one in RESTS if PRECISIONS.get(one, "fp32") == rest),
-        dynamic=dynamic,
-        method=RangeMethod(method) if method else None,
-        percentile=PERCENTILE if percentile is None else percentile,
-        smooth=smooth,
-        weight_method=WeightMethod(weight_method),
-        block_size=block_size,
-        keep=keep,
-        max_drop=max_drop,
-        metric=metric,
-        samples=samples,
-        tokens=tokens,
-        seed=seed,
-    )
+    recipe = _recipe_of(precision, **choices)
+
     from tfx.runtime.inspection import tell_bundles
 
     from .runs import quantize_with_files
@@ -135,6 +108,28 @@ def quantize(
             steps=steps,
         )
     tell_bundles([made], as_json=as_json)
+
+
+def _recipe_of(
+    precision: str,
+    *,
+    rest: str,
+    method: str | None,
+    percentile: float | None,
+    weight_method: str,
+    **fields: Any,
+) -> QuantizeRecipe:
+    """The recipe that options ask for; ``fields`` are its own as they are."""
+    if percentile is not None and method is None:
+        method = RangeMethod.PERCENTILE.value
+    return QuantizeRecipe(
+        next(dtype for dtype, word in PRECISIONS.items() if word == precision),
+        rest=next(one for one in RESTS if PRECISIONS.get(one, "fp32") == rest),
+        method=RangeMethod(method) if method else None,
+        percentile=PERCENTILE if percentile is None else percentile,
+        weight_method=WeightMethod(weight_method),
+        **fields,
+    )
 
 
 def _show_groups(bundle: Bundle, as_json: bool) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from tfx.bundle import Bundle, is_bundle, open_bundle
@@ -35,10 +37,28 @@ from .search import Trial, find_kept
 from .sensitivity import SAMPLES, MetricRuler
 from .statistics import FILE_NAME, load_statistics
 
-RANDOM = "random"
+# As typed after --calibrate, and after --metric.
+RANDOM, AUTO = "random", "auto"
 
 # Samples that calibration left over, on which the bundle is compared with its parent.
 LEFT_OVER = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """What ranges are set by.
+
+    Attributes:
+        data: Feeds to calibrate with; None where there are none, or ranges already.
+        prepared: The graph, calibrated before.
+        used: The samples that ``data`` is made of.
+        rest: Those of the same file that it left over.
+    """
+
+    data: CalibrationData | None = None
+    prepared: Prepared | None = None
+    used: Dataset | None = None
+    rest: Dataset | None = None
 
 
 def quantize_with_files(
@@ -68,34 +88,64 @@ def quantize_with_files(
         TfxError: As ``quantize_bundle``.
     """
     require_parent(parent)
-    if recipe.max_drop is not None and recipe.metric != "auto":
-        check_drop(recipe.metric, recipe.max_drop)
-    data, prepared, used, rest = _calibration(parent, recipe, calibration)
-    judges = _judges(parent, recipe, data, rest, evaluation, steps)
-    if recipe.max_drop is not None:  # which metric "auto" is, is known by now
-        check_drop(judges[0].metric, recipe.max_drop)
-    ranking = _ranking(judges, parent, used, recipe)
-
-    def on_pass(what: str, done: int, total: int) -> None:
-        if done == 1:
-            steps.step(f"calibrating: {what}", total)
-        steps.advance()
-
+    if recipe.metric != AUTO:
+        _check_budget(recipe, recipe.metric)
+    basis = _basis(parent, recipe, calibration)
+    judges = _judges(parent, recipe, basis, evaluation, steps)
+    if recipe.metric == AUTO and judges:
+        _check_budget(recipe, judges[0].metric)
     target = output or default_path(parent, recipe)
     state = target.with_name(f"{target.name}.{SEARCH_FILE}")
+    lost = search = None
+    if recipe.max_drop is not None:
+        ranking = _ranking(judges[0], parent, basis.used, recipe)
+        lost = MetricRuler(ranking).lost if ranking is not None else None
+        search = _search(judges[0], ranking, recipe.max_drop, state, steps)
+    made = quantize_bundle(
+        parent,
+        target,
+        recipe=recipe,
+        data=basis.data,
+        prepared=basis.prepared,
+        lost=lost,
+        search=search,
+        accuracy=lambda bundle: tuple(judge.measure(bundle) for judge in judges),
+        force=force,
+        on_step=steps.step,
+        on_pass=functools.partial(_show_pass, steps),
+    )
+    state.unlink(missing_ok=True)  # only now: a search that was stopped goes on from it
+    return made
 
-    def search(lowering: Lowering, folder: Path) -> tuple[str, ...]:
-        assert recipe.max_drop is not None
+
+def _check_budget(recipe: QuantizeRecipe, metric: str) -> None:
+    if recipe.max_drop is not None:
+        check_drop(metric, recipe.max_drop)
+
+
+def _show_pass(steps: Progress, what: str, done: int, total: int) -> None:
+    if done == 1:
+        steps.step(f"calibrating: {what}", total)
+    steps.advance()
+
+
+def _search(
+    judge: Judge, ranking: Judge | None, budget: float, state: Path, steps: Progress
+) -> Callable[[Lowering, Path], Collection[str]]:
+    """What finds the groups to keep, and leaves its report and a picture in the new bundle."""
+
+    def search(lowering: Lowering, folder: Path) -> Collection[str]:
         keep, report = find_kept(
             lowering,
-            judges[0],
-            recipe.max_drop,
+            judge,
+            budget,
             state,
             ranking=ranking,
             on_step=steps.step,
             on_trial=lambda trial, groups: steps.say(_trial_line(trial, groups)),
         )
         shutil.copyfile(state, folder / SEARCH_FILE)
+        parent = lowering.parent
         graph = [parent.model, *parent.path.glob(f"{parent.manifest.model}.data")]
         try:
             size = sum(path.stat().st_size for path in graph)
@@ -104,28 +154,13 @@ def quantize_with_files(
             steps.say(f"no picture of the search: {error} ({error.hint})")
         return keep
 
-    made = quantize_bundle(
-        parent,
-        target,
-        recipe=recipe,
-        data=data,
-        prepared=prepared,
-        lost=MetricRuler(ranking).lost if ranking is not None else None,
-        search=search if recipe.max_drop is not None else None,
-        accuracy=lambda bundle: tuple(judge.measure(bundle) for judge in judges),
-        force=force,
-        on_step=steps.step,
-        on_pass=on_pass,
-    )
-    state.unlink(missing_ok=True)
-    return made
+    return search
 
 
 def _judges(
     parent: Bundle,
     recipe: QuantizeRecipe,
-    data: CalibrationData | None,
-    rest: Dataset | None,
+    basis: _Basis,
     evaluation: Path | None,
     steps: Progress,
 ) -> list[Judge]:
@@ -136,10 +171,10 @@ def _judges(
             hint="Give labelled data that calibration does not use: --eval FILE.",
         )
     if evaluation is None:
-        if rest is None or parent.manifest.source.random_weights:
+        if basis.rest is None or parent.manifest.source.random_weights:
             return []
         steps.step("running the parent on data that calibration left over")
-        left = rest.sample(LEFT_OVER, seed=recipe.seed)
+        left = basis.rest.sample(LEFT_OVER, seed=recipe.seed)
         return [Judge.without_labels(parent, left, seed=recipe.seed)]
     dataset = read_dataset(evaluation)
     head = head_of(parent, dataset)
@@ -149,11 +184,11 @@ def _judges(
             "encoder, and only a whole bundle has one beside it",
             hint="Leave --eval out, and compare the bundles by tfx evaluate afterwards.",
         )
-    if data is not None and rest is not None and rest.name == dataset.name:
+    if basis.rest is not None and basis.rest.name == dataset.name:
         # The same file for both: the samples that calibration took are left out.
-        common = dataset.common(rest)
+        common = dataset.common(basis.rest)
         if common and common < len(dataset):
-            dataset = rest
+            dataset = basis.rest
     steps.step("running the parent on the evaluation data")
     judge = Judge(parent, dataset, recipe.metric, seed=recipe.seed)
     if head not in WITH_REFERENCE:
@@ -164,16 +199,16 @@ def _judges(
 
 
 def _ranking(
-    judges: Sequence[Judge], parent: Bundle, used: Dataset | None, recipe: QuantizeRecipe
+    judge: Judge, parent: Bundle, used: Dataset | None, recipe: QuantizeRecipe
 ) -> Judge | None:
-    """A judge by the metric of a budget on what calibrated, if no labels decide; else None.
+    """A judge by the same metric on what calibrated, if no labels decide; else None.
 
     A metric of labels changes with few samples only: how far the outputs move says more.
     """
-    if recipe.max_drop is None or used is None or not judges[0].compares:
+    if used is None or not judge.compares:
         return None
     sample = used.sample(SAMPLES, seed=recipe.seed)
-    return Judge(parent, sample, judges[0].metric, seed=recipe.seed)
+    return Judge(parent, sample, judge.metric, seed=recipe.seed)
 
 
 def _trial_line(trial: Trial, groups: int) -> str:
@@ -184,17 +219,14 @@ def _trial_line(trial: Trial, groups: int) -> str:
     )
 
 
-def _calibration(
-    parent: Bundle, recipe: QuantizeRecipe, source: str | None
-) -> tuple[CalibrationData | None, Prepared | None, Dataset | None, Dataset | None]:
-    """Calibration data or ranges, the samples that it is made of, and those that it left over."""
+def _basis(parent: Bundle, recipe: QuantizeRecipe, source: str | None) -> _Basis:
     if source is None:
-        return None, None, None, None
+        return _Basis()
     if source == RANDOM:
-        return _random_data(parent), None, None, None
+        return _Basis(data=_random_data(parent))
     path = Path(source)
     if is_bundle(path):
-        return None, _prepared_from(parent, open_bundle(path)), None, None
+        return _Basis(prepared=_prepared_from(parent, open_bundle(path)))
     if not path.exists():
         raise DataError(
             f"no such calibration file: {source}",
@@ -204,7 +236,7 @@ def _calibration(
     used, rest = dataset, None
     if len(dataset) > recipe.samples:
         used, rest = dataset.split(recipe.samples, seed=recipe.seed)
-    return _data_of(parent, used, recipe), None, used, rest
+    return _Basis(data=_data_of(parent, used, recipe), used=used, rest=rest)
 
 
 def _data_of(parent: Bundle, dataset: Dataset, recipe: QuantizeRecipe) -> CalibrationData:

@@ -13,6 +13,7 @@ from support.bundles import write_bundle
 from tfx.bundle import open_bundle
 from tfx.cli import main
 from tfx.dtypes import DType
+from tfx.errors import DataError
 from tfx.manifest import FILE_NAME
 from tfx.quantization import ORT_CPU, RangeMethod
 
@@ -334,10 +335,28 @@ def test_a_budget_in_percent_is_refused_before_anything_runs(
     classifier, files, target, untouched, monkeypatch
 ):
     monkeypatch.setattr("tfx.quantize.runs.Judge", None)
-    budget = ["--eval", files.tsv, "--metric", "accuracy", "--max-drop", 1]
-    error, hint = fails(classifier.path, "-o", target, "--int8", "--calibrate", files.tsv, *budget)
+    error, hint = fails(
+        classifier.path, "-o", target, "--int8", "--calibrate", files.tsv,
+        "--eval", files.tsv, "--metric", "accuracy", "--max-drop", 1,
+    )  # fmt: skip
     assert error == "max_drop is 1 of accuracy, which is at most 1: expected below 1"
     assert hint == "Write 1 % as 0.01."
+
+
+@pytest.mark.parametrize("metric", ["auto", "agreement"])
+def test_a_budget_is_checked_once(metric, classifier, files, target, monkeypatch):
+    asked = []
+
+    def stop(*_, **__):
+        raise DataError("far enough")
+
+    monkeypatch.setattr("tfx.quantize.runs.check_drop", lambda *given: asked.append(given))
+    monkeypatch.setattr("tfx.quantize.runs.quantize_bundle", stop)
+    fails(
+        classifier.path, "-o", target, "--int8", "--calibrate", files.tsv,
+        "--eval", files.tsv, "--metric", metric, "--max-drop", 0.5,
+    )  # fmt: skip
+    assert asked == [("accuracy" if metric == "auto" else metric, 0.5)]
 
 
 def test_a_metric_is_measured_once(classifier, files, target):
