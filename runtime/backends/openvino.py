@@ -52,7 +52,7 @@ TYPES = {
 BLOB = "model.blob"
 
 # What a graph is changed by before it is compiled: another list makes other entries of the cache.
-CHANGES = "repeat_heads choose_masks drop_number_checks join_projections keep_state"
+CHANGES = "repeat_heads choose_masks drop_number_checks join_projections(int8) keep_state"
 
 # Nodes of its execution graph that multiply matrices.
 PRODUCTS = frozenset({"FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention"})

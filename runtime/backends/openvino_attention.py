@@ -90,13 +90,16 @@ class _Projection:
 
     Attributes:
         source: What is multiplied, ``[batch, sequence, hidden]``.
-        weights: ``float32[hidden, heads * head_dim]``.
+        weights: ``float32[hidden, heads * head_dim]``, or integers of 8 bits.
+        steps: What each column of integers is multiplied with, ``float32[heads * head_dim]``;
+            None for floats.
         bias: ``float32[heads * head_dim]``.
         reshape: The node that cuts it.
     """
 
     source: Any
     weights: np.ndarray
+    steps: np.ndarray | None
     bias: np.ndarray
     reshape: Any
 
@@ -105,8 +108,8 @@ def join_projections(model: Any, signature: Signature) -> int:
     """Make queries, keys and values of one text in one product, and order their heads in one go.
 
     The scale of the scores goes into the weights of the queries. There are 30 nodes fewer in
-    MiniLM, each of which costs time whenever the shape is another one. Weights that are not float32
-    constants, such as those of int8, stay as they are.
+    MiniLM, each of which costs time whenever the shape is another one. Weights that are no
+    constants of float32 or, with a scale for each column, of int8 stay as they are.
 
     Args:
         model: OpenVINO's ``Model`` as read, changed in place.
@@ -138,13 +141,16 @@ def join_projections(model: Any, signature: Signature) -> int:
 def _join(attention: Any, parts: Sequence[_Projection], heads: int, scale: np.float32) -> None:
     ops = need("openvino").opset13
     width = parts[QUERY].weights.shape[1]
-    factors = (scale, np.float32(1), np.float32(1))
-    weights = [part.weights * factor for part, factor in zip(parts, factors, strict=True)]
-    biases = [part.bias * factor for part, factor in zip(parts, factors, strict=True)]
-    product = ops.matmul(
-        parts[QUERY].source, ops.constant(np.concatenate(weights, 1)), False, False
-    )
-    product = ops.add(product, ops.constant(np.concatenate(biases)))
+    factors = np.repeat(np.array([scale, 1, 1], np.float32), width)  # of each column
+    weights = np.concatenate([part.weights for part in parts], 1)
+    if parts[QUERY].steps is None:
+        factor = ops.constant(weights * factors)
+    else:
+        steps = np.concatenate([part.steps for part in parts]) * factors
+        factor = ops.multiply(ops.convert(ops.constant(weights), "f32"), ops.constant(steps[None]))
+    product = ops.matmul(parts[QUERY].source, factor, False, False)
+    biases = np.concatenate([part.bias for part in parts]) * factors
+    product = ops.add(product, ops.constant(biases))
     # The batch and the sequence as the queries had them.
     reshape = parts[QUERY].reshape
     first = ops.gather(
@@ -188,7 +194,7 @@ def _projections(attention: Any) -> list[_Projection]:
     same = (
         part.source.get_node().get_friendly_name() == first.source.get_node().get_friendly_name()
         and part.source.get_index() == first.source.get_index()
-        and part.weights.shape == first.weights.shape
+        and (part.weights.shape, part.weights.dtype) == (first.weights.shape, first.weights.dtype)
         for part in found
     )
     return found if all(same) else []
@@ -212,16 +218,43 @@ def _projection(transpose: Any) -> _Projection | None:
     if node.get_type_name() != "MatMul" or node.get_output_partial_shape(0).rank.get_length() != 3:
         return None
     about = node.get_attributes()
-    weights = _constant(node.input_value(1))
-    if weights is None or weights.ndim != 2 or weights.dtype != np.float32 or about["transpose_a"]:
+    weights, steps = _weights(node.input_value(1))
+    if weights is None or weights.ndim != 2 or about["transpose_a"]:
         return None
     if about["transpose_b"]:
-        weights = weights.T
+        weights, steps = weights.T, None if steps is None else steps.T
     width = weights.shape[1]
+    if steps is not None and steps.shape != (1, width):
+        return None
     bias = np.zeros(width, np.float32) if bias is None else bias.reshape(-1)
     if bias.dtype != np.float32 or bias.shape != (width,):
         return None
-    return _Projection(node.input_value(0), weights, bias, reshape)
+    steps = None if steps is None else steps.reshape(-1)
+    return _Projection(node.input_value(0), weights, steps, bias, reshape)
+
+
+def _weights(value: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What a product multiplies with: floats, or integers of 8 bits and their scales.
+
+    Returns:
+        The constant, None if it is none; and what it is multiplied with first, of two axes.
+    """
+    weights = _constant(value)
+    if weights is not None:
+        return (weights if weights.dtype == np.float32 else None), None
+    product = value.get_node()
+    if product.get_type_name() != "Multiply":
+        return None, None
+    cast, factor = product.input_value(0).get_node(), product.input_value(1)
+    shaped = factor.get_node()
+    steps = _constant(shaped.input_value(0) if shaped.get_type_name() == "Reshape" else factor)
+    shape = factor.get_partial_shape()
+    if cast.get_type_name() != "Convert" or steps is None or shape.is_dynamic or len(shape) != 2:
+        return None, None
+    weights = _constant(cast.input_value(0))
+    if weights is None or weights.dtype != np.int8 or steps.dtype != np.float32:
+        return None, None
+    return weights, steps.reshape(shape.to_shape())
 
 
 def _scale(attention: Any) -> np.float32 | None:
