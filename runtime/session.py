@@ -16,6 +16,7 @@ from tfx.signature import Feed, Signature
 
 from .arrays import shared_array
 from .backend import Executable, GpuExecutable, session_closed
+from .counts import count_problem
 from .device_arrays import DeviceArray, outlines_of
 from .forks import inherited_session, unpicklable_session, watch
 from .generation.kv_cache import text_view, whole_feed
@@ -211,8 +212,8 @@ class Session(Writing):
 
         Raises:
             QueueFullError: If too many texts or feeds wait.
-            FeedError: If the inputs are neither arrays nor texts.
-            BackendError: If the session is closed.
+            FeedError: If the inputs are neither arrays nor texts, or ``long`` is unknown.
+            BackendError: If the session is closed, or no thread can be started.
         """
         from .text.requests import request_of  # few sessions merge requests
 
@@ -249,7 +250,8 @@ class Session(Writing):
 
         Some hundreds of texts are sorted by length together, tokenized in a thread of their own
         while the model runs on those before. The iterable is read in the caller's thread and only
-        as far ahead as that takes. Stopping early, or an error, leaves no thread behind.
+        as far ahead as that takes. Stopping early, or an error, ends its threads, once they have
+        run what they are at.
 
         Args:
             texts: Strings, or pairs of strings.
@@ -266,11 +268,6 @@ class Session(Writing):
             FeedError: If the bundle takes no text.
             BackendError: If the session is closed or the backend fails.
         """
-        if isinstance(texts, str | Mapping):
-            raise FeedError(
-                f"got {type(texts).__name__}, expected an iterable of texts",
-                hint="Put a single text in a list, or use predict.",
-            )
         found = self.map_stretches(texts, max_rows=max_rows, long=long, on_progress=on_progress)
         return (answer for stretch in found for answer in stretch)
 
@@ -296,6 +293,14 @@ class Session(Writing):
         from .text.stream import answer_stretches  # for texts that are many
 
         self._check_open(max_rows)
+        # A string is of characters, and bytes are of numbers.
+        if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+            raise FeedError(
+                f"got {type(texts).__name__}, expected an iterable of texts",
+                hint="Put a single text in a list, or use predict.",
+            )
+        if stretch is not None and (problem := count_problem("stretch", stretch)):
+            raise FeedError(problem)
         return answer_stretches(
             self._texts,
             texts,
@@ -343,8 +348,8 @@ class Session(Writing):
     def _check_open(self, max_rows: int | None) -> None:
         if self._closed:
             raise self._refusal()
-        if max_rows is not None and max_rows < 1:
-            raise FeedError(f"max_rows is {max_rows}, expected 1 or more")
+        if max_rows is not None and (problem := count_problem("max_rows", max_rows)):
+            raise FeedError(problem)
 
     def _predict_texts(
         self, texts: Sequence[Text], max_rows: int | None, long: LongTexts | str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections import deque
@@ -17,9 +18,11 @@ from tfx.errors import BackendError, QueueFullError
 from tfx.signature import Signature
 
 from ..backend import session_closed
-from .requests import FeedRequest, Item, Request, TextRequest, pick
+from ..counts import count_problem
+from .requests import LOOK_AHEAD, Cancellations, FeedRequest, Item, Request, TextRequest, pick
 from .texts import BATCH_ROWS, BATCH_TOKENS, Piece, TextRunner
-from .tokenizer import LongTexts, TextError
+from .threads import begin
+from .tokenizer import LongTexts
 
 # Requests tokenized at a time: few enough that the first of a thousand does not wait for the last.
 READ_AT_ONCE = 64
@@ -38,7 +41,7 @@ class Batching:
             While it runs they wait anyway, so that 0 merges what comes at the same time too.
         max_rows: Most texts, or rows of arrays, in one run.
         max_tokens: Most tokens in one run, padding included; a single request may have more.
-        max_queue: Most texts, or feeds, that wait.
+        max_queue: Most texts, or feeds, that wait; windows of a long text count once it is read.
     """
 
     max_wait_ms: float = 0.0
@@ -47,11 +50,12 @@ class Batching:
     max_queue: int = 1024
 
     def __post_init__(self) -> None:
-        if not self.max_wait_ms >= 0:
-            raise BackendError(f"max_wait_ms is {self.max_wait_ms}, expected 0 or more")
+        wait_ms = self.max_wait_ms
+        if not (isinstance(wait_ms, int | float) and 0 <= wait_ms < math.inf):
+            raise BackendError(f"max_wait_ms is {wait_ms!r}, expected 0 or more, and finite")
         for name in ("max_rows", "max_tokens", "max_queue"):
-            if (value := getattr(self, name)) < 1:
-                raise BackendError(f"{name} is {value}, expected 1 or more")
+            if problem := count_problem(name, getattr(self, name)):
+                raise BackendError(problem)
 
 
 class Batcher:
@@ -96,6 +100,7 @@ class Batcher:
         self._arrived: deque[Request] = deque()
         self._unread = 0  # texts and feeds that arrived and do not wait as items yet
         self._waiting: list[Item] = []
+        self._cancelled = Cancellations()
         self._read = 0  # requests, so far
         self._returned = 0  # what ``_read`` is when as many came as were answered last
         self._return_by = 0.0  # when they are waited for no longer, by ``time.monotonic``
@@ -109,7 +114,7 @@ class Batcher:
 
         Raises:
             QueueFullError: If ``max_queue`` texts or feeds wait already.
-            BackendError: If it is closed.
+            BackendError: If it is closed, or can start no thread.
         """
         with self._changed:
             if self._closing:
@@ -122,10 +127,12 @@ class Batcher:
                     f"{queued} of at most {most} texts or feeds wait, got {request.size} more",
                     hint="Wait for answers before asking again, or raise max_queue.",
                 )
+            if not self._reading:
+                self._start(self._read_all)
+                self._reading = True
             self._unread += request.size
             self._arrived.append(request)
-            if not self._reading:
-                self._reading = self._start(self._read_all)
+            self._cancelled.watch(request.future)
         return request.future
 
     def close(self, *, drop: bool = False) -> None:
@@ -152,10 +159,10 @@ class Batcher:
         return self._unread + len(self._waiting)
 
     def _forget_cancelled(self) -> None:
+        if not self._cancelled.any_since():
+            return
         arrived = [request for request in self._arrived if request.future.cancelled()]
         waiting = [item for item in self._waiting if item.request.future.cancelled()]
-        if not arrived and not waiting:
-            return
         self._unread -= sum(request.size for request in arrived)
         gone = {*map(id, arrived), *(id(item.request) for item in waiting)}
         self._arrived = deque(one for one in self._arrived if id(one) not in gone)
@@ -163,15 +170,27 @@ class Batcher:
         for request in dict.fromkeys([*arrived, *(item.request for item in waiting)]):
             request.begin()  # tells whoever is in concurrent.futures.wait
 
-    def _start(self, work: Callable[[], None]) -> bool:
-        """Let a thread of the pool do it; whether there is one."""
+    def _start(self, work: Callable[[], None]) -> None:
+        """Let a thread of the pool do it.
+
+        Raises:
+            BackendError: If there is none.
+        """
+        job = [work]  # taken out of it once: a pool without a thread keeps what it was given
         try:
-            self._pool.submit(work)
-        except RuntimeError:  # the interpreter ends, or close() came from a callback
-            for request in self._taken_out():
-                request.fail(session_closed())
-            return False
-        return True
+            begin(self._pool, _do, job)
+        except BackendError:
+            if job:
+                job.clear()
+                raise
+
+    def _help(self) -> int:
+        """Let another thread run what waits, if there is one; 1 if there is."""
+        try:
+            self._start(self._run_all)
+        except BackendError:
+            return 0  # whoever calls does it all
+        return 1
 
     def _taken_out(self) -> list[Request]:
         """Everything that waits, which then waits no more."""
@@ -185,32 +204,31 @@ class Batcher:
 
     def _read_all(self) -> None:
         self._own.add(threading.get_ident())
+        taken: list[Request] = []
         while True:
-            with self._changed:
-                taken = [
-                    self._arrived.popleft() for _ in range(min(READ_AT_ONCE, len(self._arrived)))
-                ]
-                if not taken:
-                    self._reading = False
-                    self._changed.notify_all()
-                    return
             items = self._items_of(taken)
             with self._changed:
                 self._unread -= sum(request.size for request in taken)
                 self._read += len(taken)
                 self._waiting += items
-                if self._dropping:  # close() came while they were read
-                    for request in self._taken_out():
-                        request.fail(session_closed())
-                self._changed.notify_all()
-                runs = self._waiting and self._running < self._streams
-                if runs and not self._arrived:  # no other thread need wake up for it
+                # close() came while they were read
+                dropped = self._taken_out() if self._dropping else []
+                taken = [
+                    self._arrived.popleft() for _ in range(min(READ_AT_ONCE, len(self._arrived)))
+                ]
+                runs = bool(self._waiting) and self._running < self._streams
+                if taken and runs:
+                    self._running += self._help()
+                elif not taken:  # and no other thread need wake up to run the rest
                     self._reading = False
-                    self._running += 1
-                    break
-                if runs:
-                    self._running += self._start(self._run_all)
-        self._run_all()
+                    self._running += runs
+                self._changed.notify_all()
+            for request in dropped:
+                request.fail(session_closed())
+            if not taken:
+                break
+        if runs:
+            self._run_all()
 
     def _items_of(self, requests: Sequence[Request]) -> list[Item]:
         """In the order of the requests; one that cannot be read ends here, alone."""
@@ -224,7 +242,7 @@ class Batcher:
                     items.append(self._item_of_feed(one))
                 elif isinstance(one, TextRequest) and one.reading is not None:
                     items += one.items(one.reading, pads=self._runner.pads)
-            except Exception as error:  # noqa: BLE001  it is the request's answer
+            except BaseException as error:  # noqa: BLE001  it is the request's answer
                 one.fail(error)
         return items
 
@@ -233,10 +251,9 @@ class Batcher:
         texts = [text for one in requests for text in one.texts]
         try:
             whole = self._runner.read(texts, long)
-        except Exception as error:  # noqa: BLE001  it is the request's answer
-            if len(requests) == 1 or not isinstance(error, TextError):
-                for one in requests:
-                    one.fail(error)
+        except BaseException as error:  # noqa: BLE001  it is the request's answer
+            if len(requests) == 1:
+                requests[0].fail(error)
                 return
             for one in requests:
                 self._read_texts([one], long)
@@ -269,7 +286,7 @@ class Batcher:
                     return
                 # More than one run can take: let the other streams help.
                 if self._waiting and self._running < self._streams:
-                    self._running += self._start(self._run_all)
+                    self._running += self._help()
             self._answer([item for item in batch if item.request.begin()])
 
     def _next_batch(self) -> list[Item]:
@@ -288,9 +305,10 @@ class Batcher:
             full = sum(item.rows for item in batch) >= self.settings.max_rows
             if left_s <= 0 or full or self._closing:
                 chosen = set(map(id, batch))
-                self._waiting = [item for item in self._waiting if id(item) not in chosen]
+                ahead = self._waiting[:LOOK_AHEAD]  # all of the batch is among them
+                self._waiting[:LOOK_AHEAD] = [item for item in ahead if id(item) not in chosen]
                 return batch
-            self._changed.wait(left_s)
+            self._changed.wait(min(left_s, threading.TIMEOUT_MAX))
 
     def _most_rows(self) -> int:
         axis = self._signature.inputs[0].shape[:1]
@@ -305,7 +323,7 @@ class Batcher:
         began = time.monotonic()
         try:
             answers = self._run(batch)
-        except Exception as error:  # noqa: BLE001  it is the requests' answer
+        except BaseException as error:  # noqa: BLE001  it is the requests' answer
             if len(batch) == 1:
                 batch[0].request.fail(error)
                 return
@@ -319,7 +337,7 @@ class Batcher:
                     item.request.take(item.index, answer, self._runner)
                 else:
                     item.request.end(answer)
-            except Exception as error:  # noqa: BLE001  it is the request's answer
+            except BaseException as error:  # noqa: BLE001  it is the request's answer
                 item.request.fail(error)
 
     def _expect(self, requests: int, ran_s: float) -> None:
@@ -343,6 +361,14 @@ class Batcher:
             {name: array[start:stop].copy() for name, array in outputs.items()}
             for start, stop in itertools.pairwise(ends)
         ]
+
+
+def _do(job: list[Callable[[], None]]) -> None:
+    try:
+        work = job.pop()
+    except IndexError:  # whoever asked was told that nobody does it
+        return
+    work()
 
 
 def _batch_axis_leads(signature: Signature) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,9 @@ from tfx.errors import FeedError
 
 from .batching import cut_batches
 from .texts import Reading, TextRunner, stacked
-from .tokenizer import LongTexts, Text
+from .tokenizer import LongTexts, Text, checked_long
+
+log = logging.getLogger(__name__)
 
 # Of the waiting, how many are looked at for those that go well with the oldest: it takes 1 ms.
 LOOK_AHEAD = 128
@@ -44,13 +47,19 @@ class Request:
 
     def end(self, answer: Any) -> None:
         """Give the answer, unless it has ended."""
-        if self._may_end():
-            self.future.set_result(answer)
+        self._settle(self.future.set_result, answer)
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, unless it has ended."""
-        if self._may_end():
-            self.future.set_exception(error)
+        self._settle(self.future.set_exception, error)
+
+    def _settle(self, settle: Callable[[Any], None], value: Any) -> None:
+        if not self._may_end():
+            return
+        try:
+            settle(value)
+        except BaseException:  # the future logs an Exception itself; a SystemExit ends no thread
+            log.exception("a callback of a future failed")
 
     def _may_end(self) -> bool:
         wanted = self.begin()
@@ -59,12 +68,34 @@ class Request:
         return may
 
 
+class Cancellations:
+    """Whether futures were cancelled since that was last asked. They may outlive who asks."""
+
+    def __init__(self) -> None:
+        self._any = False
+
+    def watch(self, future: Future[Any]) -> None:
+        """Look out for one more future."""
+        future.add_done_callback(self._look)
+
+    def any_since(self) -> bool:
+        """Whether one was cancelled since the last call."""
+        if not self._any:
+            return False
+        self._any = False  # before the caller looks: one that comes meanwhile is seen again
+        return True
+
+    def _look(self, future: Future[Any]) -> None:
+        if future.cancelled():
+            self._any = True  # without a lock: whoever cancels may hold any
+
+
 class TextRequest(Request):
     """Texts to answer, as tokens once they are read."""
 
-    def __init__(self, texts: Sequence[Text], single: bool, long: LongTexts | str) -> None:
-        super().__init__(len(texts))
-        self.texts = texts
+    def __init__(self, texts: Iterable[Text], single: bool, long: LongTexts | str) -> None:
+        self.texts = tuple(texts)  # the caller may fill the list anew meanwhile
+        super().__init__(len(self.texts))
         self.single = single
         self.long = long
         self.reading: Reading | None = None
@@ -157,10 +188,11 @@ def request_of(inputs: Any, long: LongTexts | str) -> Request:
         long: What is done with long texts.
 
     Raises:
-        FeedError: If they are of another kind, or no text at all.
+        FeedError: If they are of another kind, or no text at all, or ``long`` is unknown.
     """
     if isinstance(inputs, Mapping):
         return FeedRequest(inputs)
+    long = checked_long(long)
     if isinstance(inputs, str | tuple):
         return TextRequest([inputs], True, long)
     if isinstance(inputs, list):

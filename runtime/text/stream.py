@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from .texts import Reading, TextRunner
+from ..forks import inherited_session
+from .texts import Piece, Reading, TextRunner
+from .threads import begin
 from .tokenizer import LongTexts, Text, TextError
 
 # Texts that are sorted by length together. Of sentences and paragraphs mixed, padding is 1.8 % of
@@ -41,7 +44,8 @@ class Stretch:
 
     def start(self, workers: Workers) -> None:
         """Have it tokenized, and its batches run."""
-        self._read = workers.readers.submit(self._prepare, workers)
+        workers.check_here()
+        self._read = begin(workers.readers, self._prepare, workers)
 
     def is_done(self) -> bool:
         """Whether ``answers`` would not wait."""
@@ -63,6 +67,8 @@ class Stretch:
         return runner.joined(self._reading, found), self._error
 
     def _prepare(self, workers: Workers) -> None:
+        if workers.left:
+            return
         runner, texts = workers.runner, self.texts
         try:
             self._reading = runner.read(texts, workers.long)
@@ -75,7 +81,7 @@ class Stretch:
         workers.count(len(reading.texts), reading.truncated, reading.windowed)
         for indices in runner.batches(reading.pieces, max_rows=workers.max_rows):
             pieces = [reading.pieces[index] for index in indices]
-            self._runs.append((indices, workers.runners.submit(runner.run, pieces)))
+            self._runs.append((indices, begin(workers.runners, workers.run, pieces)))
 
 
 class Workers:
@@ -88,6 +94,7 @@ class Workers:
         long: What is done with long texts.
         max_rows: Most pieces in a run.
         count: Told of every text that was read: how many, cut, and read in windows.
+        left: Whether nobody waits for answers any more.
     """
 
     def __init__(
@@ -103,11 +110,36 @@ class Workers:
         self.long = long
         self.max_rows = max_rows
         self.count = count
+        self.left = False
+        self._process = os.getpid()
         self.readers = ThreadPoolExecutor(1, "tfx-tokenize")
         self.runners = ThreadPoolExecutor(streams, "tfx-run")
 
+    def run(self, pieces: Sequence[Piece]) -> Sequence[Any]:
+        """What the model says of each piece; nothing where nobody waits for it."""
+        return [] if self.left else self.runner.run(pieces)
+
+    def check_here(self) -> None:
+        """Refuse to wait for threads that are another process's.
+
+        Raises:
+            BackendError: If this process was forked since.
+        """
+        if os.getpid() != self._process:
+            raise inherited_session()
+
+    def leave(self) -> None:
+        """Begin nothing more, and wait for nothing: whoever calls may hold any lock.
+
+        The threads end with what they do, when the last reference to their pools is gone.
+        """
+        self.left = True
+
     def stop(self) -> None:
         """Begin nothing more, and wait for what runs."""
+        self.leave()
+        if os.getpid() != self._process:  # the locks of its pools may be held for ever
+            return
         self.readers.shutdown(wait=True, cancel_futures=True)  # it hands work to the others
         self.runners.shutdown(wait=True, cancel_futures=True)
 
@@ -126,7 +158,9 @@ def answer_stretches(
     """Answer texts in their order, some hundreds at a time.
 
     The iterable is read in the caller's thread, and no further ahead than ``STRETCHES_AHEAD``
-    stretches beyond the one that was given last. Whatever stops the iterator, no thread is left.
+    stretches beyond the one that was given last. An error waits for the threads to end; one that
+    is not read to its end tells them to, and waits for nothing: it may be the garbage collector
+    that has no use for it, in a thread that holds any lock.
 
     Args:
         runner: What answers.
@@ -142,6 +176,7 @@ def answer_stretches(
     Raises:
         TextError: If a text cannot be read, when those before it were given; its ``problems`` are
             numbered as the stream is.
+        BackendError: If this process was forked since it began, or can start no thread.
         Exception: What the iterable raised, when the texts before were answered.
     """
     size = stretch or (STRETCH_OUTPUTS if runner.gives_outputs else STRETCH_TEXTS)
@@ -150,6 +185,7 @@ def answer_stretches(
     ahead: deque[Stretch] = deque()
 
     def oldest() -> Iterator[list[Any]]:
+        workers.check_here()
         found, error = ahead.popleft().answers(runner)
         if found:
             on_progress(len(found))
@@ -170,8 +206,13 @@ def answer_stretches(
             yield from oldest()
         if source.failure is not None:
             raise source.failure
-    finally:
+    except GeneratorExit:
+        workers.leave()
+        raise
+    except BaseException:
         workers.stop()
+        raise
+    workers.stop()
 
 
 class Source:

@@ -18,7 +18,7 @@ from tfx.signature import Feed
 from .answers import Answer, Answers
 from .batching import cut_batches
 from .extraction import Candidate
-from .tokenizer import Encoded, LongTexts, Text, Tokenizer
+from .tokenizer import Encoded, LongTexts, Text, Tokenizer, checked_long
 
 # Texts, and tokens with padding, of one run. A run of a few hundred tokens costs as little for each
 # as a larger one, and one of many thousands more: its numbers leave the caches. Measured on 2 CPU
@@ -117,10 +117,10 @@ class TextRunner:
             TextError: If texts cannot be read; names each.
             FeedError: If the bundle takes no text, or answers of windows cannot be joined.
         """
-        tokenizer = self._tokenizer(long)
-        found = tokenizer.pieces(texts)
+        texts = tuple(texts)  # another thread may change a list
+        found = self._tokenizer(long).pieces(texts)
         return Reading(
-            texts=tuple(texts),
+            texts=texts,
             pieces=tuple(
                 Piece(text, one) for text, some in zip(texts, found, strict=True) for one in some
             ),
@@ -190,9 +190,7 @@ class TextRunner:
         return self._tokenizer(LongTexts.TRUNCATE)
 
     def _tokenizer(self, long: LongTexts | str) -> Tokenizer:
-        if long not in [*LongTexts]:
-            raise FeedError(f"long is {long!r}, expected one of {', '.join(LongTexts)}")
-        windows = long == LongTexts.WINDOWS or self._answers.extracts
+        windows = checked_long(long) is LongTexts.WINDOWS or self._answers.extracts
         if windows and not self._answers.joins_windows:
             raise FeedError(
                 f"{self._bundle.name} gives outputs for tokens, and those of windows cannot be "

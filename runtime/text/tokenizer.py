@@ -36,6 +36,17 @@ class LongTexts(StrEnum):
     WINDOWS = "windows"
 
 
+def checked_long(long: object) -> LongTexts:
+    """What a caller says of long texts.
+
+    Raises:
+        FeedError: If it is none of ``LongTexts``.
+    """
+    if isinstance(long, str) and long in [*LongTexts]:
+        return LongTexts(long)
+    raise FeedError(f"long is {long!r}, expected one of {', '.join(LongTexts)}")
+
+
 class TextError(FeedError):
     """Texts that cannot become tokens.
 

@@ -256,7 +256,6 @@ def test_a_bad_request_fails_alone(embedder, monkeypatch):
         embedder.predict_async(["good", "half \ud800"]),
         embedder.predict_async([3]),
         embedder.predict_async({"input_ids": np.ones((1, 3), np.int64)}),
-        embedder.predict_async("good", long="cut"),
     ]
     more = [embedder.predict_async(feed(1)), embedder.predict_async("film")]
     settled(embedder)
@@ -267,7 +266,6 @@ def test_a_bad_request_fails_alone(embedder, monkeypatch):
             r"texts\[1\]: is not Unicode",
             r"texts\[0\]: got int",
             "attention_mask: missing",
-            "long is 'cut'",
         ],
         strict=True,
     ):
@@ -333,7 +331,10 @@ def test_texts_for_a_bundle_without_tokenizer(tmp_path):
     [
         ({"max_wait_ms": -1}, "max_wait_ms is -1, expected 0 or more"),
         ({"max_wait_ms": float("nan")}, "max_wait_ms is nan, expected 0 or more"),
+        ({"max_wait_ms": float("inf")}, "max_wait_ms is inf, expected 0 or more, and finite"),
+        ({"max_wait_ms": "5"}, "max_wait_ms is '5', expected 0 or more, and finite"),
         ({"max_rows": 0}, "max_rows is 0, expected 1 or more"),
+        ({"max_rows": 2.5}, "max_rows is 2.5, expected a whole number"),
         ({"max_tokens": 0}, "max_tokens is 0, expected 1 or more"),
         ({"max_queue": 0}, "max_queue is 0, expected 1 or more"),
     ],
