@@ -13,9 +13,9 @@ from tfx.runtime.accuracy.evaluation import (
     Evaluation,
     compare_evaluations,
     evaluate,
-    metric_for,
     record,
 )
+from tfx.runtime.accuracy.fitting import metric_for
 from tfx.runtime.accuracy.metrics import Direction, Needs, find_metric
 from tfx.runtime.accuracy.samples import Dataset
 from tfx.runtime.opening import open_session

@@ -13,9 +13,9 @@ from tfx.console import Progress
 from tfx.errors import BackendError, DataError, RecipeError
 from tfx.quantization import QuantizeRecipe
 from tfx.runtime.accuracy.datasets import read_dataset
-from tfx.runtime.accuracy.evaluation import WITH_REFERENCE
+from tfx.runtime.accuracy.fitting import WITH_REFERENCE
+from tfx.runtime.accuracy.heads import Head, head_of
 from tfx.runtime.accuracy.metrics import check_drop
-from tfx.runtime.accuracy.observations import Head, head_of
 from tfx.runtime.accuracy.samples import IMAGES, Dataset, DatasetKind
 from tfx.runtime.text.tokenizer import Text
 
@@ -151,7 +151,7 @@ def _search(
             size = sum(path.stat().st_size for path in graph)
             plot_search(report, size, folder / PLOT_FILE)
         except BackendError as error:
-            steps.say(f"no picture of the search: {error} ({error.hint})")
+            steps.say(f"no picture of the search: {error.with_hint}")
         return keep
 
     return search

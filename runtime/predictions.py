@@ -4,40 +4,44 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from tfx.codec import encode
 from tfx.errors import DataError, FeedError
-from tfx.processing import Activation
-from tfx.signature import Signature
 
-from .records import (
-    FileFormat,
-    Record,
-    json_line,
-    plain_numbers,
-    read_arrays,
-    read_jsonl,
-    read_texts,
-    short_number,
-    write_arrays,
-)
+from .answer_lines import answer_arrays, answer_line, array_lines
+from .array_parts import run_arrays
+from .records import FileFormat, Record, read_arrays, read_jsonl, read_texts, write_arrays
 from .session import Session
-from .speech.sounds import SoundAnswer
-from .speech.transcript import Transcript
-from .text.answers import Answer, TextLabel
-from .text.batching import even_slices
-from .text.extraction import TextAnswer
+from .text.answers import Answer
 from .text.tokenizer import LongTexts, Text, TextError
 
 Answered = tuple[Record, Answer]
 
 # Files of sound that are read before the first is answered.
 SOUNDS_AT_ONCE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What answers are written to.
+
+    Attributes:
+        stream: The bytes.
+        as_arrays: Whether they are npz, which is written once all answers are there; else JSONL.
+        advance: Told how many more are answered.
+    """
+
+    stream: BinaryIO
+    as_arrays: bool
+    advance: Callable[[int], None]
+
+    def write(self, lines: Iterable[bytes]) -> None:
+        self.stream.write(b"".join(lines))
+        self.stream.flush()
 
 
 def predict_stream(
@@ -73,18 +77,18 @@ def predict_stream(
         DataError: If the source cannot be read, or an answer not be written.
         FeedError: If arrays do not fit the model, or it takes no text.
     """
+    target = _Target(into, as_arrays, advance)
     records: Iterable[Record]
     if isinstance(source, Sequence):
         records = (Record(i, text, {"text": text}) for i, text in enumerate(source, 1))
     elif kind is FileFormat.NPZ:
-        feed = read_arrays(source, where)
-        _predict_arrays(session, feed, where, into, as_arrays, max_rows, advance)
+        _predict_arrays(session, read_arrays(source, where), where, target, max_rows)
         return
     elif kind is FileFormat.JSONL:
         records = read_jsonl(source, where, field=field)
     else:
         records = read_texts(source, where)
-    _predict_texts(session, records, where, into, as_arrays, max_rows, long, advance)
+    _predict_texts(session, records, where, target, max_rows, long)
 
 
 def predict_sounds(
@@ -115,6 +119,7 @@ def predict_sounds(
             f"{session.bundle.name} does not say how sound becomes arrays",
             hint="Give an npz of arrays named as the model's inputs.",
         )
+    target = _Target(into, as_arrays, advance)
     kept: list[Any] = []
     for first in range(0, len(paths), SOUNDS_AT_ONCE):
         part = list(paths[first : first + SOUNDS_AT_ONCE])
@@ -124,9 +129,8 @@ def predict_sounds(
         else:
             for line, (path, answer) in enumerate(zip(part, answers, strict=True), first + 1):
                 record = Record(line, "", {"audio": str(path)})
-                into.write(answer_line(session, record, answer, "--audio"))
-            into.flush()
-        advance(len(part))
+                target.write([answer_line(session, record, answer, "--audio")])
+        target.advance(len(part))
     if as_arrays:
         write_arrays(into, answer_arrays(session, kept))
 
@@ -135,52 +139,45 @@ def _predict_texts(
     session: Session,
     records: Iterable[Record],
     where: str,
-    into: BinaryIO,
-    as_arrays: bool,
+    target: _Target,
     max_rows: int | None,
     long: LongTexts | str,
-    advance: Callable[[int], None],
 ) -> None:
     kept: list[Answer] = []
     empty = True
     for chunk in answer_records(session, records, where, max_rows=max_rows, long=long):
-        if as_arrays:
+        if target.as_arrays:
             kept += [answer for _, answer in chunk]
         else:
-            lines = (answer_line(session, record, answer, where) for record, answer in chunk)
-            into.write(b"".join(lines))
-            into.flush()
+            target.write(answer_line(session, record, answer, where) for record, answer in chunk)
         empty = False
-        advance(len(chunk))
+        target.advance(len(chunk))
     if empty:
         raise DataError(f"{where} is empty, expected at least one text")
-    if as_arrays:
-        write_arrays(into, answer_arrays(session, kept))
+    if target.as_arrays:
+        write_arrays(target.stream, answer_arrays(session, kept))
 
 
 def _predict_arrays(
     session: Session,
     feed: Mapping[str, np.ndarray],
     where: str,
-    into: BinaryIO,
-    as_arrays: bool,
+    target: _Target,
     max_rows: int | None,
-    advance: Callable[[int], None],
 ) -> None:
     parts = []
     for outputs in run_arrays(session, feed, max_rows=max_rows):
-        if as_arrays:
+        if target.as_arrays:
             parts.append(outputs)
         else:
-            into.write(b"".join(array_lines(session, outputs, where)))
-            into.flush()
-        advance(1)
-    if as_arrays:
+            target.write(array_lines(session, outputs, where))
+        target.advance(1)
+    if target.as_arrays:
         joined = {
             name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else array
             for name, array in parts[0].items()
         }
-        write_arrays(into, joined)
+        write_arrays(target.stream, joined)
 
 
 def answer_records(
@@ -224,146 +221,3 @@ def answer_records(
         index, problem = next(iter(error.problems.items()))
         line = waiting[index - given].line
         raise DataError(f"{where}, line {line}: {problem}", hint=error.hint) from error
-
-
-def run_arrays(
-    session: Session, feed: Mapping[str, np.ndarray], *, max_rows: int | None = None
-) -> Iterator[dict[str, np.ndarray]]:
-    """Run a feed in as few parts along the batch axis as the model allows.
-
-    Args:
-        session: What runs.
-        feed: Input name to array; the batch may be larger than the signature's range.
-        max_rows: Most rows in one run; None for the range's largest.
-
-    Yields:
-        Output name to array, part by part.
-
-    Raises:
-        FeedError: If the feed does not fit, or was cut and an output has no batch axis.
-    """
-    signature = session.signature
-    axis = batch_axis(signature)
-    cut = {spec.name for spec in signature.inputs if spec.shape and spec.shape[0] == axis}
-    rows = {len(feed[name]) for name in cut if name in feed and feed[name].ndim}
-    limit = _most_rows(signature, axis, max_rows)
-    if axis is None or len(rows) != 1 or limit is None or (total := rows.pop()) <= limit:
-        yield session.predict(feed)
-        return
-    if whole := [spec.name for spec in signature.outputs if spec.shape[:1] != (axis,)]:
-        raise FeedError(
-            f"a batch of {total} is run in parts of {limit}, and {', '.join(whole)} "
-            "has no batch axis to join them by",
-            hint="Split the arrays and run each part by itself.",
-        )
-    for part in even_slices(total, limit):
-        yield session.predict(
-            {name: array[part] if name in cut else array for name, array in feed.items()}
-        )
-
-
-def answer_line(
-    session: Session, record: Record, answer: Answer | SoundAnswer, where: str
-) -> bytes:
-    """The JSONL line of an answer: the record's fields, then the answer's.
-
-    Raises:
-        DataError: If both have a field of one name, or the answer holds NaN.
-    """
-    answered = answer_fields(session, answer)
-    if taken := sorted(answered.keys() & record.fields.keys()):
-        raise DataError(
-            f"{where}, line {record.line}: the field {taken[0]!r} is the answer's as well",
-            hint="Rename it in the input.",
-        )
-    try:
-        return json_line({**record.fields, **answered})
-    except ValueError as error:
-        raise DataError(
-            f"{where}, line {record.line}: the answer holds NaN or infinity, which JSON cannot",
-            hint="Write npz instead: --format npz.",
-        ) from error
-
-
-def answer_fields(session: Session, answer: Answer | SoundAnswer) -> dict[str, Any]:
-    """What a JSONL line says of one answer."""
-    if isinstance(answer, Transcript):
-        spoken: dict[str, Any] = encode(answer)
-        return spoken
-    if isinstance(answer, np.ndarray):
-        return {"embedding": plain_numbers(answer)}
-    if isinstance(answer, dict):
-        return {name: plain_numbers(array) for name, array in answer.items()}
-    if isinstance(answer, TextAnswer):
-        return {
-            "answer": answer.text,
-            "score": short_number(answer.score),
-            "start": answer.start,
-            "end": answer.end,
-        }
-    if isinstance(answer, list):
-        return {"tokens": [asdict(one) | {"score": short_number(one.score)} for one in answer]}
-    fields: dict[str, Any] = {"label": answer.label, "score": short_number(answer.score)}
-    said = session.bundle.manifest.processing.classification
-    # Of labels that exclude each other the best one says enough.
-    if said is not None and said.activation is not Activation.SOFTMAX and len(said.labels) > 1:
-        fields["scores"] = {
-            label: short_number(score)
-            for label, score in zip(said.labels, answer.scores, strict=True)
-        }
-    return fields
-
-
-def answer_arrays(session: Session, answers: list[Answer]) -> dict[str, np.ndarray]:
-    """Answers of equal shape as named arrays: ``embeddings``, or ``scores`` and ``labels``.
-
-    Raises:
-        DataError: If each text's answer has a size of its own.
-    """
-    if answers and isinstance(answers[0], np.ndarray):
-        return {"embeddings": np.stack([np.asarray(answer) for answer in answers])}
-    labels = [answer for answer in answers if isinstance(answer, TextLabel)]
-    said = session.bundle.manifest.processing.classification
-    if said is None or said.per_token or len(labels) != len(answers):
-        raise DataError(
-            "npz holds embeddings, scores of texts, or outputs for arrays: "
-            "these answers differ in size from text to text",
-            hint="Use --format jsonl.",
-        )
-    scores = np.array([answer.scores for answer in labels], np.float32)
-    return {"scores": scores.reshape(len(labels), -1), "labels": np.array(said.labels)}
-
-
-def array_lines(session: Session, outputs: Mapping[str, np.ndarray], where: str) -> Iterator[bytes]:
-    """JSONL lines of outputs, one per row of the batch; one in all where there is no batch axis.
-
-    Raises:
-        DataError: If an output holds NaN.
-    """
-    axis = batch_axis(session.signature)
-    shapes = {spec.name: spec.shape for spec in session.signature.outputs}
-    batched = [name for name in outputs if axis is not None and shapes[name][:1] == (axis,)]
-    for row in range(len(outputs[batched[0]]) if batched else 1):
-        document = {
-            name: plain_numbers(array[row] if name in batched else array)
-            for name, array in outputs.items()
-        }
-        try:
-            yield json_line(document)
-        except ValueError as error:
-            raise DataError(
-                f"{where}: the outputs of row {row} hold NaN or infinity, which JSON cannot",
-                hint="Use --format npz.",
-            ) from error
-
-
-def batch_axis(signature: Signature) -> str | None:
-    """The dynamic axis that the first input begins with, or None."""
-    first = signature.inputs[0].shape[:1]
-    return first[0] if first and isinstance(first[0], str) else None
-
-
-def _most_rows(signature: Signature, axis: str | None, max_rows: int | None) -> int | None:
-    sizes = signature.ranges.get(axis) if axis else None
-    limits = [limit for limit in (sizes.max if sizes else None, max_rows) if limit is not None]
-    return min(limits, default=None)

@@ -14,7 +14,8 @@ from tfx.bundle import Bundle
 from tfx.console import Progress
 from tfx.errors import DataError, TfxError
 from tfx.runtime.accuracy.datasets import read_dataset
-from tfx.runtime.accuracy.evaluation import Evaluation, compare_evaluations, metric_for
+from tfx.runtime.accuracy.evaluation import Evaluation, compare_evaluations
+from tfx.runtime.accuracy.fitting import metric_for
 from tfx.runtime.accuracy.metrics import Metric, Needs, find_metric
 from tfx.runtime.accuracy.samples import Dataset
 

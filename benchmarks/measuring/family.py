@@ -109,7 +109,7 @@ def allowed_error(bundle: Bundle, way: Way) -> float:
 
 def said(error: TfxError) -> str:
     """An error and its hint, as the reason of a row."""
-    return f"{error} ({error.hint})" if error.hint else str(error)
+    return error.with_hint
 
 
 def model_bytes(bundle: Bundle) -> int:

@@ -60,7 +60,8 @@ def evaluate(
     from ..opening import open_session
     from ..verification import verified
     from .datasets import read_dataset
-    from .evaluation import compare_evaluations, show_evaluation
+    from .display import show_evaluation
+    from .evaluation import compare_evaluations
     from .evaluation import evaluate as measure
     from .samples import DatasetKind
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,38 +13,16 @@ from tfx.bundle import Bundle
 from tfx.errors import BundleError, DataError, listing
 
 from ..bootstrap import percentile_interval, resampled
-from ..images import image_problem
 from ..session import Session
-from .metrics import METRICS, Direction, Form, Metric, Needs, find_metric
+from .fitting import check_fits, metric_of
+from .labels import labels_of
+from .metrics import Direction, Form, Metric, Needs, find_metric
 from .next_tokens import NextTokens
-from .observations import ARRAYS, Head, NotFiniteError, Observations, Recorded, head_of
-from .samples import Dataset, DatasetKind
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from .observations import NotFiniteError, Observations, Recorded
+from .samples import Dataset
 
 # With fewer samples a bootstrap interval is too narrow to be trusted.
 LEAST_SAMPLES = 30
-
-# What "auto" takes, by what the answers are: with labels, and with a reference.
-WITH_LABELS: dict[Head, str] = {
-    Head.CLASSES: "accuracy",
-    Head.SCORE: "spearman",
-    Head.TAGS: "entity-f1",
-    Head.EMBEDDING: "spearman",
-    Head.ANSWER: "squad-f1",
-    Head.SPEECH: "wer",
-    Head.TRANSLATION: "bleu",
-    Head.LOGITS: "accuracy",
-}
-WITH_REFERENCE: dict[Head, str] = {
-    Head.CLASSES: "agreement",
-    Head.TAGS: "agreement",
-    Head.ANSWER: "agreement",
-    Head.EMBEDDING: "cosine",
-    Head.LOGITS: "cosine",
-    Head.OUTPUTS: "cosine",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,38 +95,6 @@ class Difference:
         return -self.value, -self.high, -self.low
 
 
-def metric_for(bundle: Bundle, dataset: Dataset, *, reference: bool = False) -> Metric:
-    """The metric that "auto" stands for.
-
-    By what the bundle's answers are: with labels that fit them, the usual one of the task; for a
-    language model perplexity; without labels, one that compares with the reference.
-
-    Args:
-        bundle: What is evaluated.
-        dataset: What on.
-        reference: Whether there is one to compare with.
-
-    Raises:
-        DataError: If none fits.
-    """
-    _check_readable(bundle, dataset)
-    head = head_of(bundle, dataset)
-    if dataset.labels is not None and _labels_fit(head, dataset):
-        if head is Head.LOGITS and _is_score(bundle):
-            return METRICS["spearman"]
-        return METRICS[WITH_LABELS[head]]
-    if bundle.manifest.task == "text-generation" and dataset.kind not in ARRAYS:
-        return METRICS["perplexity"]
-    if reference and head in WITH_REFERENCE:
-        return METRICS[WITH_REFERENCE[head]]
-    labels = "labels" if dataset.labels is not None else "no labels"
-    raise DataError(
-        f"nothing to measure: {bundle.name} gives {head}, and {dataset.name} holds {dataset.kind} "
-        f"with {labels}",
-        hint="Give data with labels of that kind, or a reference to compare with.",
-    )
-
-
 def evaluate(
     session: Session,
     dataset: Dataset,
@@ -189,46 +135,22 @@ def evaluate(
             f"{bundle.name} has random weights: its accuracy says nothing",
             hint="Export it from a trained checkpoint, without --random-weights.",
         )
-    chosen = (
-        metric_for(bundle, dataset, reference=reference is not None)
-        if metric == "auto"
-        else find_metric(metric)
-    )
+    chosen = metric_of(metric, bundle, dataset, reference=reference is not None)
+    check_fits(chosen, bundle, dataset)
     seen = Observations(session, dataset, max_rows=max_rows, wishes=wishes)
-    _check_fits(chosen, seen, bundle, dataset, reference)
-    labels = seen.expected(chosen.form) if chosen.needs is Needs.LABELS else []
-    cut = session.report.truncated
-    compared = _reference_values(chosen, reference, dataset, max_rows)
-    reader = None
+    cut, windowed = session.report.truncated, 0
     if chosen.needs is Needs.NOTHING:
         reader = NextTokens(session, dataset, max_rows=max_rows)
-
-    def added(rows: slice) -> np.ndarray:
-        if reader is not None:
-            return reader.rows(rows, chosen.rows)
-        predicted = seen.predicted(chosen.form, rows)
-        if chosen.needs is Needs.LABELS:
-            return chosen.rows(predicted, labels[rows])
-        expected = compared(rows)
-        _check_shapes(predicted, expected, rows, bundle, dataset)
-        return chosen.rows(predicted, expected)
-
-    found = []
-    for rows in seen.chunks():
-        found.append(added(rows))
-        on_progress(rows.stop - rows.start)
+        found = [reader.rows(rows, chosen.rows) for rows in _told(seen.chunks(), on_progress)]
+        windowed = reader.windowed
+    else:
+        right = _expected(chosen, bundle, dataset, reference, max_rows)
+        found = [
+            _compared(chosen, seen, right(rows), rows, bundle, dataset)
+            for rows in _told(seen.chunks(), on_progress)
+        ]
     contributions = np.concatenate(found)
-    if not np.isfinite(contributions).all():
-        row = int(np.flatnonzero(~np.isfinite(contributions).all(axis=1))[0]) + 1
-        raise NotFiniteError(
-            f"{chosen.name} of {bundle.name} is not finite for sample {row} of {dataset.name}",
-            hint="Use a higher precision.",
-        )
-    if chosen.form is Form.NEXT_TOKENS and not contributions[:, 1].any():
-        raise DataError(
-            f"{dataset.name} has no text of two tokens, perplexity needs one",
-            hint="Give longer texts.",
-        )
+    _check_contributions(chosen, contributions, bundle, dataset)
     (resamples,) = resampled(chosen.value, contributions, rng=np.random.default_rng(seed))
     low, high = percentile_interval(resamples)
     truncated = session.report.truncated - cut
@@ -246,9 +168,7 @@ def evaluate(
         reference=_reference_digest(reference) if chosen.needs is Needs.REFERENCE else "",
         truncated=truncated,
         duration_s=time.perf_counter() - started,
-        warnings=tuple(
-            _warnings(chosen, contributions, truncated, reader.windowed if reader else 0)
-        ),
+        warnings=tuple(_warnings(chosen, contributions, truncated, windowed)),
         rows=contributions,
     )
 
@@ -275,18 +195,14 @@ def record(
     Raises:
         DataError: If the metric needs no reference, or does not fit.
     """
-    chosen = (
-        metric_for(session.bundle, dataset, reference=True)
-        if metric == "auto"
-        else find_metric(metric)
-    )
+    chosen = metric_of(metric, session.bundle, dataset, reference=True)
     if chosen.needs is not Needs.REFERENCE:
         raise DataError(
             f"{chosen.name} is not compared with a reference, but with {chosen.needs}",
             hint="Leave the reference out, or choose another metric.",
         )
+    check_fits(chosen, session.bundle, dataset)
     seen = Observations(session, dataset, max_rows=max_rows)
-    _check_form(chosen, seen, session.bundle, dataset)
     return seen.record(chosen.form, on_progress)
 
 
@@ -327,108 +243,29 @@ def compare_evaluations(
     return Difference(first.metric, second.value - first.value, low, high, first.samples)
 
 
-def show_evaluation(
-    out: Console,
-    found: Evaluation,
-    reference: Evaluation | None = None,
-    difference: Difference | None = None,
-) -> None:
-    """Print a metric with its interval, and beside it that of another bundle if there is one."""
-    for one in (found, reference):
-        if one is not None:
-            out.print(
-                f"{one.metric} {one.value:.4f} (95 % interval {one.low:.4f} to {one.high:.4f})  "
-                f"{one.bundle} on {one.backend}",
-                markup=False,
-            )
-    if difference is not None:
-        out.print(
-            f"difference {difference.value:+.4f} (95 % paired interval {difference.low:+.4f} to "
-            f"{difference.high:+.4f})",
-            markup=False,
-        )
-    count = "1 sample" if found.samples == 1 else f"{found.samples:,} samples"
-    out.print(f"{count} of {found.data}, {found.duration_s:.1f} s", markup=False)
-    for warning in found.warnings:
-        out.print(f"note: {warning}", markup=False)
+def _told(chunks: Iterable[slice], on_progress: Callable[[int], None]) -> Iterator[slice]:
+    """The chunks; each is counted once the next one is asked for."""
+    for rows in chunks:
+        yield rows
+        on_progress(rows.stop - rows.start)
 
 
-def _labels_fit(head: Head, dataset: Dataset) -> bool:
-    match head:
-        case Head.TAGS:
-            return dataset.kind is DatasetKind.TOKENS
-        case Head.SPEECH:
-            return dataset.kind is DatasetKind.SOUNDS
-        case Head.TRANSLATION:
-            return dataset.kind is DatasetKind.TRANSLATIONS
-        case Head.ANSWER:
-            return dataset.kind is DatasetKind.QUESTIONS
-        case Head.EMBEDDING:
-            return dataset.kind is DatasetKind.PAIRS
-        case Head.LOGITS:
-            return dataset.kind in ARRAYS
-        case Head.OUTPUTS:
-            return False
-    kinds = (DatasetKind.TEXTS, DatasetKind.PAIRS, DatasetKind.SOUNDS, *ARRAYS)
-    return dataset.kind in kinds
-
-
-def _is_score(bundle: Bundle) -> bool:
-    return any(
-        spec.name == "logits" and spec.shape[-1:] == (1,)
-        for spec in bundle.manifest.signature.outputs
-    )
-
-
-def _check_fits(
+def _expected(
     metric: Metric,
-    seen: Observations,
     bundle: Bundle,
     dataset: Dataset,
     reference: Session | Recorded | None,
-) -> None:
-    _check_form(metric, seen, bundle, dataset)
-    if metric.needs is Needs.REFERENCE and reference is None:
+    max_rows: int | None,
+) -> Callable[[slice], Sequence[Any]]:
+    """How to get what some samples are compared with: their labels, or what the reference says."""
+    if metric.needs is Needs.LABELS:
+        labels = labels_of(dataset, metric.form, bundle)
+        return lambda rows: labels[rows]
+    if reference is None:
         raise DataError(
             f"{metric.name} compares with a reference, and there is none",
             hint="Give the bundle to compare with, or choose a metric for labels.",
         )
-
-
-def _check_readable(bundle: Bundle, dataset: Dataset) -> None:
-    if dataset.kind is DatasetKind.IMAGES and (problem := image_problem(bundle)):
-        raise DataError(
-            f"{dataset.name} holds images, and {problem}",
-            hint="Give an npz of arrays named as the model's inputs, and labels.",
-        )
-    said = bundle.manifest.processing
-    if dataset.kind is DatasetKind.SOUNDS and said.audio is None and said.dictation is None:
-        raise DataError(
-            f"{dataset.name} holds sounds, and {bundle.name} does not say how it hears them",
-            hint="Give data of another kind.",
-        )
-
-
-def _check_form(metric: Metric, seen: Observations, bundle: Bundle, dataset: Dataset) -> None:
-    _check_readable(bundle, dataset)
-    if metric.form not in seen.forms:
-        able = [one.name for one in METRICS.values() if one.form in seen.forms]
-        raise DataError(
-            f"{metric.name} looks at {metric.form}: {bundle.name} gives {seen.head}, and "
-            f"{dataset.name} holds {dataset.kind}",
-            hint=f"Use one of: {', '.join(able)}." if able else "Give data of another kind.",
-        )
-
-
-def _reference_values(
-    metric: Metric,
-    reference: Session | Recorded | None,
-    dataset: Dataset,
-    max_rows: int | None,
-) -> Callable[[slice], Sequence[Any]]:
-    """How to get what the reference says of some samples."""
-    if metric.needs is not Needs.REFERENCE or reference is None:
-        return lambda rows: ()
     if isinstance(reference, Recorded):
         if (reference.data, reference.form) != (dataset.digest, metric.form):
             raise DataError(
@@ -438,8 +275,8 @@ def _reference_values(
             )
         values = reference.values
         return lambda rows: values[rows]
+    check_fits(metric, reference.bundle, dataset)
     asked = Observations(reference, dataset, max_rows=max_rows)
-    _check_form(metric, asked, reference.bundle, dataset)
     return lambda rows: asked.predicted(metric.form, rows)
 
 
@@ -447,6 +284,21 @@ def _reference_digest(reference: Session | Recorded | None) -> str:
     if isinstance(reference, Recorded):
         return reference.bundle
     return reference.bundle.digest if reference is not None else ""
+
+
+def _compared(
+    metric: Metric,
+    seen: Observations,
+    expected: Sequence[Any],
+    rows: slice,
+    bundle: Bundle,
+    dataset: Dataset,
+) -> np.ndarray:
+    """What some samples add to a metric, ``float64[samples, numbers]``."""
+    predicted = seen.predicted(metric.form, rows)
+    if metric.needs is Needs.REFERENCE:
+        _check_shapes(predicted, expected, rows, bundle, dataset)
+    return metric.rows(predicted, expected)
 
 
 def _check_shapes(
@@ -459,6 +311,23 @@ def _check_shapes(
                 f"{list(np.shape(right))}, for sample {row} of {dataset.name}",
                 hint="Compare bundles of one model.",
             )
+
+
+def _check_contributions(
+    metric: Metric, rows: np.ndarray, bundle: Bundle, dataset: Dataset
+) -> None:
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        raise NotFiniteError(
+            f"{metric.name} of {bundle.name} is not finite for sample {finite.argmin() + 1} of "
+            f"{dataset.name}",
+            hint="Use a higher precision.",
+        )
+    if metric.form is Form.NEXT_TOKENS and not rows[:, 1].any():
+        raise DataError(
+            f"{dataset.name} has no text of two tokens, perplexity needs one",
+            hint="Give longer texts.",
+        )
 
 
 def _warnings(metric: Metric, rows: np.ndarray, truncated: int, windowed: int) -> list[str]:

@@ -6,22 +6,19 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
-from tfx.bundle import Bundle
 from tfx.errors import BackendError, DataError
 from tfx.processing import Activation
 from tfx.signature import Feed
 
-from ..images import image_feed, image_problem
-from ..predictions import run_arrays
+from ..array_parts import run_arrays
+from ..images import image_feed
 from ..session import Session
 from ..text.answers import (
     Answer,
-    Answers,
     TextLabel,
     TokenLabel,
     embeddings_from,
@@ -31,10 +28,11 @@ from ..text.answers import (
 )
 from ..text.extraction import TextAnswer
 from ..text.tokenizer import TextError
+from .heads import ARRAYS, LOGITS, Head, head_of
 from .metrics import Form, mean_cosine
-from .samples import IMAGES, Dataset, DatasetKind, Label
+from .samples import IMAGES, Dataset, DatasetKind
 
-LOGITS, MASK = "logits", "attention_mask"
+MASK = "attention_mask"
 
 # Samples answered at a time: of vectors and classes, and of outputs for every token, which may
 # be a vocabulary wide. Few enough that who waits sees them counted.
@@ -46,73 +44,9 @@ CHUNK_IMAGES = 32
 CHUNK_WRITTEN = 8
 WRITTEN = (DatasetKind.SOUNDS, DatasetKind.TRANSLATIONS)
 
-# What is run as it is, without a tokenizer.
-ARRAYS = (DatasetKind.FEEDS, DatasetKind.IMAGES)
-
-# Names of two sets shown in one message.
-SHOWN_NAMES = 12
-
 
 class NotFiniteError(BackendError):
     """A model that gives NaN or infinity: nothing can be measured on it."""
-
-
-class Head(StrEnum):
-    """What a bundle's answers are."""
-
-    CLASSES = "classes"
-    SCORE = "a score"
-    TAGS = "tags of tokens"
-    EMBEDDING = "embeddings"
-    ANSWER = "answers to questions"
-    SPEECH = "what is said"
-    TRANSLATION = "translations"
-    LOGITS = "logits"
-    OUTPUTS = "outputs"
-
-
-# What a metric may look at, by head; Observations.forms leaves out what a dataset does not allow.
-FORMS: dict[Head, tuple[Form, ...]] = {
-    Head.CLASSES: (Form.CLASS, Form.CHOICES, Form.SCORES),
-    Head.SCORE: (Form.NUMBER,),
-    Head.TAGS: (Form.TAGS, Form.CHOICES),
-    Head.EMBEDDING: (Form.NUMBER, Form.VECTORS),
-    Head.SPEECH: (Form.SPEECH,),
-    Head.TRANSLATION: (Form.TRANSLATION,),
-    Head.ANSWER: (Form.ANSWER, Form.CHOICES),
-    Head.LOGITS: (
-        Form.CLASS,
-        Form.NUMBER,
-        Form.CHOICES,
-        Form.VECTORS,
-        Form.SCORES,
-        Form.NEXT_TOKENS,
-    ),
-    Head.OUTPUTS: (Form.VECTORS,),
-}
-
-
-def head_of(bundle: Bundle, dataset: Dataset) -> Head:
-    """What the bundle's answers for a dataset are."""
-    processing = bundle.manifest.processing
-    writes = processing.transcription is not None or processing.dictation is not None
-    if dataset.kind is DatasetKind.SOUNDS and writes:
-        return Head.SPEECH
-    generation = processing.generation
-    if dataset.kind is DatasetKind.TRANSLATIONS and generation and generation.target:
-        return Head.TRANSLATION
-    arrays = dataset.kind in ARRAYS
-    if (said := processing.classification) is not None:
-        if not said.per_token:
-            return Head.CLASSES if len(said.labels) > 1 else Head.SCORE
-        if not arrays:
-            return Head.TAGS
-    elif processing.embedding is not None:
-        return Head.EMBEDDING
-    elif Answers(bundle).extracts and not arrays:
-        return Head.ANSWER
-    names = {spec.name for spec in bundle.manifest.signature.outputs}
-    return Head.LOGITS if LOGITS in names else Head.OUTPUTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +104,6 @@ class Observations:
         elif dataset.kind in WRITTEN:
             self.chunk = CHUNK_WRITTEN
 
-    @property
-    def forms(self) -> tuple[Form, ...]:
-        """What a metric may look at."""
-        return tuple(form for form in FORMS[self.head] if self._allows(form))
-
     def chunks(self) -> Iterator[slice]:
         """The samples' places, a chunk at a time."""
         for start in range(0, len(self._dataset), self.chunk):
@@ -205,31 +134,6 @@ class Observations:
             return [word_tags(str(text), one) for text, one in zip(texts, answers, strict=True)]
         return [self._value(form, answer) for answer in answers]
 
-    def expected(self, form: Form) -> list[Any]:
-        """The labels, in the form of what is predicted.
-
-        Raises:
-            DataError: If there are none, or they are not what the bundle's answers are.
-        """
-        labels, where = self._dataset.labels, self._dataset.name
-        if labels is None:
-            raise DataError(
-                f"{where} has no labels: got {', '.join(self._dataset.columns) or 'texts'}",
-                hint="Add a column called label or score, or compare with a reference.",
-            )
-        if form is Form.NUMBER:
-            return [_number(label, index, where) for index, label in enumerate(labels, 1)]
-        if form is Form.CLASS:
-            return class_numbers(labels, self._dataset.classes, self._class_names(), where)
-        if form is Form.TAGS:
-            self._check_tags(labels)
-        if form is Form.SPEECH and not all(isinstance(label, str) for label in labels):
-            raise DataError(
-                f"{where} says what class each sound is, and not what is said",
-                hint="Add a column called text.",
-            )
-        return list(labels)
-
     def record(
         self, form: Form, on_progress: Callable[[int], None] = lambda count: None
     ) -> Recorded:
@@ -245,26 +149,6 @@ class Observations:
             values += self.predicted(form, rows)
             on_progress(rows.stop - rows.start)
         return Recorded(bundle.name, bundle.digest, self._dataset.digest, form, tuple(values))
-
-    def _allows(self, form: Form) -> bool:
-        kind = self._dataset.kind
-        if kind is DatasetKind.SOUNDS and self.head not in (Head.SPEECH, Head.CLASSES, Head.SCORE):
-            return False
-        if kind is DatasetKind.IMAGES and image_problem(self._session.bundle):
-            return False
-        if form is Form.TAGS:
-            return kind is DatasetKind.TOKENS
-        if form is Form.ANSWER:
-            return kind is DatasetKind.QUESTIONS
-        if self.head is Head.EMBEDDING and form is Form.NUMBER:
-            return kind is DatasetKind.PAIRS
-        if form is Form.NEXT_TOKENS:
-            task = self._session.bundle.manifest.task
-            return task == "text-generation" and kind not in ARRAYS
-        if self.head is Head.LOGITS and form in (Form.CLASS, Form.NUMBER):
-            (spec,) = (s for s in self._session.signature.outputs if s.name == LOGITS)
-            return len(spec.shape) == 2 and (spec.shape[1] == 1) == (form is Form.NUMBER)
-        return True
 
     def _answers(self, rows: slice) -> list[Answer]:
         if self._dataset.kind in ARRAYS:
@@ -362,21 +246,6 @@ class Observations:
                 )
         return values
 
-    def _class_names(self) -> tuple[str, ...]:
-        said = self._session.bundle.manifest.processing.classification
-        if said is not None:
-            return said.labels
-        (spec,) = (s for s in self._session.signature.outputs if s.name == LOGITS)
-        width = spec.shape[-1]
-        return tuple(map(str, range(width))) if isinstance(width, int) else ()
-
-    def _check_tags(self, labels: Sequence[Label]) -> None:
-        said = self._session.bundle.manifest.processing.classification
-        known = set(said.labels if said is not None else ())
-        used = {tag for tags in labels if isinstance(tags, tuple) for tag in tags}
-        if used - known:
-            raise _mismatch("tags", self._dataset.name, sorted(used), sorted(known))
-
 
 def word_tags(text: str, answer: Answer) -> tuple[str, ...]:
     """The tag of each word of a text: that of its first token, O where it has none.
@@ -395,65 +264,6 @@ def word_tags(text: str, answer: Answer) -> tuple[str, ...]:
         if index < len(words) and not tags[index]:
             tags[index] = token.label
     return tuple(tag or "O" for tag in tags)
-
-
-def class_numbers(
-    labels: Sequence[Label], classes: Sequence[str], names: Sequence[str], where: str
-) -> list[int]:
-    """The number of each label among the model's classes.
-
-    Numbers are taken for places in the model's list, unless the file names its classes and the
-    model has the same names; names are compared without their case.
-
-    Args:
-        labels: Of the samples.
-        classes: Names of what integer labels stand for, where the file has them.
-        names: Of the model's classes; empty if it does not say.
-        where: Name of the file, for messages.
-
-    Raises:
-        DataError: If a label is no class of the model; names both sets.
-    """
-    places = {name.lower(): index for index, name in enumerate(names)}
-    renamed = [name.lower() for name in classes]
-    if renamed and set(renamed) <= set(places):
-        known = {index: places[name] for index, name in enumerate(renamed)}
-    else:
-        known = {index: index for index in range(len(names))}
-    found = []
-    for label in labels:
-        if isinstance(label, str) and label.lower() in places:
-            found.append(places[label.lower()])
-        elif isinstance(label, int | float) and label == int(label) >= 0 and not names:
-            found.append(int(label))
-        elif isinstance(label, int | float) and label in known:
-            found.append(known[int(label)])
-        else:
-            used = sorted({str(one) for one in labels})
-            raise _mismatch("labels", where, used, [*names])
-    return found
-
-
-def _mismatch(what: str, where: str, used: Sequence[str], known: Sequence[str]) -> DataError:
-    def shown(names: Sequence[str]) -> str:
-        text = ", ".join(map(repr, names[:SHOWN_NAMES]))
-        return text + (f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else "")
-
-    places = f", or 0 to {len(known) - 1}" if what == "labels" and known else ""
-    return DataError(
-        f"the {what} of {where} are not the model's: got {shown(used)}, "
-        f"expected {shown(known) or 'whole numbers from 0'}{places}",
-        hint="Rename those of the file, or choose data of the model's task.",
-    )
-
-
-def _number(label: Label, index: int, where: str) -> float:
-    if isinstance(label, int | float):
-        return float(label)
-    raise DataError(
-        f"the labels of {where} are not numbers: got {str(label)[:60]!r} for sample {index}",
-        hint="Choose a metric for what the labels are, with --metric.",
-    )
 
 
 def _numbers(answer: Answer) -> Any:

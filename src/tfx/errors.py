@@ -30,6 +30,11 @@ class TfxError(Exception):
         super().__init__(message)
         self.hint = hint
 
+    @property
+    def with_hint(self) -> str:
+        """The message, and the hint behind it, for where there is one line for both."""
+        return f"{self} ({self.hint})" if self.hint else str(self)
+
 
 class RecipeError(TfxError):
     """A recipe asks for something impossible or contradictory."""

@@ -8,7 +8,7 @@ from tfx.errors import RecipeError
 from tfx.export.pipeline import export_bundle
 from tfx.quantization import QuantizeRecipe
 from tfx.quantize.runs import _data_of, _judges
-from tfx.runtime.accuracy.observations import Head
+from tfx.runtime.accuracy.heads import Head
 from tfx.runtime.accuracy.samples import Dataset, DatasetKind
 
 PAIRS = (("alpha", "beta of two"), ("a model", "gamma"), ("masks and heads", "delta"))

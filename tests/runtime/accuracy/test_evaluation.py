@@ -23,9 +23,9 @@ from tfx.runtime.accuracy.evaluation import (
     Evaluation,
     compare_evaluations,
     evaluate,
-    metric_for,
     record,
 )
+from tfx.runtime.accuracy.fitting import metric_for
 from tfx.runtime.accuracy.observations import NotFiniteError
 from tfx.runtime.accuracy.samples import Dataset, DatasetKind
 

@@ -1,16 +1,16 @@
-"""Observations: words and their tags, and labels found among a model's classes."""
+"""Observations: words and their tags, arrays in parts, and probabilities."""
 
 import numpy as np
 import pytest
 from support.bundles import write_bundle
-from support.texts import MEAN, write_classifier, write_reader, write_text_bundle
+from support.texts import write_classifier
 
 import tfx
 from tfx.dtypes import DType
 from tfx.processing import Activation
 from tfx.runtime.accuracy.evaluation import evaluate
 from tfx.runtime.accuracy.metrics import Form
-from tfx.runtime.accuracy.observations import Head, Observations, class_numbers, word_tags
+from tfx.runtime.accuracy.observations import Observations, word_tags
 from tfx.runtime.accuracy.samples import Dataset, DatasetKind
 from tfx.runtime.text.answers import TokenLabel
 from tfx.signature import ShapeRange, Signature, TensorSpec
@@ -33,66 +33,6 @@ def test_tokens_that_begin_with_a_space():
 def test_a_word_without_a_token_has_no_tag():
     assert word_tags("a \x01 b", tokens(("B-A", 0, 1), ("B-B", 4, 5))) == ("B-A", "O", "B-B")
     assert word_tags("a b", []) == ("O", "O")
-
-
-@pytest.mark.parametrize(
-    ("labels", "classes", "names", "expected"),
-    [
-        ((1, 0), (), ("x", "y"), [1, 0]),
-        ((1.0, 0.0), (), ("x", "y"), [1, 0]),
-        (("Y", "x"), (), ("x", "y"), [1, 0]),
-        ((0, 1), ("y", "x"), ("X", "Y"), [1, 0]),
-        ((0, 1), ("y", "z"), ("x", "y"), [0, 1]),
-        ((0, 7), (), (), [0, 7]),
-        (("LABEL_1",), (), ("LABEL_0", "LABEL_1"), [1]),
-    ],
-)
-def test_numbers_of_classes(labels, classes, names, expected):
-    assert class_numbers(labels, classes, names, "f") == expected
-
-
-def dataset(kind):
-    content = {
-        DatasetKind.TEXTS: ("a", "b"),
-        DatasetKind.PAIRS: (("a", "b"), ("b", "a")),
-        DatasetKind.QUESTIONS: (("a", "b"), ("b", "a")),
-        DatasetKind.TOKENS: ("a b", "b"),
-        DatasetKind.FEEDS: {"input_ids": np.ones((2, 3), np.int64)},
-        DatasetKind.IMAGES: {"images": np.zeros((2, 4, 4, 3), np.uint8)},
-    }
-    return Dataset("f", kind, content[kind], None)
-
-
-@pytest.mark.parametrize(
-    ("write", "options", "kind", "head", "forms"),
-    [
-        (write_classifier, {}, "TEXTS", Head.CLASSES, "CLASS CHOICES SCORES"),
-        (write_classifier, {}, "FEEDS", Head.CLASSES, "CLASS CHOICES SCORES"),
-        (write_classifier, {}, "IMAGES", Head.CLASSES, ""),
-        (write_classifier, {"labels": ("x",)}, "PAIRS", Head.SCORE, "NUMBER"),
-        (write_classifier, {"per_token": True}, "TOKENS", Head.TAGS, "TAGS CHOICES"),
-        (write_classifier, {"per_token": True}, "TEXTS", Head.TAGS, "CHOICES"),
-        (
-            write_classifier,
-            {"per_token": True},
-            "FEEDS",
-            Head.LOGITS,
-            "CHOICES VECTORS SCORES",
-        ),
-        (write_text_bundle, {"embedding": MEAN}, "PAIRS", Head.EMBEDDING, "NUMBER VECTORS"),
-        (write_text_bundle, {"embedding": MEAN}, "TEXTS", Head.EMBEDDING, "VECTORS"),
-        (write_text_bundle, {}, "TEXTS", Head.OUTPUTS, "VECTORS"),
-        (write_reader, {}, "QUESTIONS", Head.ANSWER, "ANSWER CHOICES"),
-        (write_reader, {}, "PAIRS", Head.ANSWER, "CHOICES"),
-        (write_reader, {}, "FEEDS", Head.OUTPUTS, "VECTORS"),
-    ],
-)
-def test_what_a_metric_may_look_at(tmp_path, write, options, kind, head, forms):
-    bundle = write(tmp_path / "b", **options)
-    with tfx.open_session(bundle, backend="onnxruntime") as session:
-        seen = Observations(session, dataset(DatasetKind[kind]))
-    assert seen.head is head
-    assert seen.forms == tuple(Form[name] for name in forms.split())
 
 
 def logits_bundle(path, width):
@@ -138,10 +78,9 @@ def test_one_logit_is_a_score(tmp_path):
 @pytest.mark.parametrize("activation", [Activation.SIGMOID, Activation.NONE, Activation.SOFTMAX])
 def test_probabilities_sum_to_one(tmp_path, activation):
     bundle = write_classifier(tmp_path / "b", activation=activation)
+    data = Dataset("f", DatasetKind.TEXTS, ("a", "b"), None)
     with tfx.open_session(bundle, backend="onnxruntime") as session:
-        (found,) = Observations(session, dataset(DatasetKind.TEXTS)).predicted(
-            Form.SCORES, slice(0, 1)
-        )
+        (found,) = Observations(session, data).predicted(Form.SCORES, slice(0, 1))
         scores = np.array(session.predict("a").scores)
     assert found.shape == ((2, 2) if activation is Activation.SIGMOID else (2,))
     np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-6)

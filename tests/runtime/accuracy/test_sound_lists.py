@@ -11,7 +11,8 @@ import tfx
 from tfx.cli import main
 from tfx.errors import DataError
 from tfx.runtime.accuracy.datasets import read_dataset
-from tfx.runtime.accuracy.evaluation import evaluate, metric_for
+from tfx.runtime.accuracy.evaluation import evaluate
+from tfx.runtime.accuracy.fitting import metric_for
 from tfx.runtime.accuracy.samples import DatasetKind
 
 SAID = {"ab.wav": "AB|A", "b.wav": "B|B", "a.wav": "A"}
