@@ -136,12 +136,17 @@ def run_bench(
         if files.html_file is not None:
             write_html(files.html_file, report)
         if save is not None and not interrupted:
-            # What is kept is read by others: where the file lay here tells them nothing.
-            named = replace(report, plan=replace(report.plan, data=Path(report.plan.data).name))
-            save_result(save, "bench", report.created, named.to_dict(), report.machine)
+            kept = replace(report, plan=_without_folders(report.plan))
+            save_result(save, "bench", report.created, kept.to_dict(), report.machine)
         _check(report, files, interrupted=interrupted)
         if gate is not None:
             gate.check(changes)
+
+
+def _without_folders(plan: Plan) -> Plan:
+    """What is kept is read by others: where a file lay here tells them nothing."""
+    load = replace(plan.load, lengths=Path(plan.load.lengths).name)
+    return replace(plan, data=Path(plan.data).name, load=load)
 
 
 def _measured(

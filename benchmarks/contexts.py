@@ -22,15 +22,15 @@ from tfx.errors import FeedError
 from tfx.runtime.backend import PRECISIONS
 from tfx.runtime.cpus import usable_cpus
 
-from .decoding import BACKENDS, cache_bytes, contestants_of
 from .environments import read_environments
+from .measuring.generation import cache_bytes
 from .measuring.machine import Machine, this_machine
 from .pages.figures import Figure, figure_table, figures_of
 from .pages.stored import now, save_option, save_result
 from .peaks import DEFAULT_SECONDS, TRAFFIC, array_bytes, measure_bandwidth
+from .peers.contestants import Contestant
 from .peers.generators import PEERS
-from .peers.throughput import Contestant
-from .peers.writing import WritingRun, random_prompt, write_by_turns
+from .peers.writing import BACKENDS, WritingRun, contestants_of, random_prompt, write_by_turns
 
 CONTEXTS = (128, 256, 512, 1000)
 # Tokens read first: few, so that what reading them takes does not stay in memory.
@@ -249,8 +249,8 @@ def contexts(
         )
         signature = opened[0].manifest.signature
         ids = random_prompt(signature, batch, PROMPT, seed)
-        each = {str(one.path.absolute()): cache_bytes(one.manifest.signature, 1) for one in opened}
-        first = cache_bytes(signature, 1)
+        each = {str(one.path.absolute()): cache_bytes(one.manifest.signature) for one in opened}
+        first = cache_bytes(signature)
         sizes = {one.name: each.get(str(one.job.get("bundle")), first) for one in contestants}
         machine, created = this_machine(), now()
         with progress() as shown:

@@ -12,7 +12,7 @@ import click
 
 from tfx.console import FOLDER, told_errors
 
-from .pages.output import write_text
+from .pages.files import write_text
 from .peers.sentences import read_sentences
 from .text import SENTENCES
 

@@ -24,7 +24,7 @@ from .measuring.flops import flops_of
 from .measuring.machine import this_machine
 from .measuring.report import BenchReport, Row
 from .measuring.runner import measure
-from .measuring.workload import Plan, Way
+from .measuring.workload import Plan, Way, shapes_of
 from .pages.stored import save_option, save_result
 from .peaks import Peaks, stored_peaks
 
@@ -131,10 +131,14 @@ def _speedup(row: CpuRow) -> float:
     return row.comparison.speedup if row.comparison else 0.0
 
 
-def flops_by_shape(bundle: Bundle, report: BenchReport) -> dict[str, float]:
-    """Operations of a call at each shape of a report, by its title."""
-    sizes = {row.title: row.sizes for row in report.rows}
-    return {title: float(flops_of(bundle, one).total) for title, one in sizes.items()}
+def flops_by_shape(bundles: Sequence[Bundle], plan: Plan) -> dict[str, float]:
+    """Operations of a call at each shape of a plan, by its title; counted in the first's graph.
+
+    Raises:
+        BundleError: If its graph cannot be counted.
+    """
+    shapes, _ = shapes_of([bundle.manifest.signature for bundle in bundles], plan)
+    return {str(shape): float(flops_of(bundles[0], shape.sizes).total) for shape in shapes}
 
 
 @click.command
@@ -176,11 +180,12 @@ def cpu(
             seconds=seconds,
             threads=threads,
         )
+        flops = flops_by_shape(opened, plan)  # what cannot be counted is said before minutes pass
         with progress() as shown:
             shown.step("peaks of this machine")
             peaks = stored_peaks(peaks_file)
             report = measure(opened, plan, WAYS, this_machine(), progress=shown)
-        rows = rows_of(report, flops_by_shape(opened[0], report), peaks)
+        rows = rows_of(report, flops, peaks)
         document = {
             "peaks": encode(peaks),
             "rows": encode(rows),

@@ -8,39 +8,28 @@ that does not run is a row that says why.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
-from tfx.bundle import Bundle, open_bundle
+from tfx.bundle import open_bundle
 from tfx.codec import encode
 from tfx.console import FOLDER, Progress, console, emit_json, json_option, progress, told_errors
-from tfx.errors import BundleError, FeedError
 from tfx.runtime.backend import PRECISIONS
 from tfx.runtime.cpus import usable_cpus
-from tfx.runtime.generation.decoder import is_generator, longest
-from tfx.runtime.generation.kv_cache import cache_specs
-from tfx.runtime.pytorch.checkpoint import checkpoint_folder
-from tfx.runtime.stats import median_interval
-from tfx.signature import Signature
+from tfx.runtime.stats import LEAST_FOR_MEDIAN, median_interval
 
-from .environments import Environment, read_environments
-from .measuring.family import same_model
+from .environments import read_environments
+from .measuring.generation import cache_bytes, same_share
 from .measuring.machine import Machine, this_machine
 from .pages.figures import Figure, figure_table, figures_of
 from .pages.stored import now, save_option, save_result
-from .peers import generators
+from .peers.contestants import Contestant
 from .peers.generators import PEERS
-from .peers.throughput import Contestant
-from .peers.writing import WritingRun, random_prompt, write_by_turns
-
-BACKENDS = ("onnxruntime", "openvino")
-SCRIPT = Path(generators.__file__)
+from .peers.writing import BACKENDS, WritingRun, contestants_of, random_prompt, write_by_turns
 
 # Whose tokens the others' are compared with, if it runs; else those of the first row.
 REFERENCE = "transformers"
@@ -68,7 +57,7 @@ class DecodingRow:
         row_tokens_per_s: New tokens of each row.
         tokens_per_s: New tokens of all rows together.
         cpu_ratio: Its processor time over that of tfx's first row in the same rounds.
-        cpu_low: Lower end of the 95 % bootstrap interval of that.
+        cpu_low: Lower end of the 95 % interval of that; None of fewer than 6 rounds.
         cpu_high: Its upper end.
         same_tokens: Share of the tokens before the first that is not the reference's.
         copies: How often the cache was copied in a text; None where it is not known.
@@ -128,76 +117,6 @@ class DecodingReport:
     rows: tuple[DecodingRow, ...]
 
 
-def contestants_of(
-    bundles: Sequence[Bundle],
-    backends: Sequence[str],
-    precisions: Sequence[str],
-    chosen: Sequence[str],
-    environments: Mapping[str, Environment],
-    threads: int,
-    room: int,
-) -> list[Contestant]:
-    """Rows of tfx, each bundle on each backend; then the peers, which read the first's source.
-
-    Args:
-        bundles: Of one model, with a cache.
-        backends: Names in ``BACKENDS``.
-        precisions: Names in ``PRECISIONS``; "" for the bundle's own.
-        chosen: Keys of ``PEERS``.
-        environments: By name; one that is not named is this one.
-        threads: CPU threads of each.
-        room: Most tokens of prompt and text together.
-
-    Raises:
-        FeedError: If a bundle has no cache, or not so many positions.
-        BundleError: If a bundle is of another model than the first.
-        SourceError: If the checkpoint that peers read is not on this machine.
-    """
-    first = bundles[0]
-    for bundle in bundles:
-        signature = bundle.manifest.signature
-        if not is_generator(signature):
-            raise FeedError(
-                f"{bundle.name} has no cache to generate with",
-                hint="Export a causal language model again, without --no-cache.",
-            )
-        if room > longest(signature):
-            raise FeedError(
-                f"{room} tokens are asked for, {bundle.name} takes {longest(signature)}",
-                hint="Ask for less with --prompt or --new-tokens.",
-            )
-        if not same_model(first, bundle):
-            raise BundleError(
-                f"{first.name} and {bundle.name} are not of one model",
-                hint="Name bundles made from one another.",
-            )
-    job = {
-        "checkpoint": str(checkpoint_folder(first.manifest.source).absolute()) if chosen else "",
-        "model": str(first.model.absolute()),
-        "threads": threads,
-        "room": room,
-        "layers": len(cache_specs(first.manifest.signature)) // 2,
-        "kind": str(first.manifest.precision),
-    }
-    found = []
-    for bundle in bundles:
-        for backend in backends:
-            for precision in precisions:
-                own = {"bundle": str(bundle.path.absolute()), "backend": backend}
-                name = " ".join(filter(None, (bundle.name, "on", backend, precision)))
-                fields = job | own | {"precision": precision}
-                found.append(Contestant(name, True, sys.executable, "tfx", fields, script=SCRIPT))
-    for name in chosen:
-        kind = PEERS[name].environment
-        environment = environments.get(kind)
-        problem = environment.problem if environment else ""
-        if kind and environment is None:
-            problem = "no environment: make one with python -m tfx.bench.environments, name --peers"
-        python = environment.python if environment else sys.executable
-        found.append(Contestant(name, False, python, name, job, problem, script=SCRIPT))
-    return found
-
-
 def measure_decoding(
     contestants: Sequence[Contestant],
     prompt: np.ndarray,
@@ -217,7 +136,7 @@ def measure_decoding(
         rounds: Texts of each; a short one comes before, to warm up.
         limit_s: Seconds each may take for anything.
         progress: Told of every step.
-        seed: Of the order, and of the bootstrap.
+        seed: Of the order.
 
     Returns:
         A row for each, in their order, and which was the reference, or "".
@@ -235,7 +154,7 @@ def measure_decoding(
     able = [run for run in runs if not run.reason]
     judge = next((run for run in able if run.who.name == REFERENCE), able[0] if able else None)
     own = next((run for run in able if run.who.own), None)
-    rows = tuple(_row(run, own, judge, len(prompt), rng) for run in runs)
+    rows = tuple(_row(run, own, judge, len(prompt)) for run in runs)
     return rows, judge.who.name if judge else ""
 
 
@@ -244,7 +163,6 @@ def _row(
     own: WritingRun | None,
     judge: WritingRun | None,
     batch: int,
-    rng: np.random.Generator,
 ) -> DecodingRow:
     if run.reason:
         return DecodingRow(run.who.name, run.who.own, run.reason)
@@ -253,7 +171,8 @@ def _row(
     def median(of: Callable[[np.ndarray], float]) -> float:
         return float(np.median([of(np.array(one["times_s"])) for one in run.texts]))
 
-    count = len(judge.texts[0]["ids"][0])
+    expected = np.array(judge.texts[0]["ids"])
+    count = expected.shape[1]
     seen = all(len(one["times_s"]) == count > 4 for one in run.texts)
 
     def step(share: float, start: float = 0.0, end: float = 1.0) -> float | None:
@@ -267,11 +186,13 @@ def _row(
         return median(of) * 1e3
 
     total_s = median(lambda times: float(times[-1]))
-    ratio, low, high = None, None, None
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
     if own is not None:
         pairs = zip(run.texts, own.texts, strict=True)
         ratio, low, high = median_interval(
-            np.array([one["cpu_s"] / other["cpu_s"] for one, other in pairs]), rng
+            np.array([one["cpu_s"] / other["cpu_s"] for one, other in pairs])
         )
     peaks = [one["peak_mb"] for one in run.texts if one["peak_mb"] is not None]
     loaded_mb = run.loaded["resident_mb"]
@@ -294,24 +215,10 @@ def _row(
         cpu_ratio=ratio,
         cpu_low=low,
         cpu_high=high,
-        same_tokens=min(same_share(one["ids"], judge.texts[0]["ids"]) for one in run.texts),
+        same_tokens=min(same_share(np.array(one["ids"]), expected) for one in run.texts),
         copies=run.texts[-1]["copies"],
         loaded_mb=loaded_mb,
         grown_mb=max(peaks) - loaded_mb if peaks and loaded_mb is not None else None,
-    )
-
-
-def same_share(ids: Any, expected: Any) -> float:
-    """Share of the tokens of each row before the first that differs."""
-    same = np.logical_and.accumulate(np.asarray(ids) == np.asarray(expected), axis=1)
-    return float(same.mean())
-
-
-def cache_bytes(signature: Signature, tokens: int) -> int:
-    """What the cache of one row takes for so many tokens."""
-    return sum(
-        tokens * spec.dtype.itemsize * int(np.prod([s for s in spec.shape if isinstance(s, int)]))
-        for spec in cache_specs(signature)
     )
 
 
@@ -320,7 +227,7 @@ def cache_bytes(signature: Signature, tokens: int) -> int:
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--prompt", default=128, show_default=True, type=click.IntRange(1))
 @click.option("--new-tokens", default=128, show_default=True, type=click.IntRange(2))
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
+@click.option("--rounds", default=8, show_default=True, type=click.IntRange(1))
 @click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS))
 @click.option("--precision", "precisions", multiple=True, type=click.Choice(list(PRECISIONS)))
 @click.option("--peer", "chosen", multiple=True, type=click.Choice(list(PEERS)), help="Only these.")
@@ -374,7 +281,7 @@ def decoding(
                 progress=shown,
                 seed=seed,
             )
-        size = batch * cache_bytes(signature, prompt + new_tokens) / 1e6
+        size = batch * (prompt + new_tokens) * cache_bytes(signature) / 1e6
         report = DecodingReport(
             machine, created, batch, prompt, new_tokens, count, size, reference, rows
         )
@@ -426,10 +333,19 @@ def notes_of(report: DecodingReport) -> Iterator[str]:
         elif row.note:
             yield f"{row.name}: {row.note}"
     yield "next: from a token to the one after it, median; early, late: of a text's quarters"
-    yield "CPU ratio: of processor time, to the first row of tfx, and its 95 % interval"
+    yield f"CPU ratio: of processor time, to the first row of tfx, {_spread(ran(report))}"
     yield f"same: tokens before the first that {report.reference} does not write"
     yield f"more MB: at most, by writing; the cache is {report.cache_mb:.1f} MB"
     yield "; ".join(dict.fromkeys(row.versions for row in ran(report)))
+
+
+def _spread(rows: Sequence[DecodingRow]) -> str:
+    """What ``cpu_low`` and ``cpu_high`` of rows are."""
+    rounds = min((row.rounds for row in rows), default=0)
+    if all(row.cpu_low is None for row in rows):
+        return f"no interval of {rounds} rounds"
+    # Files of before there was none of so few.
+    return "its 95 % interval" if rounds >= LEAST_FOR_MEDIAN else f"range of {rounds} rounds"
 
 
 def show_decoding(report: DecodingReport) -> None:

@@ -29,7 +29,7 @@ from .measuring.machine import this_machine
 from .measuring.report import BenchReport, Row, Status
 from .measuring.worker import Loaded, ProcessWorker
 from .measuring.workload import Plan, Shape, Way
-from .pages.output import write_text
+from .pages.files import write_text
 
 DEVICE = "cuda:0"
 BATCHES = (1, 8, 32, 128)

@@ -21,7 +21,7 @@ import click
 import numpy as np
 
 from tfx.bundle import Bundle
-from tfx.console import FOLDER, chosen_bundle, console
+from tfx.console import FOLDER, chosen_bundle, console, told_errors
 from tfx.errors import BundleError
 from tfx.extras import need
 from tfx.feeds import random_feed
@@ -29,6 +29,8 @@ from tfx.runtime.backend import RunOptions, get_backend
 from tfx.runtime.backends import onnxruntime
 from tfx.runtime.stats import median_interval
 from tfx.signature import BATCH, SEQUENCE, Feed
+
+from .pages.figures import span_text
 
 AS_IT_IS = "as it is"
 EVERY_FUSION = "every fusion"
@@ -163,6 +165,32 @@ def measure(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, 
     return {name: np.array(values) for name, values in times.items()}
 
 
+def measure_variants(
+    bundle: Bundle, backend: str, feed: Feed, rounds: int
+) -> dict[str, np.ndarray]:
+    """Processor seconds of each variant of a bundle, ``[rounds]``.
+
+    Raises:
+        BackendError: If the backend cannot run one of them.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        runs = {}
+        options = RunOptions(threads=1)
+        for name, variant in write_variants(bundle, folder):
+            executable = get_backend(backend).load(variant, options)
+            stack.callback(executable.close)
+            runs[name] = _runner(executable, feed)
+        if backend == "onnxruntime":
+            with every_fusion():
+                executable = get_backend(backend).load(bundle, options)
+            stack.callback(executable.close)
+            runs[EVERY_FUSION] = _runner(executable, feed)
+        for run in runs.values():
+            run()  # what is made on the first call
+        return measure(runs, rounds)
+
+
 @click.command
 @click.argument("bundle", required=False, type=FOLDER)
 @click.option("--backend", default="onnxruntime", show_default=True, help="What to run it on.")
@@ -171,37 +199,22 @@ def measure(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, 
 @click.option("--rounds", type=click.IntRange(2), default=100, show_default=True)
 def main(bundle: Path | None, backend: str, batch: int, length: int, rounds: int) -> None:
     """Compare ways to write the attention of a text model's BUNDLE."""
-    opened = chosen_bundle(bundle, verify=True)
-    feed = _feed(opened, batch, length)
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        runs = {}
-        options = RunOptions(threads=1)
-        for name, variant in write_variants(opened, folder):
-            executable = get_backend(backend).load(variant, options)
-            stack.callback(executable.close)
-            runs[name] = _runner(executable, feed)
-        if backend == "onnxruntime":
-            with every_fusion():
-                executable = get_backend(backend).load(opened, options)
-            stack.callback(executable.close)
-            runs[EVERY_FUSION] = _runner(executable, feed)
-        for run in runs.values():
-            run()  # what is made on the first call
-        times = measure(runs, rounds)
+    with told_errors():
+        opened = chosen_bundle(bundle, verify=True)
+        times = measure_variants(opened, backend, _feed(opened, batch, length), rounds)
     console().print(f"{opened.name}, {backend}, {batch} x {length}, {rounds} rounds", markup=False)
     console().print(table(times), markup=False)
 
 
 def table(times: Mapping[str, np.ndarray]) -> str:
     """Median milliseconds of each, and the median of its ratio to the first, with its interval."""
-    rng = np.random.default_rng(0)
     base = times[AS_IT_IS]
     lines = []
     for name, values in times.items():
-        ratio, low, high = median_interval(values / base, rng)
+        ratio, low, high = median_interval(values / base)
         lines.append(
-            f"  {name:<22} {np.median(values) * 1e3:8.2f} ms  {ratio:.3f} [{low:.3f}, {high:.3f}]"
+            f"  {name:<22} {np.median(values) * 1e3:8.2f} ms  {ratio:.3f} "
+            f"{span_text(low, high, '.3f')}"
         )
     return "\n".join(lines)
 

@@ -31,6 +31,7 @@ from tfx.runtime.stats import median_interval
 
 from .measuring import opened
 from .measuring.machine import Machine, this_machine
+from .pages.figures import span_text
 from .pages.stored import now, save_option, save_result
 
 TARGET_MS = 300.0
@@ -52,7 +53,7 @@ class Row:
         processes: How many.
         import_ms: Of ``import tfx``.
         open_ms: Of ``open_session``, imports included.
-        low_ms: Lower end of its 95 % bootstrap interval.
+        low_ms: Lower end of its 95 % interval; None of fewer than 6 processes.
         high_ms: Its upper end.
         fastest_ms: The fastest process.
         first_ms: Of the first text, with its tokenizer.
@@ -68,8 +69,8 @@ class Row:
     processes: int
     import_ms: float
     open_ms: float
-    low_ms: float
-    high_ms: float
+    low_ms: float | None
+    high_ms: float | None
     fastest_ms: float
     first_ms: float
     second_ms: float
@@ -80,6 +81,8 @@ class Row:
     @property
     def verdict(self) -> str:
         """Whether it opens within ``TARGET_MS``, as far as the interval allows to say."""
+        if self.low_ms is None or self.high_ms is None:
+            return "cannot say"
         if self.high_ms <= TARGET_MS:
             return "yes"
         return "no" if self.low_ms > TARGET_MS else "cannot say"
@@ -136,7 +139,7 @@ def measure_openings(
         backends: Names in ``BACKENDS``.
         opening: Opens on one of them in a fresh process.
         rounds: How many; one more comes first, which fills caches.
-        seed: Of the order, and of the bootstrap.
+        seed: Of the order.
     """
     rng = np.random.default_rng(seed)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in backends}
@@ -145,15 +148,15 @@ def measure_openings(
             document = opening(str(name))
             if number:
                 found[str(name)].append(document)
-    return [_row(name, documents, rng) for name, documents in found.items()]
+    return [_row(name, documents) for name, documents in found.items()]
 
 
-def _row(backend: str, found: Sequence[dict[str, Any]], rng: np.random.Generator) -> Row:
+def _row(backend: str, found: Sequence[dict[str, Any]]) -> Row:
     def median_of(name: str) -> float:
         return float(np.median([one[name] for one in found]))
 
     whole = np.array([one["open"] for one in found])
-    middle, low, high = median_interval(whole, rng)
+    middle, low, high = median_interval(whole)
     return Row(
         backend=backend,
         ran=found[-1]["ran"],
@@ -237,7 +240,7 @@ def cells_of(row: Row) -> tuple[str, ...]:
         row.backend,
         f"{row.import_ms:.0f}",
         f"{row.open_ms:.0f}",
-        f"{row.low_ms:.0f}..{row.high_ms:.0f}",
+        span_text(row.low_ms, row.high_ms, ".0f"),
         f"{row.fastest_ms:.0f}",
         *(f"{row.parts_ms[part]:.0f}" for part in PARTS),
         f"{row.first_ms:.0f}",

@@ -30,7 +30,10 @@ from tfx.runtime.session import Session
 from tfx.runtime.stats import median_interval
 from tfx.signature import Feed
 
+from .measuring.machine import this_machine
 from .measuring.workload import Plan, shapes_of
+from .pages.figures import span_text
+from .pages.stored import now, save_option, save_result
 
 LIMIT_US = 30.0
 # Enough for an interval of less than a microsecond where no model runs.
@@ -93,7 +96,7 @@ class Overhead:
         pairs: Calls of each that were made, one of each by turns.
         run_us: Median time of the bare run.
         median_us: Median, over pairs, of the time outside the run, less that of the bare call.
-        low_us: Lower end of its 95 % bootstrap interval.
+        low_us: Lower end of its 95 % interval, of this process and these minutes.
         high_us: Upper end.
     """
 
@@ -134,7 +137,7 @@ def measure_overhead(
         caches: For the result.
         seconds: Begin no pair after this; at least ``LEAST_PAIRS`` are made, at most
             ``MOST_PAIRS``.
-        rng: Draws the order, and the bootstrap.
+        rng: Draws the order.
         clock: Gives nanoseconds.
     """
 
@@ -157,7 +160,9 @@ def measure_overhead(
             if not is_checked:
                 runs_us.append(watch.inside_ns / 1e3)
         differences.append(outside[True] - outside[False])
-    median, low, high = median_interval(np.array(differences), rng)
+    median, low, high = median_interval(np.array(differences))
+    assert low is not None  # of so many pairs
+    assert high is not None
     return Overhead(shape, caches, len(runs_us), float(np.median(runs_us)), median, low, high)
 
 
@@ -169,7 +174,9 @@ def bundle_overheads(bundle: Bundle, plan: Plan) -> list[Overhead]:
     """
     found = []
     signature = bundle.manifest.signature
-    shapes, _ = shapes_of([signature], plan)
+    shapes, notes = shapes_of([signature], plan)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
     names = [spec.name for spec in signature.outputs]
     executable = OnnxRuntime().load(bundle, RunOptions(threads=plan.threads or usable_cpus()))
     assert isinstance(executable, OnnxExecutable)
@@ -202,6 +209,7 @@ def bundle_overheads(bundle: Bundle, plan: Plan) -> list[Overhead]:
 @click.option("--length", "lengths", multiple=True, type=int, default=(128,), show_default=True)
 @click.option("--seconds", default=10.0, help="Per row.", show_default=True)
 @click.option("--threads", type=int, help="CPU threads; default: all this process may use.")
+@save_option
 @json_option
 def overhead(
     bundle: Path | None,
@@ -209,17 +217,42 @@ def overhead(
     lengths: tuple[int, ...],
     seconds: float,
     threads: int | None,
+    save: Path | None,
     as_json: bool,
 ) -> None:
     """Measure what Session.predict costs beyond a bare call of ONNX Runtime."""
+    machine, created = this_machine(), now()
     with told_errors():
         opened = chosen_bundle(bundle)
         plan = Plan(batches=batches, lengths=lengths, seconds=seconds, threads=threads)
         found = bundle_overheads(opened, plan)
+        document = {
+            "bundle": opened.name,
+            "rows": [encode(one) | {"verdict": one.verdict} for one in found],
+        }
+        if save is not None:
+            save_result(save, "overhead", created, document, machine)
     if as_json:
-        emit_json([encode(one) | {"verdict": one.verdict} for one in found])
+        emit_json(document)
         return
     show_overheads(found)
+    console().print(f"load average {machine.load_average:.1f} when it began", markup=False)
+
+
+HEADS = ("shape", "", "run us", "overhead us", "95 %", "pairs", f"within {LIMIT_US:.0f} us")
+
+
+def cells_of(one: Overhead) -> tuple[str, ...]:
+    """What stands under ``HEADS``."""
+    return (
+        one.shape,
+        one.caches,
+        f"{one.run_us:.0f}" if one.caches == COLD else "-",
+        f"{one.median_us:.1f}",
+        span_text(one.low_us, one.high_us, ".1f"),
+        str(one.pairs),
+        one.verdict,
+    )
 
 
 def show_overheads(found: Sequence[Overhead]) -> None:
@@ -227,26 +260,10 @@ def show_overheads(found: Sequence[Overhead]) -> None:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1), pad_edge=False)
-    for name in (
-        "shape",
-        "",
-        "run us",
-        "overhead us",
-        "95 %",
-        "pairs",
-        f"within {LIMIT_US:.0f} us",
-    ):
-        table.add_column(name, justify="right" if name and name != "shape" else "left")
+    for name in HEADS:
+        table.add_column(name, justify="left" if name in HEADS[:2] else "right")
     for one in found:
-        table.add_row(
-            one.shape,
-            one.caches,
-            f"{one.run_us:.0f}" if one.caches == COLD else "-",
-            f"{one.median_us:.1f}",
-            f"{one.low_us:.1f}..{one.high_us:.1f}",
-            str(one.pairs),
-            one.verdict,
-        )
+        table.add_row(*cells_of(one))
     console().print(table)
 
 

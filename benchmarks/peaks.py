@@ -33,6 +33,7 @@ from tfx.runtime.cpus import usable_cpus
 
 from .measuring.gemm import PRODUCTS, Call, Size
 from .measuring.machine import Machine, this_machine
+from .pages.files import write_text
 
 # Which of them an engine is best at differs. The smallest takes milliseconds, so that some calls
 # end between two turns of whatever else runs.
@@ -273,12 +274,12 @@ def stored_peaks(path: Path | None, measure: Callable[[], Peaks] = machine_peaks
         measure: Measures them.
 
     Raises:
-        DataError: If the file holds something else.
+        DataError: If the file holds something else, or cannot be written.
     """
     if path is not None and path.exists():
         try:
             found = decode(Peaks, json.loads(path.read_text()))
-        except (ValueError, DecodeError) as error:
+        except (OSError, ValueError, DecodeError) as error:
             raise DataError(
                 f"{path} holds no peaks: {error}", hint="Delete it, to measure again."
             ) from error
@@ -286,7 +287,7 @@ def stored_peaks(path: Path | None, measure: Callable[[], Peaks] = machine_peaks
             return found
     peaks = measure()
     if path is not None:
-        path.write_text(json.dumps(encode(peaks), indent=2) + "\n")
+        write_text(path, json.dumps(encode(peaks), indent=2) + "\n")
     return peaks
 
 

@@ -57,6 +57,8 @@ SHARE, LIMIT = 0.15, 0.10
 SECONDS = 9.0
 LENGTH = 128
 
+MORE = click.FloatRange(0, min_open=True)
+
 # Measures once, in more processes while it is asked to; tests give another.
 Measuring = Callable[[Start, More | None], BenchReport]
 
@@ -187,8 +189,8 @@ class _Silent(Progress):
 )  # fmt: skip
 @click.option("--baselines", default=BASELINES, show_default=True, type=click.IntRange(1))
 @click.option("--tries", default=TRIES, show_default=True, type=click.IntRange(1))
-@click.option("--share", default=SHARE, show_default=True, help="Added to each call's time.")
-@click.option("--limit", default=LIMIT, show_default=True, help="What is allowed: of --fail-on.")
+@click.option("--share", default=SHARE, show_default=True, type=MORE, help="Added to each call.")
+@click.option("--limit", default=LIMIT, show_default=True, type=MORE, help="As of --fail-on.")
 @click.option("--batch", default=1, show_default=True)
 @click.option("--length", default=LENGTH, show_default=True)
 @click.option("--rounds", default=40, show_default=True, help="Most rounds of a run.")

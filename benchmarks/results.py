@@ -21,7 +21,7 @@ from .measuring.accuracy import shown_accuracy
 from .measuring.machine import Machine
 from .measuring.report import BenchReport, Row, report_from
 from .pages.figures import ms_text
-from .pages.output import write_text
+from .pages.files import write_text
 from .pages.sections import Section, Sheet
 from .pages.sheets import FORMS, section_of, speed_text
 from .pages.stored import Stored, read_stored
@@ -33,7 +33,7 @@ HEAD = """# Results
 
 Made by `make results` from the files of `benchmarks/results`; edit neither. Each command keeps one
 with `--save benchmarks/results`. Speed and ratios are medians against a row of the same rounds,
-with 95 % bootstrap intervals; the [schema of tfx bench](../benchmarks/measuring/report.py) says
+with 95 % intervals; the [schema of tfx bench](../benchmarks/measuring/report.py) says
 how its numbers are measured.
 """
 

@@ -7,7 +7,6 @@ a row that says why.
 
 from __future__ import annotations
 
-import datetime
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,14 +30,16 @@ from .environments import Environment, read_environments
 from .measuring.family import same_model
 from .measuring.machine import Machine, this_machine
 from .measuring.workload import Way
-from .pages.stored import save_option, save_result
+from .pages.stored import now, save_option, save_result
 from .peaks import Peaks, stored_peaks
+from .peers.contestants import Contestant
 from .peers.embedders import PEERS
 from .peers.sentences import read_sentences
 from .peers.throughput import (
+    BATCHES,
     CHUNK,
     LEAST_COSINE,
-    Contestant,
+    SCRIPT,
     Corpus,
     Limits,
     TextRow,
@@ -148,12 +149,14 @@ def contestants_of(
                     sys.executable,
                     "tfx",
                     job | own | {"precision": way.precision},
+                    SCRIPT,
                     batches=(1, threads) if way.backend in STREAMED and threads > 1 else (1,),
                 )
             )
     for name in chosen:
         environment = pythons.get(PEERS[name].environment) or Environment("", sys.executable)
-        found.append(Contestant(name, False, environment.python, name, job, environment.problem))
+        python, problem = environment.python, environment.problem
+        found.append(Contestant(name, False, python, name, job, SCRIPT, problem, BATCHES))
     return found
 
 
@@ -236,13 +239,13 @@ def text(
         contestants = contestants_of(
             opened,
             ways or WAYS,
-            () if no_peers else chosen or tuple(PEERS),
+            () if no_peers else tuple(dict.fromkeys(chosen)) or tuple(PEERS),
             found | parse_pythons(pythons),
             count,
         )
         corpus = read_corpus(opened[0], read_sentences(data, sentences, seed))
         machine = this_machine()
-        created = datetime.datetime.now(datetime.UTC).isoformat()
+        created = now()
         with progress() as shown:
             shown.step("peaks of this machine")
             peaks = stored_peaks(peaks_file)

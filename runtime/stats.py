@@ -8,12 +8,15 @@ from enum import StrEnum
 
 import numpy as np
 
-from .bootstrap import RESAMPLES, draw, percentile_interval
+from .bootstrap import draw, percentile_interval
 
 # Ten samples lie above a percentile of so many; with fewer, a few slow calls decide it.
 LEAST_SAMPLES = {95: 200, 99: 1000}
 # The bootstrap draws rounds; from fewer than this its intervals are too narrow for a verdict.
 LEAST_ROUNDS = 8
+
+# Of fewer independent samples no two hold the median in 95 % of all cases.
+LEAST_FOR_MEDIAN = 6
 
 # Smaller differences are called none: loading one model twice already gives this much, from
 # where its weights happen to lie in memory.
@@ -135,20 +138,31 @@ def judge(low: float, high: float, margin: float = MARGIN) -> Verdict:
     return Verdict.UNSURE
 
 
-def median_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Median of independent samples, with its 95 % percentile bootstrap interval.
+def median_interval(values: np.ndarray) -> tuple[float, float | None, float | None]:
+    """Median of independent samples, with its 95 % interval, whatever they are drawn from.
+
+    How many of them are below the true median is binomial, so two of the ordered samples hold it
+    between them in 95 % of all cases or a little more (David & Nagaraja 2003, section 7.1). A
+    bootstrap of 5 to 15 samples holds it in 87 to 94 %.
 
     Args:
         values: ``[n]``.
-        rng: Draws the samples.
 
     Returns:
-        Median, lower end, upper end.
+        Median, lower end, upper end; no ends of fewer than ``LEAST_FOR_MEDIAN``.
     """
-    medians = np.array(
-        [np.median(rng.choice(values, len(values))) for _ in range(RESAMPLES)], np.float64
-    )
-    return float(np.median(values)), *percentile_interval(medians)
+    ordered = np.sort(np.asarray(values, np.float64))
+    count = len(ordered)
+    # Ways in which fewer than ``left_out`` samples are below, of 2**count: at most 2.5 % of them.
+    left_out, ways, more = 0, 0, 1
+    while 40 * (ways + more) <= 2**count:
+        ways += more
+        more = more * (count - left_out) // (left_out + 1)
+        left_out += 1
+    median = float(np.median(ordered))
+    if not left_out:
+        return median, None, None
+    return median, float(ordered[left_out - 1]), float(ordered[-left_out])
 
 
 def _medians(samples: np.ndarray, drawn: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ class Running:
         rounds: Nanoseconds of each call of each round.
         process_rounds: Rounds of each process.
         elapsed_ns: Of the server scenario; and how many queries it answered.
-        joules: Of all calls; None where not known.
+        joules: Of a call, of each round; None where not known.
         peak_memory_mb: The most of its processes.
         outputs: Of the first process.
         agreement: With PyTorch's outputs.
@@ -69,7 +69,7 @@ class Running:
     process_rounds: list[int] = field(default_factory=list)
     elapsed_ns: int = 0
     answered: int = 0
-    joules: float | None = None
+    joules: list[float | None] = field(default_factory=list)
     peak_memory_mb: float | None = None
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
     agreement: tuple[Agreement, ...] | None = None
@@ -108,6 +108,12 @@ class Running:
         """Of all calls, in nanoseconds."""
         return float(np.median(self.rounds))
 
+    @property
+    def joules_per_call(self) -> float | None:
+        """Mean of the rounds; None where one is not known."""
+        known = [one for one in self.joules if one is not None]
+        return sum(known) / len(known) if known and len(known) == len(self.joules) else None
+
     def attempt(self, step: Callable[[], None]) -> None:
         """Do ``step`` unless an earlier one failed; keep why it fails."""
         if self.reason:
@@ -122,6 +128,7 @@ class Running:
         """Leave out the rounds from ``count`` on."""
         del self.rounds[count:]
         del self.texts[count:]
+        del self.joules[count:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,9 +267,8 @@ def _interleave(
         else:
             run.rounds.append(run.worker.block(run.calls))
         took = meter.joules(before, meter.read())
-        if took is not None:
-            # The call that is not timed takes energy too.
-            run.joules = (run.joules or 0) + took / (len(run.rounds[-1]) + 1)
+        # The call that is not timed takes energy too.
+        run.joules.append(None if took is None else took / (len(run.rounds[-1]) + 1))
 
     started = stage.clock()
     for done in range(most):

@@ -324,7 +324,7 @@ def _measurement(run: Running, shape: Shape, plan: Plan) -> Measurement:
         round_min_ms=_fastest_ms(run.rounds) if plan.load.alike else (),
         round_ms=tuple(round(float(np.median(one)) / 1e6, 6) for one in run.rounds),
         percentiles_ms=percentiles_of(run.rounds),
-        joules_per_call=None if run.joules is None else run.joules / len(run.rounds),
+        joules_per_call=run.joules_per_call,
         writing=_writing(run, shape),
     )
 

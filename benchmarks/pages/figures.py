@@ -51,3 +51,8 @@ def ratio_text(value: float) -> str:
 def share_text(value: float | None) -> str:
     """A share in percent; "-" for None."""
     return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def span_text(low: float | None, high: float | None, form: str) -> str:
+    """An interval, as "0.97..1.07"; "-" where there is none."""
+    return "-" if low is None or high is None else f"{low:{form}}..{high:{form}}"

@@ -7,14 +7,13 @@ import csv
 import io
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tfx.errors import DataError
 
 from ..measuring.report import BenchReport, Row, report_from
+from .files import write_text
 from .html import page_of
 
 log = logging.getLogger(__name__)
@@ -31,29 +30,6 @@ COLUMNS = (
     "metric", "accuracy", "accuracy_low", "accuracy_high", "change", "change_low", "change_high",
     "digest",
 )  # fmt: skip
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that whoever reads it sees the old or the new one, never a part.
-
-    Raises:
-        DataError: If it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-            # As open() would have made it; mkstemp lets nobody else read.
-            Path(name).chmod(0o666 & ~_umask())
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -203,9 +179,3 @@ def _cells(row: Row) -> dict[str, object]:
                 "change_high": change.high,
             }
     return cells
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -13,9 +13,15 @@ from tfx.codec import decode
 
 from ..measuring.accuracy import shown_accuracy, shown_change
 from ..measuring.report import BenchReport, Row, Status, report_from
-from .figures import ms_text, significant
+from .figures import ms_text, significant, span_text
 from .sections import Section, Sheet
-from .standing import contexts_section, decoding_section, opening_section, planted_section
+from .standing import (
+    contexts_section,
+    decoding_section,
+    opening_section,
+    overhead_section,
+    planted_section,
+)
 from .stored import Stored
 from .table import error_text
 
@@ -153,15 +159,17 @@ def _text(stored: Stored) -> Section:
 
 def _clients(stored: Stored) -> Section:
     rows = stored.result["rows"]
-    heads = ("way", "clients", "answers/s", "p50 ms", "p99 ms", "times, 95 %", "CPU", "lost")
+    # Older files have the least and the most of up to 5 rounds, and do not say how many.
+    spread = "95 %" if "rounds" in stored.result else "range"
+    heads = ("way", "clients", "answers/s", "p50 ms", "p99 ms", f"times, {spread}", "CPU", "lost")
     lines = tuple(
         (
             row["way"],
             str(row["clients"]),
             _whole(row["per_second"]),
-            f"{row['p50_ms']:.1f}",
-            f"{row['p99_ms']:.1f}",
-            f"{row['speedup']:.2f} {row['low']:.2f}-{row['high']:.2f}",
+            _digits(row["p50_ms"], 1),
+            _digits(row["p99_ms"], 1),
+            f"{row['speedup']:.2f} {span_text(row['low'], row['high'], '.2f')}",
             f"{row['processor_ratio']:.2f}",
             f"{row['lost'] + row['wrong']} of {row['asked']}",
         )
@@ -172,7 +180,10 @@ def _clients(stored: Stored) -> Section:
         "Many callers: `python -m tfx.bench.clients`",
         (ran, *_names(rows, "way", "clients")),
         (Sheet(ran, heads, lines),),
-        ("CPU: processor time of an answer one by one, over this way's",),
+        (
+            f"times: of one by one, median of the rounds and its {spread}",
+            "CPU: processor time of an answer one by one, over this way's",
+        ),
     )
 
 
@@ -327,12 +338,12 @@ FORMS: dict[str, Callable[[Stored], Section]] = {
     "cpu": _cpu,
     "text": _text,
     "bench": _bench,
-    "generation": _plain,
     "quantization": _quantization,
     "decoding": decoding_section,
     "contexts": contexts_section,
     "clients": _clients,
     "opening": opening_section,
+    "overhead": overhead_section,
     "soak": _soak,
     "planted": planted_section,
 }

@@ -53,6 +53,23 @@ def opening_section(stored: Stored) -> Section:
     )
 
 
+def overhead_section(stored: Stored) -> Section:
+    """Of ``python -m tfx.bench.overhead``."""
+    from ..overhead import HEADS, Overhead, cells_of
+
+    bundle = str(stored.result["bundle"])
+    rows = [
+        decode(Overhead, {name: value for name, value in one.items() if name != "verdict"})
+        for one in stored.result["rows"]
+    ]
+    return Section(
+        "What predict adds to ONNX Runtime's run: `python -m tfx.bench.overhead`",
+        (bundle,),
+        (Sheet(bundle, HEADS, tuple(map(cells_of, rows))),),
+        ("the interval is of one process' pairs: another run of the same differs by more",),
+    )
+
+
 def planted_section(stored: Stored) -> Section:
     """Of ``python -m tfx.bench.planted``."""
     from ..planted import HEADS, Try, cells_of, verdicts_of

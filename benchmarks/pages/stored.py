@@ -20,7 +20,7 @@ from tfx.codec import DecodeError, decode, encode
 from tfx.errors import DataError
 
 from ..measuring.machine import Machine, this_machine
-from .output import write_text
+from .files import write_text
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -15,125 +15,27 @@ Everybody takes the likeliest token each time and never ends before ``count``.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .genai import load_genai, load_genai_graph
 from .serving import Peer, said_versions, set_environment
-
-# Prompts ``int64[batch, sequence]`` and how many tokens to write -> the text.
-Write = Callable[[np.ndarray, int], "Text"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a peer is given.
-
-    Attributes:
-        checkpoint: Folder of the model, as transformers reads it.
-        model: The bundle's ONNX graph, for what has no exporter of its own.
-        folder: Empty, for what the peer writes; of this one alone.
-        threads: CPU threads.
-        room: Most tokens of prompt and text together.
-        layers: Of keys and values in the graph.
-        kind: Element type that the graph multiplies in.
-        bundle: For tfx: a bundle's folder.
-        backend: For tfx.
-        precision: For tfx.
-    """
-
-    checkpoint: str
-    model: str
-    folder: str
-    threads: int
-    room: int
-    layers: int = 0
-    kind: str = "float32"
-    bundle: str = ""
-    backend: str = ""
-    precision: str = ""
-
-
-@dataclass(frozen=True)
-class Text:
-    """Tokens that were written, and what it took.
-
-    Attributes:
-        ids: ``[batch, count]``.
-        times_s: From the start to each token of all rows; only the last where it is not seen.
-        cpu_s: Processor time of all threads.
-        copies: How often the whole cache was copied; None where it is not known.
-        cpu_times_s: As ``times_s``, of processor time.
-        resident_mb: At each of them; None where Linux does not say.
-    """
-
-    ids: list[list[int]]
-    times_s: list[float]
-    cpu_s: float
-    copies: int | None = None
-    cpu_times_s: list[float] = field(default_factory=list)
-    resident_mb: list[float | None] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A peer that is loaded.
-
-    Attributes:
-        versions: Of the library, and of the engine under it.
-        precision: Element type it multiplies in.
-        write: Runs it.
-        note: What a reader must know.
-    """
-
-    versions: str
-    precision: str
-    write: Write
-    note: str = ""
-
-
-class Watch:
-    """Notes when tokens are there, and how much memory is taken then.
-
-    Attributes:
-        times_s: Of each token so far.
-        cpu_times_s: The same in processor time.
-        resident_mb: At each of them.
-    """
-
-    def __init__(self) -> None:
-        self.times_s: list[float] = []
-        self.cpu_times_s: list[float] = []
-        self.resident_mb: list[float | None] = []
-        self._cpu, self._started = time.process_time(), time.perf_counter()
-
-    def mark(self) -> None:
-        """A token of every row is there."""
-        self.times_s.append(time.perf_counter() - self._started)
-        self.cpu_times_s.append(time.process_time() - self._cpu)
-        self.resident_mb.append(resident_mb("VmRSS"))
-
-    def text(self, ids: Any, copies: int | None = None) -> Text:
-        """The text, which ends here."""
-        cpu_s = time.process_time() - self._cpu
-        if not self.times_s:
-            self.mark()
-        rows = np.asarray(ids).tolist()
-        return Text(rows, self.times_s, cpu_s, copies, self.cpu_times_s, self.resident_mb)
+from .watch import Job, Ready, Text, Watch, Write, forget_peak, resident_mb
 
 
 def load_tfx(job: Job) -> Ready:
-    """A bundle on one of its backends, by the loop that ``Session.generate`` has."""
+    """A bundle on one of its backends, by the loop that ``Session.generate`` has.
+
+    Tokens only, as everybody writes here: the session also makes text of each, for about 0.1 ms of
+    processor time.
+    """
     bundles = importlib.import_module("tfx.bundle")
     backends = importlib.import_module("tfx.runtime.backend")
     decoding = importlib.import_module("tfx.runtime.generation.decoder")
@@ -277,131 +179,6 @@ def _write_tokenizer(folder: Path, words: list[str]) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def load_genai(job: Job) -> Ready:
-    """onnxruntime-genai, with the model that its own builder makes of the checkpoint."""
-    target, cache = Path(job.folder, "model"), Path(job.folder, "cache")
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", job.checkpoint]
-    command += ["-o", str(target), "-p", "fp32", "-e", "cpu", "-c", str(cache)]
-    made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if made.returncode:
-        said = made.stderr.strip().splitlines()[-1]
-        # What is kept does not name folders of the machine.
-        said = said.replace(job.checkpoint, Path(job.checkpoint).name)
-        raise RuntimeError(f"its builder: {said}")
-    return _genai(target, job, "float32", "its own graph")
-
-
-def load_genai_graph(job: Job) -> Ready:
-    """onnxruntime-genai, with the graph of the bundle and the inputs that it gives."""
-    target = Path(job.folder, "model")
-    target.mkdir()
-    write_genai_graph(Path(job.model), target / "model.onnx")
-    config = json.loads(Path(job.checkpoint, "config.json").read_text())
-    heads = config.get("num_attention_heads") or config["n_head"]
-    hidden = config.get("hidden_size") or config["n_embd"]
-    names = {
-        "inputs": {"past_key_names": "past_key_%d", "past_value_names": "past_value_%d"},
-        "outputs": {
-            "present_key_names": "present_key_%d",
-            "present_value_names": "present_value_%d",
-        },
-    }
-    names["inputs"] |= {"input_ids": "input_ids", "attention_mask": "attention_mask"}
-    names["outputs"] |= {"logits": "logits"}
-    settings = {
-        "model": {
-            "type": "llama",  # any decoder that takes keys and values by layer
-            "bos_token_id": 0,
-            "eos_token_id": config["vocab_size"] - 1,
-            "pad_token_id": 0,
-            "context_length": job.room,
-            "vocab_size": config["vocab_size"],
-            "decoder": {
-                "session_options": {"provider_options": []},
-                "filename": "model.onnx",
-                "head_size": config.get("head_dim") or hidden // heads,
-                "hidden_size": hidden,
-                "num_attention_heads": heads,
-                "num_key_value_heads": config.get("num_key_value_heads") or heads,
-                "num_hidden_layers": job.layers,
-                **names,
-            },
-        },
-        "search": {"max_length": job.room, "past_present_share_buffer": True},
-    }
-    (target / "genai_config.json").write_text(json.dumps(settings))
-    return _genai(target, job, job.kind, "the bundle's graph")
-
-
-def write_genai_graph(source: Path, target: Path) -> None:
-    """The bundle's graph with positions and a whole mask made of the mask that genai gives."""
-    onnx = importlib.import_module("onnx")
-    model = onnx.load(str(source))
-    graph = model.graph
-    make = onnx.helper.make_node
-
-    def constant(name: str, value: Any) -> None:
-        graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.int64), name))
-
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == "attention_mask":
-                node.input[index] = "genai.mask"
-    for name, value in (("zero", 0), ("one", 1), ("zeros", [0, 0, 0]), ("last", [1])):
-        constant(f"genai.{name}", value)
-    nodes = [
-        make("Shape", ["attention_mask"], ["genai.whole"], start=1, end=2),
-        make("Shape", ["input_ids"], ["genai.new"], start=1, end=2),
-        make("Shape", ["past_key_0"], ["genai.capacity"], start=2, end=3),
-        make("Sub", ["genai.whole", "genai.new"], ["genai.begin"]),
-        make("Squeeze", ["genai.begin"], ["genai.from"]),
-        make("Squeeze", ["genai.whole"], ["genai.to"]),
-        make("Range", ["genai.from", "genai.to", "genai.one"], ["cache_position"]),
-        make("Squeeze", ["genai.new"], ["genai.count"]),
-        make("Range", ["genai.zero", "genai.count", "genai.one"], ["logits_to_keep"]),
-        make("Sub", ["genai.capacity", "genai.whole"], ["genai.spare"]),
-        make("Concat", ["genai.zeros", "genai.spare"], ["genai.pads"], axis=0),
-        make("Pad", ["attention_mask", "genai.pads", "genai.one"], ["genai.mask"]),
-    ]
-    kept = [one for one in graph.input if one.name not in ("cache_position", "logits_to_keep")]
-    every = [*nodes, *graph.node]
-    del graph.input[:]
-    del graph.node[:]
-    graph.input.extend(kept)
-    graph.node.extend(every)
-    for one in graph.input:
-        if one.name == "attention_mask":
-            one.type.tensor_type.shape.dim[1].dim_param = "tokens"
-    onnx.save(model, str(target), save_as_external_data=True, location="model.data")
-
-
-def _genai(folder: Path, job: Job, kind: str, note: str) -> Ready:
-    library = importlib.import_module("onnxruntime_genai")
-    path = folder / "genai_config.json"
-    settings = json.loads(path.read_text())
-    options = settings["model"]["decoder"].setdefault("session_options", {})
-    options["intra_op_num_threads"] = job.threads
-    path.write_text(json.dumps(settings))
-    model = library.Model(str(folder))
-
-    def write(ids: np.ndarray, count: int) -> Text:
-        length = ids.shape[1] + count
-        watch = Watch()
-        params = library.GeneratorParams(model)
-        params.set_search_options(
-            max_length=length, min_length=length, batch_size=len(ids), do_sample=False
-        )
-        generator = library.Generator(model, params)
-        generator.append_tokens(ids.astype(np.int32))
-        for _ in range(count):
-            generator.generate_next_token()
-            watch.mark()
-        found = [generator.get_sequence(row)[ids.shape[1] :] for row in range(len(ids))]
-        return watch.text(np.stack(found))
-
-    return Ready(said_versions("onnxruntime-genai", "onnxruntime"), kind, write, note)
-
-
 PEERS: Mapping[str, Peer[Job, Ready]] = {
     "transformers": Peer("", load_transformers),
     "onnxruntime-genai": Peer("genai", load_genai),
@@ -440,19 +217,3 @@ class Server:
                 return asdict(text) | {"peak_mb": resident_mb("VmHWM")}
             case other:
                 raise ValueError(f"no such question: {other}")
-
-
-def resident_mb(field: str, status: Path = Path("/proc/self/status")) -> float | None:
-    """A size of this process that Linux counts in kB, in MB; None where it does not say."""
-    try:
-        lines = status.read_text().splitlines()
-    except OSError:
-        return None
-    sizes = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
-    return int(sizes[0]) * 1024 / 1e6 if sizes else None
-
-
-def forget_peak(path: Path = Path("/proc/self/clear_refs")) -> None:
-    """Let Linux count the peak of this process from here."""
-    with contextlib.suppress(OSError):
-        path.write_text("5")

@@ -9,38 +9,34 @@ the rest have embedded all texts the fastest of both sides go on alone.
 from __future__ import annotations
 
 import tempfile
-import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tfx.bundle import Bundle
 from tfx.console import Progress
-from tfx.errors import BackendError, TfxError
-from tfx.runtime.child import Child
 from tfx.runtime.clock import SETTLE_S
 from tfx.runtime.stats import LEAST_ROUNDS, Comparison, compare_speed
 
 from ..measuring.flops import flops_of
 from ..peaks import Peaks
-from . import embedders, serving
+from . import embedders
+from .contestants import Contestant, PeerProcess, PeerRun
 
 # Texts of a round: several of what ``Session.map`` sorts together.
 CHUNK = 1000
-# Batch sizes a peer may choose from, and the texts it tries them on.
+# Batch sizes a peer may choose from, and the texts it tries them on: so many, that a large batch of
+# texts of like length is not filled up as it would not be in a round.
 BATCHES = (8, 16, 32, 64)
-SAMPLE = 64
+SAMPLE = 256
 # A row that takes so many times as long as the fastest embeds the texts of one round only.
 BEHIND = 2.5
 # Rows of each side, tfx's and the peers', that go on when all texts are embedded.
 FINALISTS = {True: 2, False: 2}
 LEAST_COSINE = 0.995
-# Characters of why a row did not run.
-REASON_LENGTH = 300
 
 SCRIPT = Path(embedders.__file__)
 
@@ -67,31 +63,6 @@ class Corpus:
     def count(self, index: int) -> int:
         """Texts of a chunk."""
         return len(self.texts[self.chunks()[index]])
-
-
-@dataclass(frozen=True, slots=True)
-class Contestant:
-    """What is to be measured.
-
-    Attributes:
-        name: Of its row.
-        own: Whether it is tfx.
-        python: Interpreter that has its library.
-        peer: Key of ``PEERS``; "tfx" for tfx.
-        job: Fields of ``Job``.
-        problem: Why it is not to be tried; "".
-        batches: Batch sizes it may choose from; of tfx, how many batches at once.
-        script: What it runs.
-    """
-
-    name: str
-    own: bool
-    python: str
-    peer: str
-    job: Mapping[str, Any]
-    problem: str = ""
-    batches: tuple[int, ...] = BATCHES
-    script: Path = SCRIPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,61 +127,6 @@ class Limits:
     seconds: float
     rounds: int
     limit_s: float
-
-
-class PeerProcess(Child):
-    """The parent's side of a process that serves a script in an environment of its own."""
-
-    def __init__(self, python: str, script: Path, limit_s: float) -> None:
-        super().__init__("", limit_s)
-        self.command = (python, "-P", str(serving.SCRIPT), str(script))
-
-    def start(self) -> None:
-        """Start the process.
-
-        Raises:
-            BackendError: If there is no such interpreter.
-        """
-        try:
-            super().start()
-        except OSError as error:
-            raise BackendError(f"{self.command[0]}: {error.strerror}") from error
-
-
-@dataclass(slots=True, eq=False)
-class PeerRun:
-    """A contestant while it is measured.
-
-    Attributes:
-        who: Which.
-        process: Where it runs.
-        folder: For its files.
-        reason: Why it does not go on; "" as long as it does.
-        loaded: What it said of itself once loaded.
-    """
-
-    who: Contestant
-    process: PeerProcess
-    folder: Path
-    reason: str
-    loaded: Mapping[str, Any] = field(default_factory=dict)
-
-    def attempt(self, step: Callable[[], None]) -> None:
-        """Do ``step`` unless an earlier one failed; keep why it fails."""
-        if self.reason:
-            return
-        try:
-            step()
-        except TfxError as error:
-            # Some libraries say it in a page; its beginning is what is wrong.
-            self.reason = textwrap.shorten(str(error), REASON_LENGTH, placeholder=" ...")
-            self.process.close()
-
-    def load(self) -> None:
-        """Start the process and load the model in it."""
-        self.process.start()
-        job = {**self.who.job, "folder": str(self.folder)}
-        self.loaded = self.process.ask(do="load", peer=self.who.peer, job=job)
 
 
 @dataclass(slots=True, eq=False)

@@ -12,7 +12,7 @@ from tfx.bench import contexts as module
 from tfx.bench.contexts import ContextReport, contexts, measure_contexts, show_contexts
 from tfx.bench.measuring.machine import this_machine
 from tfx.bench.pages.stored import read_stored
-from tfx.bench.peers.throughput import Contestant
+from tfx.bench.peers.contestants import Contestant
 from tfx.console import progress
 from tfx.errors import FeedError
 from tfx.export.pipeline import export_bundles
@@ -44,7 +44,7 @@ def measured(folder, *names, places=(64, 128), problem=""):
     for name in names:
         script = folder / f"{name}.py"
         script.write_text(f"BLIND = {name == 'blind'}\n{STAND_IN}")
-        found.append(Contestant(name, True, sys.executable, name, {}, problem, script=script))
+        found.append(Contestant(name, True, sys.executable, name, {}, script, problem))
     with progress() as shown:
         return measure_contexts(
             found,

@@ -16,6 +16,7 @@ from tfx.bench.pages.stored import read_stored
 from tfx.bench.peaks import GemmPeak, Peaks
 from tfx.codec import decode
 from tfx.dtypes import DType
+from tfx.errors import BundleError
 from tfx.recipe import Source, SourceKind
 from tfx.runtime.backend import RunFacts
 from tfx.runtime.clock import WarmUp
@@ -130,6 +131,17 @@ def test_the_command_measures_every_way_and_keeps_the_result(tmp_path, monkeypat
     (kept,) = Path(tmp_path, "kept").glob("*-cpu-*.json")
     assert json.loads(kept.read_text())["result"] == document
     assert section_of(read_stored(json.loads(kept.read_text()))).sheets
+
+
+def test_what_cannot_be_counted_is_said_before_anything_is_measured(tmp_path, monkeypatch):
+    def refuse(bundle, sizes):
+        raise BundleError("b cannot be counted: Loop of x is not counted")
+
+    monkeypatch.setattr(module, "flops_of", refuse)
+    monkeypatch.setattr(module, "measure", lambda *given, **more: pytest.fail("too late"))
+    done = CliRunner().invoke(cpu, [str(write_bundle(tmp_path / "b").path)])
+    assert done.exit_code == 1
+    assert "b cannot be counted" in done.output
 
 
 def test_bundles_of_two_models_are_refused(tmp_path):

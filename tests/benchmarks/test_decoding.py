@@ -12,18 +12,22 @@ from support.bundles import write_bundle
 from support.generators import write_generator
 
 from tfx.bench.decoding import (
-    cache_bytes,
+    DecodingReport,
+    DecodingRow,
     contestants_of,
     decoding,
     measure_decoding,
-    same_share,
+    notes_of,
     show_decoding,
 )
 from tfx.bench.environments import ENVIRONMENTS, Environment
+from tfx.bench.measuring.machine import this_machine
 from tfx.bench.pages.stored import read_stored
 from tfx.bench.peers import generators
-from tfx.bench.peers.generators import Job, Server, Watch, resident_mb
-from tfx.bench.peers.throughput import Contestant
+from tfx.bench.peers.contestants import Contestant
+from tfx.bench.peers.genai import write_genai_graph
+from tfx.bench.peers.generators import Server
+from tfx.bench.peers.watch import Job, Watch, resident_mb
 from tfx.console import progress
 from tfx.errors import BundleError, FeedError
 from tfx.export.pipeline import export_bundles
@@ -46,6 +50,7 @@ for line in sys.stdin:
         times = [ms / 1e3 * (step + 2) for step in range(count)]
         if job.get("unseen"):
             times = times[-1:]
+        count -= job.get("short", 0)
         row = [step if step < job.get("right", 999) else -1 for step in range(count)]
         answer = {"ok": {"ids": [row] * len(asked["prompt"]), "times_s": times,
                          "cpu_s": 2 * times[-1], "copies": None, "peak_mb": 150.0}}
@@ -63,7 +68,7 @@ def bundle(tmp_path_factory):
 def stand_in(folder, name, *, own=False, problem="", **job):
     script = folder / "peer.py"
     script.write_text(STAND_IN)
-    return Contestant(name, own, sys.executable, name, job, problem, script=script)
+    return Contestant(name, own, sys.executable, name, job, script, problem)
 
 
 def measured(contestants, count=9, **changes):
@@ -81,11 +86,12 @@ def test_rows_sum_up_what_each_says(tmp_path):
         stand_in(tmp_path, "at once", ms=2.0, unseen=True),
         stand_in(tmp_path, "broken", ms=1.0, fails="load"),
         stand_in(tmp_path, "absent", problem="not installed: no wheel", ms=1.0),
+        stand_in(tmp_path, "ends early", ms=1.0, short=1),
     ]
-    rows, reference = measured(who)
+    rows, reference = measured(who, rounds=6)
     assert reference == "transformers"
-    ours, slow, once, broken, absent = rows
-    assert (ours.first_ms, ours.rounds) == (pytest.approx(8), 2)
+    ours, slow, once, broken, absent, early = rows
+    assert (ours.first_ms, ours.rounds) == (pytest.approx(8), 6)
     for value in (ours.step_ms, ours.step_p95_ms, ours.early_ms, ours.late_ms):
         assert value == pytest.approx(4)
     assert ours.total_s == pytest.approx(0.04)
@@ -98,6 +104,30 @@ def test_rows_sum_up_what_each_says(tmp_path):
     assert once.total_s == pytest.approx(0.02)
     assert broken.reason == "ImportError: no such library"
     assert absent.reason == "not installed: no wheel"
+    assert early.reason == "it wrote 1 and 1 tokens, expected 2 in each of 2 rows"
+
+
+def test_few_rounds_have_a_ratio_and_no_interval(tmp_path):
+    (row,), _ = measured([stand_in(tmp_path, "ours", own=True, ms=4.0)], rounds=5)
+    assert (row.cpu_ratio, row.cpu_low, row.cpu_high) == (1, None, None)
+
+
+def report_on(*rows):
+    return DecodingReport(this_machine(), "2026", 2, 3, 9, 2, 1.25, "", rows)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "low", "said"),
+    [
+        (6, 1.0, "its 95 % interval"),
+        (5, 1.0, "range of 5 rounds"),
+        (5, None, "no interval of 5 rounds"),
+    ],
+)
+def test_notes_say_what_a_ratio_has_around_it(rounds, low, said):
+    row = DecodingRow("ours", True, rounds=rounds, cpu_low=low, cpu_high=low)
+    (note,) = (one for one in notes_of(report_on(row)) if one.startswith("CPU ratio"))
+    assert note == f"CPU ratio: of processor time, to the first row of tfx, {said}"
 
 
 def test_without_transformers_the_first_row_is_what_others_are_compared_with(tmp_path):
@@ -105,14 +135,6 @@ def test_without_transformers_the_first_row_is_what_others_are_compared_with(tmp
     assert (reference, rows[0].same_tokens) == ("ours", 1)
     rows, reference = measured([stand_in(tmp_path, "absent", problem="why", ms=1.0)])
     assert (reference, rows[0].reason) == ("", "why")
-
-
-def test_a_share_ends_at_the_first_other_token():
-    assert same_share([[1, 2, 3, 4], [1, 2, 3, 4]], [[1, 2, 0, 4], [1, 2, 3, 4]]) == 0.75
-
-
-def test_a_cache_is_keys_and_values_of_all_layers(bundle):
-    assert cache_bytes(bundle.manifest.signature, 10) == 10 * 2 * 2 * 32 * 4
 
 
 def test_contestants(bundle, tmp_path):
@@ -199,7 +221,7 @@ def test_the_graph_for_genai_makes_positions_itself(bundle, tmp_path, rng):
     from tfx.runtime.generation.decoder import Decoder
 
     path = tmp_path / "model.onnx"
-    generators.write_genai_graph(bundle.model, path)
+    write_genai_graph(bundle.model, path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     ids = rng.integers(4, 60, (2, 5))
     decoder = Decoder(
@@ -249,13 +271,10 @@ def test_command(bundle, tmp_path):
     assert (stored.command, stored.result["reference"]) == ("decoding", "bundle on onnxruntime")
     refused = CliRunner().invoke(decoding, [str(bundle.path), "--prompt", "70"])
     assert refused.exit_code == 1
-    assert "Ask for less with --prompt or --new-tokens." in refused.output
+    assert "Ask for fewer tokens." in refused.output
 
 
 def test_the_table(tmp_path, capsys):
-    from tfx.bench.decoding import DecodingReport
-    from tfx.bench.measuring.machine import this_machine
-
     rows, reference = measured(
         [
             stand_in(tmp_path, "ours", own=True, ms=4.0),

@@ -38,9 +38,9 @@ def test_rounds_open_each_backend_once_and_the_first_does_not_count():
         asked.append(name)
         return document(1000.0 if len(asked) <= 2 else 100.0 if name == "a" else 400.0)
 
-    fast, slow = measure_openings(["a", "b"], answer, rounds=5)
-    assert [sorted(asked[i : i + 2]) for i in range(0, 12, 2)] == [["a", "b"]] * 6
-    assert len(asked) == 12
+    fast, slow = measure_openings(["a", "b"], answer, rounds=6)
+    assert [sorted(asked[i : i + 2]) for i in range(0, 14, 2)] == [["a", "b"]] * 7
+    assert len(asked) == 14
     assert (fast.backend, fast.open_ms, fast.verdict) == ("a", 100.0, "yes")
     assert (slow.backend, slow.open_ms, slow.verdict) == ("b", 400.0, "no")
     assert slow.parts_ms == {
@@ -57,6 +57,11 @@ def test_it_cannot_say_where_the_interval_holds_the_target():
     (row,) = measure_openings(["a"], lambda name: document(next(times)), rounds=10)
     assert row.low_ms < module.TARGET_MS < row.high_ms
     assert row.verdict == "cannot say"
+
+
+def test_it_cannot_say_of_few_processes():
+    (row,) = measure_openings(["a"], lambda name: document(100.0), rounds=5)
+    assert (row.open_ms, row.low_ms, row.high_ms, row.verdict) == (100, None, None, "cannot say")
 
 
 def test_parts_are_timed_where_they_are_spent():

@@ -17,6 +17,8 @@ from tfx.bench.overhead import (
     measure_overhead,
     overhead,
 )
+from tfx.bench.pages.sheets import section_of
+from tfx.bench.pages.stored import read_stored
 
 
 class World:
@@ -115,13 +117,25 @@ def test_the_command_measures_a_bundle(tmp_path):
     arguments = [str(bundle.path), "--batch", "1", "--seconds", "0.1", "--threads", "1"]
     found = CliRunner().invoke(overhead, arguments)
     assert found.exit_code == 0, found.output
-    header, *rows = found.stdout.splitlines()
+    header, *rows, load = found.stdout.splitlines()
+    assert load.startswith("load average ")
     assert header.endswith("within 30 us")
     assert [re.split(" {2,}", row)[:2] for row in rows] == [
         ["batch 1, sequence 32", COLD],
         ["batch 1, sequence 32", WARM],
     ]
-    cold, warm = json.loads(CliRunner().invoke(overhead, [*arguments, "--json"]).stdout)
+    assert found.stderr == "note: sequence 128 was clipped to 32: the bundles admit 1..32\n"
+    where = ["--save", str(tmp_path / "kept"), "--json"]
+    document = json.loads(CliRunner().invoke(overhead, [*arguments, *where]).stdout)
+    cold, warm = document["rows"]
+    (kept,) = (tmp_path / "kept").glob("*-overhead-*.json")
+    stored = read_stored(json.loads(kept.read_text()))
+    assert stored.result == document
+    (sheet,) = section_of(stored).sheets
+    assert [line[:2] for line in sheet.lines] == [
+        ("batch 1, sequence 32", COLD),
+        ("batch 1, sequence 32", WARM),
+    ]
     assert (cold["shape"], cold["caches"]) == ("batch 1, sequence 32", COLD)
     assert (warm["shape"], warm["caches"]) == ("batch 1, sequence 32", WARM)
     # Less than this only if the check was left out; more only if a run is in it.

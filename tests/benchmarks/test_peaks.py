@@ -191,6 +191,14 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path):
     assert path.read_text() == "{}"
 
 
+def test_peaks_that_cannot_be_kept_or_read_are_our_errors(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot write .*peaks\.json"):
+        stored_peaks(tmp_path / "file" / "peaks.json", lambda: FOUND)
+    with pytest.raises(DataError, match="holds no peaks"):
+        stored_peaks(tmp_path, lambda: FOUND)
+
+
 def test_a_process_that_fails_is_an_error(monkeypatch):
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
     with pytest.raises(DataError) as raised:

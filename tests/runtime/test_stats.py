@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfx.runtime.stats import Verdict, compare_speed, judge, latency_of, median_interval
+from tfx.runtime.stats import (
+    LEAST_FOR_MEDIAN,
+    Verdict,
+    compare_speed,
+    judge,
+    latency_of,
+    median_interval,
+)
 
 MS = 1_000_000
 
@@ -113,9 +120,23 @@ def test_rows_may_have_blocks_of_different_lengths():
     assert found.speedup == pytest.approx(10, rel=0.05)
 
 
-def test_median_interval_holds_the_median():
-    rng = np.random.default_rng(0)
-    median, low, high = median_interval(rng.normal(5, 1, 400), rng)
-    assert low < median < high
-    assert low < 5 < high
-    assert high - low < 0.5
+@pytest.mark.parametrize(
+    ("count", "low", "high"),
+    [(6, 1, 6), (8, 1, 8), (9, 2, 8), (10, 2, 9), (15, 4, 12), (40, 14, 27), (5000, 2431, 2570)],
+)
+def test_the_interval_of_a_median_lies_between_two_samples(count, low, high):
+    # As tables of the binomial distribution have them.
+    values = np.random.default_rng(0).permutation(np.arange(1, count + 1))
+    assert median_interval(values) == ((count + 1) / 2, low, high)
+
+
+@pytest.mark.parametrize("count", [1, 2, LEAST_FOR_MEDIAN - 1])
+def test_a_median_of_few_samples_has_no_interval(count):
+    assert median_interval(np.arange(count)) == ((count - 1) / 2, None, None)
+
+
+@pytest.mark.parametrize("count", [6, 10, 25])
+def test_the_interval_of_a_median_holds_it_in_95_of_100_cases(count):
+    values = np.random.default_rng(count).lognormal(0, 1, (1000, count))
+    found = [median_interval(one) for one in values]
+    assert sum(low <= 1 <= high for _, low, high in found) >= 940

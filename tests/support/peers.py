@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tfx.bench.peers.throughput import BATCHES, Contestant
+from tfx.bench.peers.contestants import Contestant
+from tfx.bench.peers.throughput import BATCHES
 
 # Embeds a text by its length; the job says how slow it is, how wrong, and when it fails. It writes
 # NumPy's format by itself: importing NumPy takes longer than all the rest.
@@ -42,4 +43,4 @@ def stand_in(folder: Path, python: str, name: str, *, own=False, problem="", **j
     script.write_text(SCRIPT)
     fields = {"us": 100.0, "wrong": 0.0, "kind": "float32", "best": 32} | job
     batches = (1, 2) if own else BATCHES
-    return Contestant(name, own, python, name, fields, problem, batches, script)
+    return Contestant(name, own, python, name, fields, script, problem, batches)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from support.bundles import HIDDEN, write_bundle
 
+from tfx.bench.measuring import rounds
 from tfx.bench.measuring.machine import this_machine
 from tfx.bench.measuring.report import Status
 from tfx.bench.measuring.runner import measure
@@ -156,6 +157,31 @@ def test_what_a_row_was_compared_with_may_fail_in_a_process_that_others_did_not_
     assert process_rounds(report) == {"onnxruntime": (8, 8), "openvino": (8,)}
     assert rows["onnxruntime"].comparison.against == "tiny on openvino"
     assert rows["onnxruntime"].comparison.speedup == pytest.approx(0.8)
+
+
+class Meter:
+    """Reads nothing, and says that a block took a joule more than the one before."""
+
+    def __init__(self):
+        self.blocks = 0
+
+    def read(self):
+        return None
+
+    def joules(self, before, after):
+        self.blocks += 1
+        return float(self.blocks)
+
+
+def test_energy_is_of_the_rounds_that_count(bundle, monkeypatch):
+    meter = Meter()
+    monkeypatch.setattr(rounds, "EnergyMeter", lambda: meter)
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        run(World(interrupt=5), bundle, keep=kept.append, processes=1)
+    joules = [row.measurement.joules_per_call for row in kept[-1].rows]
+    # Of three blocks, one of each row: a call more than the five of a block takes energy too.
+    assert sorted(joules) == [pytest.approx(1 / 6), pytest.approx(2 / 6), pytest.approx(3 / 6)]
 
 
 def test_an_interruption_leaves_out_the_round_it_cut(bundle):

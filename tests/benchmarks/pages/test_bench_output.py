@@ -13,7 +13,9 @@ from support.bundles import write_bundle
 from support.reports import MACHINE, made_up
 
 from tfx.bench.measuring.resume import continued
+from tfx.bench.measuring.scenario import Load
 from tfx.bench.measuring.workload import Plan
+from tfx.bench.pages.files import write_text
 from tfx.bench.pages.output import (
     COLUMNS,
     read_report,
@@ -21,7 +23,6 @@ from tfx.bench.pages.output import (
     write_csv,
     write_html,
     write_json,
-    write_text,
 )
 from tfx.bench.peaks import Bandwidth, Peaks
 from tfx.bench.results import read_results
@@ -156,6 +157,20 @@ def test_an_interruption_keeps_what_was_measured_and_says_how_to_go_on(tmp_path,
     kept = json.loads((tmp_path / "r.json").read_text())
     assert kept["unfinished"] == ["batch 2, sequence 8"]
     assert kept["rows"][0]["status"] == "measured"
+
+
+def test_what_is_kept_names_no_folders(tmp_path, monkeypatch):
+    bundle = write_bundle(tmp_path / "tiny")
+    found = made_up()
+    load = Load(lengths="/home/me/texts.txt")
+    plan = dataclasses.replace(found.plan, data="/home/me/dev.tsv", load=load)
+    found = dataclasses.replace(found, plan=plan)
+    monkeypatch.setattr("tfx.bench.command.measure", lambda *_, **__: found)
+    done = tfx("bench", bundle.path, *QUICK, "--save", tmp_path / "kept")
+    assert done.exit_code == 0, done.stderr
+    (path,) = (tmp_path / "kept").iterdir()
+    kept = json.loads(path.read_text())["result"]["plan"]
+    assert (kept["data"], kept["load"]["lengths"]) == ("dev.tsv", "texts.txt")
 
 
 @pytest.mark.parametrize("option", ["--csv", "--html"])

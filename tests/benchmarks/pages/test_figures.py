@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from tfx.bench.pages.figures import figure_table, figures_of, ratio_text, share_text
+from tfx.bench.pages.figures import figure_table, figures_of, ratio_text, share_text, span_text
 
 COLUMNS = (("ms", "took", ".2f"), ("MB", "memory", "+.0f"))
 
@@ -22,3 +22,8 @@ def test_large_ratios_take_no_more_room_than_small_ones():
     texts = [ratio_text(value) for value in (0.975, 9.994, 10.05, 281.18, 1642.15)]
     assert texts == ["0.97", "9.99", "10.1", "281", "1642"]
     assert (share_text(0.664), share_text(None)) == ("66 %", "-")
+
+
+def test_an_interval_has_both_ends_or_is_a_dash():
+    assert span_text(0.971, 1.068, ".2f") == "0.97..1.07"
+    assert span_text(None, None, ".2f") == "-"

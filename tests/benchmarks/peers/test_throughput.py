@@ -7,14 +7,8 @@ from support.peers import stand_in
 
 from tfx.bench.peaks import GemmPeak, Peaks
 from tfx.bench.peers import throughput as module
-from tfx.bench.peers.throughput import (
-    Corpus,
-    Limits,
-    PeerProcess,
-    cosines,
-    measure_texts,
-    text_flops,
-)
+from tfx.bench.peers.contestants import PeerProcess
+from tfx.bench.peers.throughput import Corpus, Limits, cosines, measure_texts, text_flops
 from tfx.console import Progress
 from tfx.dtypes import DType
 from tfx.errors import BackendError
