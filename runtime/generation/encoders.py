@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
 
 from tfx.bundle import Bundle, open_bundle
 from tfx.errors import BundleError
+from tfx.signature import Feed
 
 HINT = "Put the encoder that was exported with it beside it, under its name, or export both again."
+
+
+class Encoder(Protocol):
+    """What a decoder needs of its encoder's session.
+
+    Attributes:
+        bundle: The encoder.
+    """
+
+    bundle: Bundle
+
+    def predict(self, inputs: Feed) -> Mapping[str, np.ndarray]:
+        """Outputs by name."""
+        ...
 
 
 def encoder_of(decoder: Bundle, given: str | os.PathLike[str] = "") -> Bundle:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from tfx.bundle import Bundle
 from tfx.errors import FeedError
@@ -11,14 +11,18 @@ from tfx.errors import FeedError
 from ..backend import Executable
 
 if TYPE_CHECKING:  # imported where it is needed: few sessions generate text
-    from ..session import Session
     from ..speech.fallback import Fallback
+    from .encoders import Encoder
     from .generator import Generated, TextGenerator, Token
     from .pairs import PairGenerator
 
 
 class Writing:
-    """The part of a session that writes texts."""
+    """The part of a session that writes texts; the other part runs the model.
+
+    Attributes:
+        bundle: What it runs.
+    """
 
     bundle: Bundle
     _executable: Executable
@@ -135,19 +139,24 @@ class Writing:
             BackendError: If the session is closed or the backend fails.
         """
         from ..speech.scribe import transcribe
+        from ..speech.wishes import Wishes
 
         self._check_open(None)
-        wishes = {
-            "language": language,
-            "task": task,
-            "timestamps": timestamps,
-            "max_new_tokens": max_new_tokens,
-            "fallback": fallback,
-        }
-        return transcribe(cast("Session", self), self._executable, sounds, sampling_rate, wishes)
+        wishes = Wishes(
+            language=language,
+            task=task,
+            timestamps=timestamps,
+            max_new_tokens=max_new_tokens,
+            fallback=fallback,
+        )
+        return transcribe(self, self._executable, sounds, sampling_rate, wishes)
 
-    def encoder(self) -> Session:
-        """The session of the encoder that a decoder belongs to."""
+    def predict(self, inputs: Any, *, sampling_rate: int | None = None) -> Any:
+        """Run the model; a session does it."""
+        raise NotImplementedError
+
+    def encoder(self) -> Encoder:
+        """The encoder that a decoder belongs to; a session opens it."""
         raise NotImplementedError
 
     def _check_open(self, max_rows: int | None) -> None:

@@ -8,7 +8,6 @@ from enum import StrEnum
 
 import numpy as np
 
-from tfx.errors import FeedError
 from tfx.processing import Dictation
 
 from ..generation.sampling import log_probabilities
@@ -34,32 +33,6 @@ class Piece:
     start_s: float
     end_s: float
     tokens: tuple[int, ...]
-
-
-def check_wishes(said: Dictation, language: str | None, task: str) -> None:
-    """Say what a model cannot do of what is asked.
-
-    Args:
-        said: The model.
-        language: A code such as "en"; None to have it found out.
-        task: One of ``Task``.
-
-    Raises:
-        FeedError: If the language or the task is none of the model's.
-    """
-    if task not in [*Task]:
-        raise FeedError(f"task is {task!r}, expected one of {', '.join(Task)}")
-    if task not in said.tasks and (said.tasks or task != Task.TRANSCRIBE):
-        raise FeedError(
-            f"task is {task!r}, and the model does only {Task.TRANSCRIBE}",
-            hint="Leave the task out.",
-        )
-    if language is not None and language not in said.languages:
-        known = ", ".join(sorted(said.languages))
-        raise FeedError(
-            f"language is {language!r}, the model knows {known or 'one language alone'}",
-            hint="Give the code of one of them." if known else "Leave the language out.",
-        )
 
 
 def beginning(said: Dictation, language: str, task: str, *, times: bool) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,11 +17,30 @@ from ..generation.kv_cache import is_cross
 from ..generation.pairs import CrossDecoder
 from .sounds import BATCH_ROWS, read_sound
 from .transcriber import Transcriber
+from .wishes import Wishes
 
 if TYPE_CHECKING:
     from tfx.bundle import Bundle
 
-    from ..session import Session
+    from ..generation.encoders import Encoder
+
+
+class Listener(Protocol):
+    """What of a session writes down what is said.
+
+    Attributes:
+        bundle: What it runs.
+    """
+
+    bundle: Bundle
+
+    def predict(self, inputs: Any, *, sampling_rate: int | None) -> Any:
+        """What a CTC head says of sounds."""
+        ...
+
+    def encoder(self) -> Encoder:
+        """The encoder of a decoder."""
+        ...
 
 
 class PairScribe:
@@ -77,7 +96,7 @@ class PairScribe:
 
 
 def transcribe(
-    session: Session, executable: Executable, sounds: Any, rate: int | None, wishes: dict[str, Any]
+    session: Listener, executable: Executable, sounds: Any, rate: int | None, wishes: Wishes
 ) -> Any:
     """Write down what is said in sounds; see ``Session.transcribe``.
 
@@ -86,7 +105,7 @@ def transcribe(
         executable: What runs it.
         sounds: A WAV file's path or ``float32[samples]``, or a list of those.
         rate: Of arrays, samples a second; None for the model's.
-        wishes: Arguments of ``Transcriber.transcribe``.
+        wishes: How.
 
     Raises:
         DataError: If a file cannot be read.
@@ -101,7 +120,11 @@ def transcribe(
                 f"{session.bundle.name} does not write down what is said",
                 hint="Open the decoder of a Whisper model, or a model with a CTC head.",
             )
-        _refuse_wishes(session, wishes)
+        if given := wishes.given():
+            raise FeedError(
+                f"{session.bundle.name} writes down what it hears, and takes no {', '.join(given)}",
+                hint="Leave them out.",
+            )
         return session.predict(sounds, sampling_rate=rate)
     encoder = session.encoder()
     hearing = encoder.bundle.manifest.processing.audio
@@ -126,15 +149,5 @@ def transcribe(
             hint="Check how it was read: samples are floats from -1 to 1.",
         )
     scribe = PairScribe(session.bundle, executable, encoder.bundle, encoder.predict)
-    found = Transcriber(scribe, hearing, processing.dictation, spell).transcribe(samples, **wishes)
+    found = Transcriber(scribe, hearing, processing.dictation, spell).transcribe(samples, wishes)
     return found if isinstance(sounds, list) else found[0]
-
-
-def _refuse_wishes(session: Session, wishes: Mapping[str, Any]) -> None:
-    idle = (None, False, "transcribe")
-    given = [name for name, value in wishes.items() if value not in idle and not callable(value)]
-    if given:
-        raise FeedError(
-            f"{session.bundle.name} writes down what it hears, and takes no {', '.join(given)}",
-            hint="Leave them out.",
-        )

@@ -8,14 +8,13 @@ from typing import Protocol
 
 import numpy as np
 
-from tfx.errors import FeedError
 from tfx.processing import AudioPreparation, Dictation
 
 from ..audio import log_mel, windowed
 from ..generation.sampling import cooled, draw, log_probabilities
-from .dictation import Piece, allowed, beginning, check_wishes, pieces, spoken_language
-from .fallback import Fallback
+from .dictation import Piece, allowed, beginning, pieces, spoken_language
 from .transcript import Segment, Transcript
+from .wishes import NO_WISHES, Wishes
 
 
 class Scribe(Protocol):
@@ -112,46 +111,22 @@ class Transcriber:
     def transcribe(
         self,
         sounds: Sequence[np.ndarray],
-        *,
-        language: str | None = None,
-        task: str = "transcribe",
-        timestamps: bool = False,
-        max_new_tokens: int | None = None,
-        fallback: Fallback | None = None,
+        wishes: Wishes = NO_WISHES,
         on_progress: Callable[[float], None] = lambda seconds: None,
     ) -> list[Transcript]:
         """Write down what is said; see ``Session.transcribe``.
 
         Args:
             sounds: ``float32[samples]`` each, at the rate of the model.
-            language: Its code; None to have it found out from the first window of each.
-            task: "transcribe", or "translate" into English.
-            timestamps: Whether transcripts have their parts in time.
-            max_new_tokens: Most tokens of a window; None for all there is room for.
-            fallback: What is done about a text that went wrong; None for nothing.
+            wishes: How.
             on_progress: Told how many more seconds are done.
 
         Raises:
             FeedError: If the model does not do what is asked.
         """
-        check_wishes(self._writing, language, task)
-        if timestamps and self._writing.no_times < 0:
-            raise FeedError(
-                "timestamps are asked of a model that knows no times",
-                hint="Leave the timestamps out, or take a Whisper that has them.",
-            )
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise FeedError(f"max_new_tokens is {max_new_tokens}, expected 1 or more")
-        heard = self.listen(
-            [self._features(sound) for sound in sounds],
-            language,
-            task,
-            timestamps,
-            max_new_tokens,
-            fallback,
-            on_progress,
-        )
-        return [self._transcript(*one, timestamps=timestamps) for one in heard]
+        wishes.check(self._writing)
+        heard = self.listen([self._features(sound) for sound in sounds], wishes, on_progress)
+        return [self._transcript(*one, timestamps=wishes.timestamps) for one in heard]
 
     def _transcript(self, spoken: str, found: Sequence[Piece], *, timestamps: bool) -> Transcript:
         text = self._words(token for piece in found for token in piece.tokens)
@@ -172,11 +147,7 @@ class Transcriber:
     def listen(
         self,
         features: Sequence[np.ndarray],
-        language: str | None = None,
-        task: str = "transcribe",
-        timestamps: bool = False,
-        max_new_tokens: int | None = None,
-        fallback: Fallback | None = None,
+        wishes: Wishes = NO_WISHES,
         on_progress: Callable[[float], None] = lambda seconds: None,
     ) -> list[tuple[str, list[Piece]]]:
         """The language of each sound, and what is written of each of its windows after another.
@@ -187,19 +158,15 @@ class Transcriber:
 
         Args:
             features: Of all of each sound, ``float32[mel bins, frames]``.
-            language: As ``transcribe`` takes it.
-            task: As ``transcribe`` takes it.
-            timestamps: As ``transcribe`` takes it.
-            max_new_tokens: As ``transcribe`` takes it.
-            fallback: As ``transcribe`` takes it.
+            wishes: As ``transcribe`` takes them.
             on_progress: As ``transcribe`` takes it.
         """
         said = self._writing
         sounds = [
             _Listening(
                 one,
-                said.no_times >= 0 and (timestamps or one.shape[1] > said.window),
-                language,
+                said.no_times >= 0 and (wishes.timestamps or one.shape[1] > said.window),
+                wishes.language,
             )
             for one in features
         ]
@@ -209,9 +176,7 @@ class Transcriber:
             windows = [_window(sound.features, sound.place, said.window) for sound in batch]
             self._scribe.hear(np.concatenate(windows))
             self._find_languages(batch)
-            for sound, written in zip(
-                batch, self._write(batch, task, max_new_tokens, fallback), strict=True
-            ):
+            for sound, written in zip(batch, self._write(batch, wishes), strict=True):
                 frames = min(sound.left, said.window)
                 parts, done = pieces(said, written, sound.place, frames)
                 # Times that were not asked for may not go on.
@@ -233,20 +198,15 @@ class Transcriber:
             for row, logits in zip(new, self._scribe.start(start, new), strict=True):
                 batch[row].language = spoken_language(self._writing, logits)
 
-    def _write(
-        self,
-        batch: Sequence[_Listening],
-        task: str,
-        most: int | None,
-        fallback: Fallback | None,
-    ) -> list[list[int]]:
+    def _write(self, batch: Sequence[_Listening], wishes: Wishes) -> list[list[int]]:
         """The tokens of each window, tried again while they are taken for wrong."""
-        said, times = self._writing, batch[0].times
+        said, times, fallback = self._writing, batch[0].times, wishes.fallback
         prompts = np.array(
-            [beginning(said, one.language or "", task, times=times) for one in batch], np.int64
+            [beginning(said, one.language or "", wishes.task, times=times) for one in batch],
+            np.int64,
         )
         room = self._scribe.positions - prompts.shape[1]
-        most = room if most is None else min(most, room)
+        most = room if wishes.max_new_tokens is None else min(wishes.max_new_tokens, room)
         seed = fallback.seed if fallback else 0
         rngs = [np.random.default_rng((seed, sound.place)) for sound in batch]
         found: list[list[int]] = [[] for _ in batch]

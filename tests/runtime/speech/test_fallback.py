@@ -9,6 +9,7 @@ from transformers import WhisperForConditionalGeneration
 from tfx.errors import FeedError
 from tfx.processing import Dictation
 from tfx.runtime.speech.fallback import Fallback, compression_ratio
+from tfx.runtime.speech.wishes import Wishes
 
 # Random models write what no threshold lets through, or everything.
 NEVER = {"compression_ratio": 1e9, "log_probability": -1e9}
@@ -36,13 +37,13 @@ def tried(model, heard, fallback):
         return run(ids, windows)
 
     one._scribe.start = noted
-    return one.listen(heard, max_new_tokens=8, fallback=fallback), starts
+    return one.listen(heard, Wishes(max_new_tokens=8, fallback=fallback)), starts
 
 
 def test_a_good_text_is_kept(rng):
     model, heard = whisper_model(1, 0.0), [features(rng, 100)]
     found, starts = tried(model, heard, Fallback((0.0, 1.0), **NEVER))
-    assert found == transcriber(model, PLAIN).listen(heard, max_new_tokens=8)
+    assert found == transcriber(model, PLAIN).listen(heard, Wishes(max_new_tokens=8))
     assert starts == [[0]]
 
 
@@ -50,7 +51,7 @@ def test_a_wrong_text_is_drawn_again_and_the_last_is_kept(rng):
     model, heard = whisper_model(1, 0.0), [features(rng, 100), features(rng, 80)]
     found, starts = tried(model, heard, Fallback((0.0, 0.5, 1.0), **ALWAYS))
     assert starts == [[0, 1]] * 3
-    assert found != transcriber(model, PLAIN).listen(heard, max_new_tokens=8)
+    assert found != transcriber(model, PLAIN).listen(heard, Wishes(max_new_tokens=8))
     again, _ = tried(model, heard, Fallback((0.0, 0.5, 1.0), **ALWAYS))
     assert again == found
     other, _ = tried(model, heard, Fallback((0.0, 0.5, 1.0), seed=1, **ALWAYS))
@@ -68,7 +69,8 @@ def test_the_mean_is_of_every_token(rng):
             return False
 
     model, heard = whisper_model(3, 0.0), features(rng, 100)
-    transcriber(model, PLAIN).listen([heard], max_new_tokens=8, fallback=Noting((0.0,)))
+    wishes = Wishes(max_new_tokens=8, fallback=Noting((0.0,)))
+    transcriber(model, PLAIN).listen([heard], wishes)
     ((tokens, mean),) = told
     with torch.no_grad():
         logits = model(
@@ -90,7 +92,7 @@ def test_times_that_do_not_go_on_end(rng):
     one = transcriber(model)
     zero = one._writing.no_times + 1
     one._write = lambda *_: [[zero, zero]]
-    ((_, found),) = one.listen([features(rng, 100)], "en")
+    ((_, found),) = one.listen([features(rng, 100)], Wishes(language="en"))
     assert len(found) == 1
 
 

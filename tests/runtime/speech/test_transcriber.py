@@ -9,6 +9,7 @@ from transformers import WhisperFeatureExtractor
 
 from tfx.errors import FeedError
 from tfx.processing import Dictation
+from tfx.runtime.speech.wishes import Wishes
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -26,7 +27,8 @@ def test_a_short_sound_is_written_as_transformers_does(seed, times, rng):
     for stamps in (False, True):
         for language, task in (("en", "transcribe"), ("de", "translate"), (None, "transcribe")):
             theirs = generated(model, heard, language=language, task=task, return_timestamps=stamps)
-            ((found, ours),) = transcriber(model).listen([heard], language, task, stamps)
+            wishes = Wishes(language=language, task=task, timestamps=stamps)
+            ((found, ours),) = transcriber(model).listen([heard], wishes)
             same(ours, theirs)
             assert language is None or found == language
 
@@ -37,7 +39,7 @@ def test_a_short_sound_is_written_as_transformers_does(seed, times, rng):
 def test_a_long_sound_is_written_as_transformers_does(seed, times, rng):
     model, heard = whisper_model(seed, times), features(rng, 337)
     theirs = generated(model, heard, language="en", task="transcribe", return_timestamps=True)
-    ((_, ours),) = transcriber(model).listen([heard], "en")
+    ((_, ours),) = transcriber(model).listen([heard], Wishes(language="en"))
     same(ours, theirs)
     assert len(ours) >= 4
 
@@ -46,9 +48,9 @@ def test_a_long_sound_is_written_as_transformers_does(seed, times, rng):
 def test_sounds_together_are_written_as_each_alone(language, rng):
     model = whisper_model(3, 1.5)
     sounds = [features(rng, frames) for frames in (100, 337, 60, 100, 210)]
-    one = transcriber(model)
-    found = one.listen(sounds, language)
-    alone = [transcriber(model).listen([heard], language)[0] for heard in sounds]
+    one, wishes = transcriber(model), Wishes(language=language)
+    found = one.listen(sounds, wishes)
+    alone = [transcriber(model).listen([heard], wishes)[0] for heard in sounds]
     assert [(spoken, [part.tokens for part in parts]) for spoken, parts in found] == [
         (spoken, [part.tokens for part in parts]) for spoken, parts in alone
     ]
@@ -63,7 +65,7 @@ def test_sounds_together_are_written_as_each_alone(language, rng):
 def test_without_times_windows_do_not_overlap(rng):
     model, heard = whisper_model(1), features(rng, 230)
     said = Dictation(START, END, window=100)
-    ((_, found),) = transcriber(model, said).listen([heard], max_new_tokens=5)
+    ((_, found),) = transcriber(model, said).listen([heard], Wishes(max_new_tokens=5))
     assert [(one.start_s, one.end_s) for one in found] == [(0, 1), (1, 2), (2, pytest.approx(2.3))]
     assert [len(one.tokens) for one in found] == [5, 5, 5]
 
@@ -76,7 +78,7 @@ def test_a_transcript_has_text_language_and_parts(rng):
     model, heard = whisper_model(0), sound(rng, 2.5)
     done = []
     one = transcriber(model)
-    (found,) = one.transcribe([heard], timestamps=True, on_progress=done.append)
+    (found,) = one.transcribe([heard], Wishes(timestamps=True), done.append)
     assert found.language in ("en", "de")
     assert " ".join(part.text for part in found.segments if part.text) == found.text
     assert all(0 <= part.start_s <= part.end_s for part in found.segments)
@@ -107,7 +109,7 @@ def test_features_of_a_long_sound_are_transformers(rng):
 )
 def test_what_no_model_does(wishes, message, rng):
     with pytest.raises(FeedError, match=message):
-        transcriber(whisper_model()).transcribe([sound(rng, 0.5)], **wishes)
+        transcriber(whisper_model()).transcribe([sound(rng, 0.5)], Wishes(**wishes))
 
 
 @pytest.mark.parametrize(
@@ -121,5 +123,5 @@ def test_what_no_model_does(wishes, message, rng):
 def test_what_a_model_of_one_language_does_not(wishes, message, rng):
     plain = transcriber(whisper_model(), Dictation(START, END, window=100))
     with pytest.raises(FeedError, match=message):
-        plain.transcribe([sound(rng, 0.5)], **wishes)
+        plain.transcribe([sound(rng, 0.5)], Wishes(**wishes))
     assert plain.transcribe([sound(rng, 0.5)])[0].language == ""
