@@ -27,8 +27,7 @@ from tfx.recipe import GENERATING_DECODER, GENERATING_ENCODER, GENERATOR, Export
 from tfx.runtime.backend import RunOptions, get_backend
 from tfx.runtime.cpus import usable_cpus
 from tfx.runtime.generation.kv_cache import DECODED, cache_specs, stepwise, text_signature
-from tfx.runtime.proof import FILE_NAME as PROOF_FILE
-from tfx.runtime.proof import Run, store_cases
+from tfx.runtime.proof import PROOF_FILE, Run, store_cases
 from tfx.runtime.pytorch.generators import reader_of
 from tfx.runtime.pytorch.modules import run_module
 from tfx.signature import Signature

@@ -15,8 +15,7 @@ from tfx.dtypes import DType
 from tfx.errors import BundleError
 from tfx.quantization import ORT_CPU, QuantizeRecipe, WeightMethod
 from tfx.runtime.generation.kv_cache import text_signature, whole_feed
-from tfx.runtime.proof import FILE_NAME as PROOF_FILE
-from tfx.runtime.proof import load_cases
+from tfx.runtime.proof import PROOF_FILE, load_cases
 from tfx.signature import BATCH
 
 from .calibration import CalibrationData, calibration_feeds, see_hessians, see_magnitudes

@@ -26,8 +26,8 @@ from tfx.quantization import (
 from tfx.report import ParityReport
 from tfx.runtime.generation.kv_cache import text_signature, whole_feed
 from tfx.runtime.opening import open_session
-from tfx.runtime.proof import FILE_NAME as PROOF_FILE
-from tfx.runtime.proof import Case, check_bundle, store_cases
+from tfx.runtime.parity import check_bundle
+from tfx.runtime.proof import PROOF_FILE, Case, store_cases
 from tfx.signature import Feed
 
 from .calibration import CalibrationData

@@ -241,7 +241,7 @@ def _graph_facts(bundle: Bundle) -> dict[str, Any] | None:
     try:
         return graph_facts(bundle)
     except BackendError as error:
-        click.echo(f"graph left out: {error} ({error.hint})", err=True)
+        click.echo(f"graph left out: {error.with_hint}", err=True)
         return None
 
 
@@ -260,7 +260,7 @@ def check(bundle: Path | None, as_json: bool, **run: Any) -> None:
     With --backend torch the source is loaded again and must still give the same.
     """
     from .inspection import show_parity
-    from .proof import check_bundle
+    from .parity import check_bundle
 
     opened = chosen_bundle(bundle, verify=True)
     report = check_bundle(opened, **run)

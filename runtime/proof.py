@@ -9,16 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tfx.bundle import Bundle
-from tfx.errors import BackendError, BundleError
-from tfx.report import Check, OutputError, ParityReport
+from tfx.errors import BundleError
+from tfx.report import Check, OutputError
 from tfx.signature import BATCH, SEQUENCE, Feed, Signature, ValueRange
 
-from .backend import AUTO, RunOptions, float_type
-from .compare import compare_outputs, merge_errors, scaled_error, tolerance_of
-from .generation.kv_cache import DECODED, cache_specs, stepwise
+from .compare import compare_outputs, merge_errors, scaled_error
 
-FILE_NAME = "proof.npz"
+PROOF_FILE = "proof.npz"
 
 # What the file may take: feeds and sampled rows, smallest feeds first.
 BUDGET_BYTES = 4 << 20
@@ -220,58 +217,6 @@ def load_cases(path: Path) -> tuple[StoredCase, ...]:
     # zipfile, zlib and numpy raise many kinds on a damaged file.
     except Exception as error:
         raise BundleError(f"{path} is damaged: {error}", hint="Make the bundle again.") from error
-
-
-def check_bundle(
-    bundle: Bundle,
-    *,
-    backend: str = "",
-    device: str = "",
-    threads: int | None = None,
-    precision: str = "",
-    trust: bool = False,
-) -> ParityReport:
-    """Run the feeds a bundle carries on a backend and compare with what PyTorch gave.
-
-    Args:
-        bundle: An opened bundle, its digests verified.
-        backend: As in ``open_session``, but for "auto", which may run another bundle; "torch"
-            checks that the source still gives the same.
-        device: As in ``open_session``.
-        threads: CPU threads; None for all this process may use.
-        precision: As in ``open_session``; a lower one is judged by its own tolerance.
-        trust: Let a factory's Python file run.
-
-    Raises:
-        BundleError: If the bundle carries no proof.
-        BackendError: If the backend cannot run it, or is "auto".
-    """
-    from .opening import open_session
-
-    if backend == AUTO:
-        raise BackendError(
-            "backend 'auto' may run a bundle made from this one, which would not be checked",
-            hint="Name a backend, or none.",
-        )
-
-    cases = load_cases(bundle.path / FILE_NAME)
-    runs_in = float_type(bundle, RunOptions(precision=precision))
-    tolerance = tolerance_of(bundle.manifest.precision, runs_in)
-    with open_session(
-        bundle, backend=backend, device=device, threads=threads, precision=precision, trust=trust
-    ) as session:
-        run: Run = session.predict
-        if cache_specs(session.signature):
-            run = stepwise(run, session.signature, DECODED)
-        errors, verdict = check_cases(run, cases, tolerance)
-    parity = bundle.manifest.parity
-    return ParityReport(
-        reference=f"stored outputs of {parity.reference if parity else 'PyTorch'}",
-        backend=str(session.report.facts),
-        shapes=tuple(case.label for case in cases),
-        outputs=errors,
-        checks=(verdict,),
-    )
 
 
 def check_cases(

@@ -85,14 +85,13 @@ class OnnxRuntimeTensorRt:
         try:
             ort = need("onnxruntime")
         except BackendError as error:
-            return f"{error} ({error.hint})"
+            return error.with_hint
         if TENSORRT not in ort.get_available_providers():
-            lacking = _no_provider(ort, TENSORRT)
-            return f"{lacking} ({lacking.hint})"
+            return _no_provider(ort, TENSORRT).with_hint
         try:
             need("tensorrt")
         except BackendError as error:
-            return f"{error} ({error.hint})"
+            return error.with_hint
         return missing_gpu()
 
     def load(self, bundle: Bundle, options: RunOptions) -> GpuOnnxExecutable:

@@ -30,7 +30,8 @@ from ..cache import entry_for, keep, reopened
 from ..generation.kv_cache import cache_specs
 from .mapped_weights import give_back_pages, mapped_places
 from .openvino_attention import drop_number_checks, join_projections
-from .openvino_graph import choose_masks, output_ports, repeat_heads, said
+from .openvino_graph import choose_masks, repeat_heads
+from .openvino_requests import output_ports, run_request, said
 from .openvino_state import StatefulExecutable, keep_state
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class OpenVino:
         try:
             openvino = need("openvino")
         except BackendError as error:
-            return f"{error} ({error.hint})"
+            return error.with_hint
         core = openvino.Core()
         try:
             core.get_property(PLUGIN, "FULL_DEVICE_NAME")  # loads no other plugin: 10 ms less
@@ -307,17 +308,7 @@ class OpenVinoExecutable:
             request = idle.pop() if idle else compiled.create_infer_request()
         except IndexError:  # another thread took the last one
             request = compiled.create_infer_request()
-        try:
-            # Not infer(): with one thread it swallows what goes wrong and gives stale outputs
-            # (openvino 2026.4.1).
-            request.start_async(feed, share_inputs=True)
-            request.wait()
-            outputs = {
-                name: np.array(request.get_output_tensor(index).data)
-                for name, index in self._outputs.items()
-            }
-        except Exception as error:
-            raise BackendError(f"openvino failed: {said(error)}") from error
+        outputs = run_request(request, feed, self._outputs)
         idle.append(request)
         return outputs
 

@@ -1,15 +1,13 @@
-"""What is changed in a graph before OpenVINO compiles it, and what a compiled one gives."""
+"""What is changed in a graph before OpenVINO compiles it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tfx.errors import BackendError, listing
 from tfx.extras import need
-from tfx.signature import Signature, TensorSpec
+from tfx.signature import Signature
 
 ATTENTION = "ScaledDotProductAttention"
 QUERY, KEY, VALUE = range(3)
@@ -126,31 +124,3 @@ def _smallest(shape: tuple[int | str, ...], signature: Signature) -> list[int]:
         dim if isinstance(dim, int) else signature.ranges[dim].min if dim in signature.ranges else 1
         for dim in shape
     ]
-
-
-def said(error: Exception) -> str:
-    """Its message on one line, without the lines of OpenVINO's own source that raised it."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return " ".join(said) or type(error).__name__
-
-
-def output_ports(outputs: Sequence[Any], specs: Sequence[TensorSpec]) -> dict[str, int]:
-    """Index of each of ``specs`` among a compiled model's outputs; one may have two names.
-
-    Raises:
-        BackendError: If one is not there, or has another type.
-    """
-    indices, problems = {}, []
-    for spec in specs:
-        ports = [index for index, port in enumerate(outputs) if spec.name in port.get_names()]
-        if not ports:
-            problems.append(f"{spec.name}: not there")
-        elif outputs[ports[0]].get_element_type().to_dtype() != spec.dtype.numpy:
-            kind = outputs[ports[0]].get_element_type().get_type_name()
-            problems.append(f"{spec.name}: it is {kind}, expected {spec.dtype}")
-        else:
-            indices[spec.name] = ports[0]
-    if problems:
-        raise BackendError(listing("openvino gives other outputs than the signature's:", problems))
-    return indices

@@ -17,7 +17,8 @@ from tfx.signature import Feed, Signature
 
 from ..backend import RunFacts, session_closed
 from ..generation.kv_cache import MASK, POSITION, cache_specs, present_of
-from .openvino_graph import ATTENTION, KEY, QUERY, VALUE, output_ports, said
+from .openvino_graph import ATTENTION, KEY, QUERY, VALUE
+from .openvino_requests import output_ports, run_request
 
 # Which row of the state each row of a run goes on with.
 ROWS = "tfx_rows"
@@ -255,14 +256,6 @@ class OpenVinoState:
             MASK: np.ascontiguousarray(feed[MASK][:, :end]),
             ROWS: np.ascontiguousarray(rows, np.int32),
         }
-        try:
-            # Not infer(): see OpenVinoExecutable.
-            self._request.start_async(given, share_inputs=True)
-            self._request.wait()
-            self._rows = None
-            return {
-                name: np.array(self._request.get_output_tensor(index).data)
-                for name, index in self._outputs.items()
-            }
-        except Exception as error:
-            raise BackendError(f"openvino failed: {said(error)}") from error
+        outputs = run_request(self._request, given, self._outputs)
+        self._rows = None
+        return outputs

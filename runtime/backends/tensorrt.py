@@ -62,7 +62,7 @@ class TensorRt:
                 load_library(target)
                 break
             except BackendError as error:
-                reasons.append(f"{error} ({error.hint})")
+                reasons.append(error.with_hint)
         else:
             return "; ".join(reasons)
         return missing_gpu()

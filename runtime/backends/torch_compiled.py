@@ -23,7 +23,7 @@ class TorchCompiled:
         try:
             need("torch")
         except BackendError as error:
-            return f"{error} ({error.hint})"
+            return error.with_hint
         compiler = os.environ.get("CXX") or "g++"  # as torch.compile looks for it on Linux
         if shutil.which(compiler) is None:
             return f"no C++ compiler {compiler} is on the path (Install g++, or name one in CXX.)"

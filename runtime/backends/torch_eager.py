@@ -44,7 +44,7 @@ class TorchEager:
         try:
             need("torch")
         except BackendError as error:
-            return f"{error} ({error.hint})"
+            return error.with_hint
         return ""
 
     def load(self, bundle: Bundle, options: RunOptions) -> Executable:

@@ -10,7 +10,7 @@ from tfx.bundle import Bundle
 from tfx.errors import BackendError
 
 from ..open_options import OpenOptions
-from .candidates import Trial, said
+from .candidates import Trial
 from .choices import TUNE_HINT, Tuning, chosen_bundle, stored_choice
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,8 @@ def _best(bundle: Bundle, tuning: Tuning, options: OpenOptions) -> Trial:
 def _measured(bundle: Bundle, options: OpenOptions, reason: BackendError) -> Tuning:
     from tfx.console import Progress
 
-    from .tuner import FIRST_USE_SECONDS, TuningPlan, tune_bundle
+    from .plan import FIRST_USE_SECONDS, TuningPlan
+    from .tuner import tune_bundle
 
     class Quiet(Progress):
         """Says what happens to the log, as this is no command."""
@@ -92,7 +93,7 @@ def _measured(bundle: Bundle, options: OpenOptions, reason: BackendError) -> Tun
     )
     tuning, problem = tune_bundle(bundle, plan, progress=Quiet(), fresh=False)
     if problem is not None:
-        log.warning("%s", said(problem))
+        log.warning("%s", problem.with_hint)
     return tuning
 
 

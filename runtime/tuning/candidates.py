@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from tfx.bundle import Bundle
 from tfx.dtypes import DType
-from tfx.errors import BundleError, TfxError
+from tfx.errors import BundleError
 
 from ..backend import find_backend
 
@@ -206,10 +206,5 @@ def _unfit(bundle: Bundle) -> str:
     try:
         bundle.verify()
     except BundleError as error:
-        return said(error)
+        return error.with_hint
     return ""
-
-
-def said(error: TfxError) -> str:
-    """An error and its hint on one line."""
-    return f"{error} ({error.hint})" if error.hint else str(error)

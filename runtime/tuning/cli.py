@@ -45,9 +45,10 @@ def tune(
     this machine and with these versions. Without BUNDLE: the newest of the current folder.
     """
     from .choices import stored_choice
+    from .plan import TuningPlan
     from .shapes import shape_of
     from .table import show_tuning
-    from .tuner import TuningPlan, tune_bundle
+    from .tuner import tune_bundle
 
     given = {name: value for name, value in limits.items() if value is not None}
     found, problems = [], []

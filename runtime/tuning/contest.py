@@ -21,7 +21,8 @@ from ..clock import SETTLE_S, Clock, block_calls
 from ..compare import tolerance_of
 from ..proof import compare_case
 from ..stats import LEAST_ROUNDS, MARGIN
-from .candidates import Candidate, Outcome, Trial, is_proved, said
+from .candidates import Candidate, Outcome, Trial, is_proved
+from .plan import TuningPlan
 from .worker import Loaded, Worker
 
 # In the first round a candidate is called for about so long, but this often.
@@ -83,10 +84,8 @@ class Contest:
         family: Mapping[str, Bundle],
         feeds: Mapping[str, Feed],
         weights: Mapping[str, int],
+        plan: TuningPlan,
         *,
-        min_cosine: float,
-        seconds: float,
-        seed: int,
         progress: Progress,
         start: Start,
         clock: Clock,
@@ -98,9 +97,8 @@ class Contest:
             family: Digest to bundle, of all that candidates run.
             feeds: One of each shape, by its name.
             weights: How much each shape counts.
-            min_cosine: As in ``TuningPlan``.
-            seconds: As in ``TuningPlan``.
-            seed: Of the order in a round.
+            plan: How long it may take, how near outputs must be, and the seed of the order in a
+                round.
             progress: Told of every step.
             start: Makes the worker of a candidate.
             clock: Nanoseconds.
@@ -110,9 +108,8 @@ class Contest:
         self._labels = list(feeds)
         self._feeds = list(feeds.values())
         self._weights = np.array([weights[label] for label in self._labels], np.float64)
-        self._min_cosine = min_cosine
-        self._seconds = seconds
-        self._rng = np.random.default_rng(seed)
+        self._plan = plan
+        self._rng = np.random.default_rng(plan.seed)
         self._progress = progress
         self._start = start
         self._clock = clock
@@ -141,8 +138,8 @@ class Contest:
             how = (candidate.backend, candidate.precision)
             way = (candidate.digest, *how)
             ruled_out = hopeless.get(way) or hopeless.get(how)
-            if not ruled_out and self._alive and self._spent_s() > FIRST_SHARE * self._seconds:
-                reason = f"the time was up: {self._seconds:g} s for all of them"
+            if not ruled_out and self._alive and self._spent_s() > FIRST_SHARE * self._plan.seconds:
+                reason = f"the time was up: {self._plan.seconds:g} s for all of them"
                 ruled_out = Outcome.NOT_RUN, reason
             if ruled_out:
                 self._trials.append(Trial(candidate, *ruled_out))
@@ -183,7 +180,7 @@ class Contest:
         self._progress.step("timing the fastest side by side", MOST_ROUNDS)
         rounds = 0
         while rounds < MOST_ROUNDS:
-            if rounds >= FEWEST_ROUNDS and self._spent_s() > self._seconds:
+            if rounds >= FEWEST_ROUNDS and self._spent_s() > self._plan.seconds:
                 break
             order = [self._alive[index] for index in self._rng.permutation(len(self._alive))]
             for run in order:
@@ -193,7 +190,7 @@ class Contest:
                         [run.worker.block(i, count) for i, count in enumerate(calls[id(run)])]
                     )
                 except TfxError as error:
-                    self._end(run, Outcome.NOT_RUN, said(error))
+                    self._end(run, Outcome.NOT_RUN, error.with_hint)
             rounds += 1
             self._progress.advance()
         return rounds
@@ -272,7 +269,7 @@ class Contest:
         except _UnfitError as error:
             failed = error.outcome, str(error)
         except TfxError as error:
-            failed = Outcome.NOT_RUN, said(error)
+            failed = Outcome.NOT_RUN, error.with_hint
         else:
             return None
         self._end(run, *failed)
@@ -341,8 +338,8 @@ class Contest:
             self._own[candidate.digest] = candidate, outputs
 
     def _require(self, cosine: float, words: str) -> None:
-        if not cosine >= self._min_cosine:
-            reason = f"{words.format(f'{cosine:.4f}')}, {self._min_cosine:g} is needed"
+        if not cosine >= self._plan.min_cosine:
+            reason = f"{words.format(f'{cosine:.4f}')}, {self._plan.min_cosine:g} is needed"
             raise _UnfitError(Outcome.OVER_BUDGET, reason)
 
     def _compare(self, reference: Outputs, actual: Outputs) -> tuple[float, float]:

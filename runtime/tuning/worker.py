@@ -23,7 +23,7 @@ from ..clock import time_calls
 from ..compare import tolerance_of
 from ..generation.decoder import is_generator
 from ..generation.sample_texts import TEXTS
-from ..proof import FILE_NAME, Run, check_cases, load_cases
+from ..proof import PROOF_FILE, Run, check_cases, load_cases
 from ..session import Session
 from ..text.tokenizer import Tokenizer
 from .candidates import Candidate
@@ -225,8 +225,8 @@ class Server:
         runs_in = float_type(opened, RunOptions(precision=precision))
         tolerance = tolerance_of(opened.manifest.precision, runs_in)
         error = None
-        if (opened.path / FILE_NAME).exists():
-            _, verdict = check_cases(run, load_cases(opened.path / FILE_NAME), tolerance)
+        if (opened.path / PROOF_FILE).exists():
+            _, verdict = check_cases(run, load_cases(opened.path / PROOF_FILE), tolerance)
             error = verdict.error
         loaded = Loaded(self._session.report.facts, load_s, None, tolerance)
         answer: dict[str, Any] = encode(loaded)

@@ -16,7 +16,7 @@ from tfx.errors import ExportError, SourceError
 from tfx.export.changes import require_attentions
 from tfx.export.pipeline import export_bundle
 from tfx.recipe import Changes, ExportRecipe
-from tfx.runtime.proof import check_bundle
+from tfx.runtime.parity import check_bundle
 from tfx.runtime.pytorch.changes import return_attentions
 
 MAPS = ExportRecipe(changes=Changes(attentions=True))

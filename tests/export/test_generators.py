@@ -11,7 +11,7 @@ from tfx.errors import SourceError
 from tfx.export.pipeline import export_bundles
 from tfx.recipe import Changes, ExportRecipe
 from tfx.runtime.generation.kv_cache import cache_specs, stepwise, text_signature, whole_feed
-from tfx.runtime.proof import check_bundle
+from tfx.runtime.parity import check_bundle
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

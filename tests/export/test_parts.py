@@ -10,7 +10,7 @@ from tfx.export import pipeline
 from tfx.export.checkpoint.loader import load, parts_of
 from tfx.export.pipeline import export_bundle, export_bundles
 from tfx.recipe import ExportRecipe
-from tfx.runtime.proof import check_bundle
+from tfx.runtime.parity import check_bundle
 
 
 @pytest.fixture(scope="module")

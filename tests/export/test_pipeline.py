@@ -22,7 +22,7 @@ from tfx.export import pipeline, portable
 from tfx.export.pipeline import export_bundle
 from tfx.processing import Activation, Pooling
 from tfx.recipe import ExportRecipe
-from tfx.runtime.proof import check_bundle
+from tfx.runtime.parity import check_bundle
 
 # heads
 

@@ -18,7 +18,7 @@ from tfx.export.changes import describe_changes, heads_from_text, layers_from_te
 from tfx.export.checkpoint.loader import load
 from tfx.export.pipeline import export_bundle, export_bundles
 from tfx.recipe import Changes, ExportRecipe
-from tfx.runtime.proof import check_bundle
+from tfx.runtime.parity import check_bundle
 from tfx.runtime.pytorch.modules import load_module
 from tfx.runtime.pytorch.trimming import HEAD_LAYOUTS, drop_heads, keep_layers, layer_stack
 

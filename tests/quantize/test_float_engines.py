@@ -19,7 +19,7 @@ from tfx.quantize.floats import cpu_variant, lower_floats
 from tfx.recipe import EngineRecipe, Target
 from tfx.runtime.compare import scaled_error
 from tfx.runtime.engines import MODULES
-from tfx.runtime.proof import FILE_NAME, load_cases
+from tfx.runtime.proof import PROOF_FILE, load_cases
 from tfx.signature import ShapeRange
 
 LOW = [DType.FLOAT16, DType.BFLOAT16]
@@ -102,7 +102,7 @@ def lowered(bundle, dtype, ranges=None):
 
 
 def feeds_of(bundle):
-    return [case.feed for case in load_cases(bundle.path / FILE_NAME)]
+    return [case.feed for case in load_cases(bundle.path / PROOF_FILE)]
 
 
 def worst(run, bundle, feeds):

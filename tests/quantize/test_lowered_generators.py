@@ -13,7 +13,8 @@ from tfx.quantize.pipeline import quantize_bundle
 from tfx.runtime.accuracy.datasets import read_dataset
 from tfx.runtime.accuracy.evaluation import evaluate
 from tfx.runtime.generation.kv_cache import text_signature
-from tfx.runtime.proof import FILE_NAME, check_bundle, load_cases
+from tfx.runtime.parity import check_bundle
+from tfx.runtime.proof import PROOF_FILE, load_cases
 
 TEXTS = ["alpha beta gamma", "a model of two heads", "masks and heads", "delta of alpha and beta"]
 
@@ -45,7 +46,7 @@ def test_a_child_generates_and_has_a_perplexity(parent, tmp_path, name):
     assert child.manifest.processing == parent.manifest.processing
     assert check_bundle(child, backend="onnxruntime").passed
     inputs = {spec.name for spec in text_signature(child.manifest.signature).inputs}
-    assert all(set(case.feed) == inputs for case in load_cases(child.path / FILE_NAME))
+    assert all(set(case.feed) == inputs for case in load_cases(child.path / PROOF_FILE))
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     dataset = read_dataset(tmp_path / "texts.txt")
     values = []

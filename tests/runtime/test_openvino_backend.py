@@ -18,7 +18,7 @@ from tfx.errors import BackendError, BundleError
 from tfx.runtime.backend import RunOptions, get_backend
 from tfx.runtime.backends import openvino as backend
 from tfx.runtime.backends.openvino import OpenVino
-from tfx.runtime.proof import check_bundle
+from tfx.runtime.parity import check_bundle
 from tfx.signature import Signature, TensorSpec
 
 FEED = {"input_ids": np.ones((2, 3), np.int64), "attention_mask": np.ones((2, 3), np.int64)}

@@ -4,17 +4,15 @@ import zipfile
 
 import numpy as np
 import pytest
-from support.bundles import TEXT_SIGNATURE, text_graph, write_bundle
-from support.proofs import text_cases, text_outputs, write_proven_bundle
+from support.bundles import TEXT_SIGNATURE
+from support.proofs import text_cases, text_outputs
 
-from tfx.bundle import open_bundle
 from tfx.dtypes import DType
-from tfx.errors import BundleError, FeedError
+from tfx.errors import BundleError
 from tfx.report import ParityReport
 from tfx.runtime import proof
 from tfx.runtime.proof import (
     Case,
-    check_bundle,
     check_cases,
     compare_case,
     invariance_error,
@@ -23,7 +21,7 @@ from tfx.runtime.proof import (
     store_cases,
     valid_rows,
 )
-from tfx.signature import ShapeRange, Signature, TensorSpec, ValueRange
+from tfx.signature import Signature, TensorSpec, ValueRange
 
 OUTPUTS = Signature(
     (TensorSpec("attention_mask", DType.INT64, ("batch", "sequence"), ValueRange(0, 1)),),
@@ -310,40 +308,6 @@ def test_pickles_in_a_proof_are_never_read(tmp_path):
     with pytest.raises(BundleError, match="is damaged"):
         load_cases(path)
     assert not ran.exists()
-
-
-# a whole bundle
-
-
-def test_check_bundle(tmp_path):
-    bundle = write_proven_bundle(tmp_path / "tiny")
-    report = check_bundle(bundle, threads=1)
-    assert report.passed
-    assert report.reference == "stored outputs of torch 2.13.0 eager float32"
-    assert report.backend.startswith("onnxruntime ")
-    assert report.shapes == ("batch 2, sequence 5", "batch 3, sequence 9")
-    assert report.max_abs < 1e-6
-
-
-def test_check_bundle_of_another_graph(tmp_path):
-    report = check_bundle(write_proven_bundle(tmp_path / "tiny", text_graph(seed=1)), threads=1)
-    assert not report.passed
-    assert report.checks[0].error > 0.1
-
-
-def test_check_bundle_without_a_proof(tmp_path):
-    bundle = write_bundle(tmp_path / "tiny")
-    with pytest.raises(BundleError, match=r"tiny carries no proof: it has no proof\.npz$"):
-        check_bundle(bundle)
-
-
-def test_check_bundle_whose_feeds_do_not_fit(tmp_path):
-    narrow = Signature(
-        TEXT_SIGNATURE.inputs, TEXT_SIGNATURE.outputs, {"batch": ShapeRange(1, 1, 2)}
-    )
-    write_proven_bundle(tmp_path / "tiny", signature=narrow)
-    with pytest.raises(FeedError, match=r"axis 'batch' is 3, outside 1\.\.2"):
-        check_bundle(open_bundle(tmp_path / "tiny"), threads=1)
 
 
 # masks that are not those of transformers

@@ -2,7 +2,7 @@
 
 import onnx
 
-from tfx.runtime.proof import check_bundle
+from tfx.runtime.parity import check_bundle
 
 
 def graph_of(bundle):

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 from tfx.bundle import Bundle, sha256_of
 from tfx.report import Check, OutputError, ParityReport
-from tfx.runtime.proof import FILE_NAME, Case, store_cases
+from tfx.runtime.proof import PROOF_FILE, Case, store_cases
 
 from .bundles import TEXT_SIGNATURE, VOCABULARY, text_graph, write_bundle
 
@@ -58,14 +58,14 @@ def write_proven_bundle(
     """
     cases = text_cases(np.random.default_rng(1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    stored = path.parent / f"{path.name}.{FILE_NAME}"
+    stored = path.parent / f"{path.name}.{PROOF_FILE}"
     store_cases(
         stored, TEXT_SIGNATURE, cases, [proof(c.feed) for c in cases], np.random.default_rng(2)
     )
     data = stored.read_bytes()
     stored.unlink()
     changes = {"parity": PARITY} | changes
-    return write_bundle(path, graph, files={FILE_NAME: data}, **changes)
+    return write_bundle(path, graph, files={PROOF_FILE: data}, **changes)
 
 
 def redigest(bundle: Bundle) -> None:

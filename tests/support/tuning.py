@@ -12,6 +12,7 @@ from tfx.manifest import Step
 from tfx.quantization import Accuracy, Quantization, QuantizeRecipe
 from tfx.runtime.backend import RunFacts
 from tfx.runtime.tuning.contest import Contest
+from tfx.runtime.tuning.plan import TuningPlan
 from tfx.runtime.tuning.worker import Loaded, feed_of
 
 MS = 1_000_000
@@ -100,9 +101,7 @@ class World:
             {one.digest: one for one in (self.bundle, *family)},
             feeds,
             weights or {"1x8": 1, "4x8": 1},
-            min_cosine=min_cosine,
-            seconds=seconds,
-            seed=0,
+            TuningPlan(min_cosine=min_cosine, seconds=seconds),
             progress=Progress(),
             start=self.start,
             clock=self.clock,

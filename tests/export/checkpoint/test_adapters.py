@@ -22,7 +22,7 @@ from tfx.export.changes import task_of_adapter
 from tfx.export.checkpoint.loader import load
 from tfx.export.pipeline import export_bundles
 from tfx.recipe import Changes, ExportRecipe, Source, SourceKind
-from tfx.runtime.proof import check_bundle
+from tfx.runtime.parity import check_bundle
 from tfx.runtime.pytorch.adapters import Adapter, merge_adapter, read_adapter
 from tfx.runtime.pytorch.modules import load_module, run_module, weights_digest
 

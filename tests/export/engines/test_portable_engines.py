@@ -13,7 +13,7 @@ from tfx.export.families import FAMILIES, build
 from tfx.export.pipeline import export_bundles
 from tfx.recipe import EngineRecipe, ExportRecipe, Target
 from tfx.runtime.engines import MODULES
-from tfx.runtime.proof import FILE_NAME, check_cases, load_cases
+from tfx.runtime.proof import PROOF_FILE, check_cases, load_cases
 from tfx.signature import ShapeRange
 
 TOLERANCE = 1e-4
@@ -62,7 +62,7 @@ def test_openvino_gives_pytorchs_numbers(bundle):
         results = compiled(dict(feed))
         return {port.get_any_name(): np.array(results[port]) for port in compiled.outputs}
 
-    cases = load_cases(bundle.path / FILE_NAME)
+    cases = load_cases(bundle.path / PROOF_FILE)
     _, verdict = check_cases(run, cases, TOLERANCE)
     assert len(cases) > 10
     assert verdict.passed, verdict

@@ -21,11 +21,12 @@ from tfx.cli import main
 from tfx.console import Progress
 from tfx.dtypes import DType
 from tfx.errors import BackendError, RecipeError
-from tfx.runtime.proof import check_bundle
+from tfx.runtime.parity import check_bundle
 from tfx.runtime.tuning import tuner as tuning
 from tfx.runtime.tuning.candidates import Candidate, Outcome
 from tfx.runtime.tuning.choices import choice_file, conditions_here, stored_choice
-from tfx.runtime.tuning.tuner import TuningPlan, tune, tune_bundle
+from tfx.runtime.tuning.plan import TuningPlan
+from tfx.runtime.tuning.tuner import tune, tune_bundle
 from tfx.runtime.tuning.worker import ProcessWorker, feed_of, write_feeds
 
 # One candidate, quickly.

@@ -12,9 +12,10 @@ from tfx.runtime.backend import RunOptions, get_backend
 from tfx.runtime.generation.sample_texts import sample_ids
 from tfx.runtime.tuning.candidates import Outcome
 from tfx.runtime.tuning.choices import stored_choice
+from tfx.runtime.tuning.plan import TuningPlan
 from tfx.runtime.tuning.shapes import default_shapes, label_of, shape_of
 from tfx.runtime.tuning.texts import TextRun, compared_feed, default_texts, text_feed, text_sizes
-from tfx.runtime.tuning.tuner import TuningPlan, tune_bundle
+from tfx.runtime.tuning.tuner import tune_bundle
 
 
 @pytest.fixture(scope="module")
