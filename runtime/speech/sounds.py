@@ -199,12 +199,15 @@ class SoundRunner:
             )
         hop = self._text.hop if self._text is not None else 1
         step = max(1, int(longest * (1 - OVERLAP)) // hop) * hop
-        start = 0
-        while True:
+        starts = [0]
+        while starts[-1] + longest < len(sound):
+            # Less may be left than the model takes: then the last window begins earlier.
+            following = min(starts[-1] + step, (len(sound) - shortest) // hop * hop)
+            if following == starts[-1]:  # less is left than makes a frame
+                break
+            starts.append(following)
+        for start in starts:
             yield _Window(index, start, sound[start : start + longest])
-            if start + longest >= len(sound):
-                return
-            start += step
 
     def _bounds(self) -> tuple[int, int]:
         """Least and most samples of a sound; 0 for any number."""

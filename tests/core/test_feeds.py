@@ -6,7 +6,7 @@ from support.bundles import TEXT_SIGNATURE, VOCABULARY
 
 from tfx.dtypes import DType
 from tfx.errors import FeedError
-from tfx.feeds import random_feed
+from tfx.feeds import random_feed, trial_feed
 from tfx.signature import ShapeRange, Signature, TensorSpec, ValueRange
 
 BATCH = ("batch", "sequence")
@@ -106,3 +106,16 @@ def test_places_of_a_cache_ascend(rng):
     feed = random_feed(signature, {"sequence": 5, "kept": 2}, rng)
     assert feed["cache_position"].tolist() == [0, 1, 2, 3, 4]
     assert feed["logits_to_keep"].tolist() == [0, 1]
+
+
+def test_integers_reach_both_ends_of_their_range():
+    feed = random_feed(MIXED, {"batch": 9, "sequence": 40}, np.random.default_rng(0))
+    assert set(feed["input_ids"].flat) == {5, 6, 7, 8, 9}
+    assert set(feed["positions"].flat) == {0, 1}
+
+
+def test_a_trial_is_always_the_same_and_padded():
+    feed, again = trial_feed(TEXT_SIGNATURE), trial_feed(TEXT_SIGNATURE)
+    assert all(np.array_equal(feed[name], again[name]) for name in feed)
+    assert feed["attention_mask"][0].all()
+    assert not feed["attention_mask"][1:, -1].any()

@@ -103,6 +103,16 @@ def test_zero_reference():
     assert (other.max_abs, other.max_rel) == (1.0, np.inf)
 
 
+@pytest.mark.parametrize(
+    ("scale", "other", "cosine"), [(1e-3, [3, 4], 1), (1e-3, [0, 0], 0), (0, [3, 4], 0)]
+)
+def test_cosine_of_small_vectors_and_of_zeros_on_one_side(scale, other, cosine):
+    reference = np.array([[3, 4]], np.float32) * np.float32(scale)
+    actual = np.array([other], np.float32)
+    (error,) = compare_outputs({"y": reference}, {"y": actual})
+    assert error.min_cosine == pytest.approx(cosine)
+
+
 @pytest.mark.parametrize(("value", "cosine"), [(2.0, 1.0), (3.0, -1.0)])
 def test_scalar_outputs(value, cosine):
     (error,) = compare_outputs({"y": np.float32(2)[()]}, {"y": np.asarray(value, np.float32)})

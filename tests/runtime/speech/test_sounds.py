@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from support.bundles import write_bundle
+from support.hearing import FRAME, spelled, write_listener, write_speller
 from support.sounds import tone, write_sound
 from support.speech import wav2vec2
 
@@ -19,6 +20,7 @@ from tfx.runtime.opening import open_session
 from tfx.runtime.speech.sounds import SoundRunner, answer_sounds
 from tfx.runtime.speech.transcript import Transcript
 from tfx.runtime.text.answers import TextLabel
+from tfx.signature import Signature
 
 LABELS = {0: "zero", 1: "one", 2: "two"}
 
@@ -142,6 +144,52 @@ def test_scores_of_windows_are_averaged(words, rng):
         found = session.predict(sound)
         parts = [session.predict(sound[start : start + 3000]) for start in (0, 2500)]
     np.testing.assert_allclose(found.scores, np.mean([one.scores for one in parts], 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [21, 35, 47, 60])
+def test_windows_of_one_size_reach_back_from_the_end(frames, tmp_path):
+    bundle = of_one_size(write_speller(tmp_path / "speller"), 20 * FRAME)
+    letters = np.random.default_rng(frames).choice(list("A_B"), frames)
+    seen = []
+    with open_session(bundle, backend="onnxruntime") as session:
+
+        def run(feed):
+            seen.append(feed["input_values"].shape[1])
+            return session.predict(feed)
+
+        sound = spelled("".join(letters))
+        found = answer_sounds(bundle, run, sound)
+        end = answer_sounds(bundle, run, np.append(sound, sound[:1]))  # less than a frame more
+    heard = [one for one, before in zip(letters, ["", *letters], strict=False) if one != before]
+    assert found.text == end.text == "".join(heard).replace("_", "")
+    assert set(seen) == {20 * FRAME}
+
+
+def test_scores_of_windows_of_one_size(tmp_path):
+    bundle = of_one_size(write_listener(tmp_path / "listener"), 20 * FRAME)
+    sound = spelled("A" * 20 + "B")
+    with open_session(bundle, backend="onnxruntime") as session:
+        found = session.predict(sound)
+        parts = [session.predict(one) for one in (sound[: 20 * FRAME], sound[-20 * FRAME :])]
+    np.testing.assert_allclose(found.scores, np.mean([one.scores for one in parts], 0), atol=1e-6)
+
+
+def of_one_size(bundle, samples):
+    """The bundle as if its model took sounds of so many samples and no others."""
+    fixed = {"samples": samples, "frames": samples // FRAME}
+
+    def pinned(specs):
+        return tuple(
+            dataclasses.replace(spec, shape=tuple(fixed.get(axis, axis) for axis in spec.shape))
+            for spec in specs
+        )
+
+    old = bundle.manifest.signature
+    ranges = {axis: size for axis, size in old.ranges.items() if axis not in fixed}
+    signature = Signature(pinned(old.inputs), pinned(old.outputs), ranges)
+    return dataclasses.replace(
+        bundle, manifest=dataclasses.replace(bundle.manifest, signature=signature)
+    )
 
 
 @pytest.mark.parametrize(
