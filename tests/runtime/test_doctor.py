@@ -45,6 +45,11 @@ def test_json_says_everything():
     assert found["works"] is True
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_library_of_every_backend_has_a_version(name):
+    assert {*doctor.LIBRARY.get(name, (name,))} <= {*doctor.DISTRIBUTIONS}
+
+
 def test_table_says_how_to_get_what_is_missing(capsys):
     found = doctor.Diagnosis(
         version="1.2.3",
