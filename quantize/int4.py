@@ -12,7 +12,7 @@ from tfx.errors import QuantizeError, listing
 from tfx.extras import need
 from tfx.quantization import QuantizeRecipe, RangeMethod, WeightMethod
 
-from .linear import array_of, scope_of
+from .linear import add_constant, array_of, drop_unused, scope_of
 
 # Signed: -8 to 7. Half of the levels, and the largest.
 HALF, TOP = 8, 7
@@ -398,11 +398,11 @@ def _place(graph: ir.Graph, weight: ir.Value, users: list[ir.Node], blocks: Bloc
     types = need("ml_dtypes")
     packed = types.int4 if blocks.zero is None else types.uint4
     given = [
-        _constant(graph, f"{weight.name}_int4", blocks.numbers.astype(packed)),
-        _constant(graph, f"{weight.name}_scale", blocks.scale.astype(np.float32)),
+        add_constant(graph, f"{weight.name}_int4", blocks.numbers.astype(packed)),
+        add_constant(graph, f"{weight.name}_scale", blocks.scale.astype(np.float32)),
     ]
     if blocks.zero is not None:
-        given.append(_constant(graph, f"{weight.name}_zero", blocks.zero.astype(packed)))
+        given.append(add_constant(graph, f"{weight.name}_zero", blocks.zero.astype(packed)))
     node = ir.node("DequantizeLinear", given, {"axis": 0, "block_size": blocks.size})
     node.metadata_props.update(users[0].metadata_props)
     output = node.outputs[0]
@@ -411,13 +411,4 @@ def _place(graph: ir.Graph, weight: ir.Value, users: list[ir.Node], blocks: Bloc
     graph.insert_before(min(users, key=graph.index), node)
     for user in users:
         user.replace_input_with(1, output)
-    if not weight.uses() and not weight.is_graph_output():
-        del graph.initializers[str(weight.name)]
-
-
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, shape=tensor.shape)
-    value.type = ir.TensorType(tensor.dtype)
-    graph.register_initializer(value)
-    return value
+    drop_unused(graph, weight)

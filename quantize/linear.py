@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from .forms import is_constant
+
 # Below this many weights the integers save less than the nodes around them cost.
 SMALLEST_WEIGHT = 1024
 
@@ -99,11 +101,6 @@ def find_lookups(model: ir.Model) -> list[Lookup]:
 def scope_of(node: ir.Node) -> str:
     """The path of the module a node comes from, e.g. "encoder.layer.0.output.dense"."""
     return str(node.metadata_props.get("scope", ""))
-
-
-def is_constant(value: ir.Value) -> bool:
-    """Whether a value is an initializer, whose number is known."""
-    return value.const_value is not None and value.is_initializer()
 
 
 def split_gemms(model: ir.Model) -> int:

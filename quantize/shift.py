@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from .linear import Product, add_constant, array_of, drop_unused, is_constant, shared_data
+from .forms import is_constant
+from .linear import Product, add_constant, array_of, drop_unused, shared_data
 
 # What the range must fall to, as a share, for a subtraction per element to be worth it.
 WORTH = 0.8

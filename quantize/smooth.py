@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from .linear import Product, add_constant, array_of, drop_unused, is_constant
+from .forms import is_constant
+from .linear import Product, add_constant, array_of, drop_unused
 from .observers import SHARES
 from .weights import quantize_symmetric
 

@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from tfx.export.graph import replace_value
 
-from .linear import add_constant, array_of, is_constant
+from .forms import is_constant
+from .linear import add_constant, array_of, drop_unused
 
 MICROSOFT = "com.microsoft"
 
@@ -193,5 +194,4 @@ def _drop_dead(graph: ir.Graph) -> None:
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):
             graph.remove(node, safe=True)
     for value in list(graph.initializers.values()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[str(value.name)]
+        drop_unused(graph, value)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tfx.errors import SourceError
-from tfx.extras import need
 from tfx.processing import Dictation
 
-from .generation import SETTINGS_FILE
+from .generation import SETTINGS_FILE, read_settings
 
 MODEL_TYPE = "whisper"
 
@@ -33,19 +31,7 @@ def read_dictation(config: Any, folder: Path, notes: list[str]) -> Dictation | N
     """
     if config.model_type != MODEL_TYPE:
         return None
-    settings = need("transformers").GenerationConfig
-    try:
-        said = (
-            settings.from_pretrained(folder)
-            if (folder / SETTINGS_FILE).is_file()
-            else settings.from_model_config(config)
-        )
-    # OSError, ValueError, TypeError, and the validation errors of its class.
-    except Exception as error:
-        raise SourceError(
-            f"cannot read the {SETTINGS_FILE} of {folder}: {error}",
-            hint="Copy or download the file again.",
-        ) from error
+    said = read_settings(config, folder)
     ends = said.eos_token_id
     languages, tasks = {}, {}
     if getattr(said, "is_multilingual", True):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tfx.errors import SourceError
+from tfx.extras import need
 from tfx.processing import Generation
 
 from .tokenization import load_tokenizer
@@ -42,6 +43,29 @@ def read_generation(config: Any, folder: Path | None, target: Path) -> Generatio
     if template:
         (target / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     return Generation(token_ids(ends), TEMPLATE_FILE if template else "", special)
+
+
+def read_settings(config: Any, folder: Path | None) -> Any:
+    """The checkpoint's ``GenerationConfig``, from its file or, without one, its configuration.
+
+    Args:
+        config: The model's configuration.
+        folder: The checkpoint; None where there is none.
+
+    Raises:
+        SourceError: If the file is damaged.
+    """
+    settings = need("transformers").GenerationConfig
+    try:
+        if folder is not None and (folder / SETTINGS_FILE).is_file():
+            return settings.from_pretrained(folder)
+        return settings.from_model_config(config)
+    # OSError, ValueError, TypeError, and the validation errors of its class.
+    except Exception as error:
+        raise SourceError(
+            f"cannot read the {SETTINGS_FILE} of {folder}: {error}",
+            hint="Copy or download the file again.",
+        ) from error
 
 
 def token_ids(ends: Any) -> tuple[int, ...]:

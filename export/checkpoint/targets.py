@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tfx.errors import SourceError
-from tfx.extras import need
 from tfx.processing import Target
 
-from .generation import SETTINGS_FILE, token_ids
+from .generation import SETTINGS_FILE, read_settings, token_ids
 from .languages import Languages, read_languages
 
 # What a checkpoint may ask for and nothing here does, and what asks for nothing.
@@ -48,7 +47,7 @@ def read_target(config: Any, folder: Path | None) -> tuple[Target, tuple[str, ..
     Raises:
         SourceError: If a file is damaged, or nothing says which token a text begins with.
     """
-    said, notes = _settings(config, folder), []
+    said, notes = read_settings(config, folder), []
     ends = token_ids(said.eos_token_id)
     bad = [ids for ids in said.bad_words_ids or [] if ids not in ([end] for end in ends)]
     for name, idle in UNDONE.items():
@@ -95,20 +94,6 @@ def read_target(config: Any, folder: Path | None) -> tuple[Target, tuple[str, ..
         leads_input=spoken.leads_input,
     )
     return target, tuple(notes)
-
-
-def _settings(config: Any, folder: Path | None) -> Any:
-    settings = need("transformers").GenerationConfig
-    try:
-        if folder is not None and (folder / SETTINGS_FILE).is_file():
-            return settings.from_pretrained(folder)
-        return settings.from_model_config(config)
-    # OSError, ValueError, TypeError, and the validation errors of its class.
-    except Exception as error:
-        raise SourceError(
-            f"cannot read the {SETTINGS_FILE} of {folder}: {error}",
-            hint="Copy or download the file again.",
-        ) from error
 
 
 def _prefixes(config: Any) -> dict[str, str]:
