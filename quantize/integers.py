@@ -13,7 +13,7 @@ from tfx.dtypes import DType
 from tfx.errors import QuantizeError, RecipeError, listing
 from tfx.quantization import KeptNode, QuantizeRecipe, RangeMethod
 
-from .calibration import CalibrationData, see_extremes, see_histograms
+from .calibration import CalibrationData
 from .int4 import lower_weights_int4, why_whole
 from .linear import (
     SMALLEST_WEIGHT,
@@ -25,6 +25,7 @@ from .linear import (
     shared_data,
     split_gemms,
 )
+from .observation import see_extremes, see_histograms
 from .observers import Extremes
 from .outliers import choose_outliers, split_outliers, without_channels
 from .qdq import quantize_activations, quantize_tables, quantize_weights

@@ -18,10 +18,11 @@ from tfx.runtime.generation.kv_cache import text_signature, whole_feed
 from tfx.runtime.proof import PROOF_FILE, load_cases
 from tfx.signature import BATCH
 
-from .calibration import CalibrationData, calibration_feeds, see_hessians, see_magnitudes
+from .calibration import CalibrationData, calibration_feeds
 from .floats import cpu_variant, lower_floats
 from .integers import Lowered, Prepared, lower, prepare
 from .linear import find_products, scope_of
+from .observation import see_hessians, see_magnitudes
 from .statistics import FILE_NAME as STATISTICS_FILE
 from .statistics import store_statistics
 from .targets import lower_for_ort_cpu
