@@ -44,6 +44,12 @@ def session(dictated):
         yield opened
 
 
+def test_the_encoder_runs_as_its_decoder_does(session):
+    facts, heard = session.report.facts, session.encoder().report.facts
+    assert (heard.backend, heard.device, heard.threads) == ("onnxruntime", "cpu", 1)
+    assert (heard.precision, heard.streams) == (facts.precision, 1)
+
+
 def sound(rng, seconds):
     steps = rng.normal(size=int(seconds * 10) + 1).repeat(1600)[: int(seconds * 16000)]
     return (rng.normal(size=len(steps)) * 0.1 * steps).astype(np.float32)
