@@ -19,8 +19,8 @@ MAKERS = {"bad_line", "TextError"} | {
 
 # With which a hint begins; a new one joins them.
 WORDS = """
-    Add Allow Ask Bound Build Calibrate Call Change Check Choose Compare Compile Compute Convert Copy
-    Cut Delete Detach Do Draw Drop End Export Feed Free Give Go Infer Inspect Install Keep
+    Add Allow Ask Bound Build Calibrate Call Change Check Choose Compare Compile Compute Convert
+    Copy Cut Delete Detach Do Draw Drop End Export Feed Free Give Go Infer Inspect Install Keep
     Lead Leave Let Look Lower Make Mark Measure Merge Move Name Number Open Pass Pick Put Quantize
     Raise Read Reinstall Remove Rename Repeat Replace Report Return Run Save Say See Send Set
     Shorten Show Skip Split Start Stop Switch Take Test Train Try Tune Turn Unset Update
