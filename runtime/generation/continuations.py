@@ -62,7 +62,7 @@ class Writer:
         if self._settings is None:
             raise FeedError(
                 f"{self._bundle.name} has no tokenizer: it takes token ids, not text",
-                hint="Give each prompt as a list of token ids.",
+                hint="Give each prompt as a list of token ids, in Python; a command takes none.",
             )
         import tokenizers
 

@@ -21,6 +21,7 @@ Text = str | tuple[str, str]
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 PAIR_HINT = "Give each text as a string, or as a pair of strings."
 QUESTION_HINT = "Give each as a pair: a question, and the context that holds its answer."
+ARRAYS_INSTEAD = "Give arrays by name, to a command in an npz file; see the names with: tfx inspect"
 
 # Tokens that two windows of a long text share, as in the scripts of transformers; half of a window
 # where that is less.
@@ -152,18 +153,18 @@ class Tokenizer:
         if settings is None:
             raise FeedError(
                 f"{bundle.name} has no tokenizer: it takes arrays, not text",
-                hint="Pass a mapping of input names to arrays; see them with: tfx inspect",
+                hint=ARRAYS_INSTEAD,
             )
         specs = {spec.name: spec for spec in signature.inputs}
         if others := sorted(specs.keys() - set(TOKEN_INPUTS)):
             raise FeedError(
                 f"{bundle.name} needs {', '.join(others)} as well, which text does not give",
-                hint="Pass a mapping of input names to arrays; see them with: tfx inspect",
+                hint=ARRAYS_INSTEAD,
             )
         if "input_ids" not in specs or len(specs["input_ids"].shape) != 2:
             raise FeedError(
                 f"{bundle.name} has no input_ids of two axes: it takes arrays, not text",
-                hint="Pass a mapping of input names to arrays; see them with: tfx inspect",
+                hint=ARRAYS_INSTEAD,
             )
         self._dtypes = {name: spec.dtype.numpy for name, spec in specs.items()}
         self._settings = settings

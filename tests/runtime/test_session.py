@@ -359,7 +359,9 @@ def test_a_text_without_tokens(tmp_path):
 def test_text_for_a_bundle_without_tokenizer(arrays):
     with pytest.raises(FeedError, match="arrays has no tokenizer: it takes arrays") as caught:
         arrays.predict("hello")
-    assert caught.value.hint.startswith("Pass a mapping of input names to arrays")
+    assert caught.value.hint == (
+        "Give arrays by name, to a command in an npz file; see the names with: tfx inspect"
+    )
 
 
 def test_text_for_a_model_that_needs_more(tmp_path):

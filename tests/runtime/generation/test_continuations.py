@@ -139,7 +139,9 @@ def test_no_tokenizer(tmp_path):
     for ask in (lambda: one.read("ab", 4, 64), lambda: one.stops(("ab",))):
         with pytest.raises(FeedError, match="has no tokenizer: it takes token ids") as caught:
             ask()
-        assert caught.value.hint == "Give each prompt as a list of token ids."
+        assert caught.value.hint == (
+            "Give each prompt as a list of token ids, in Python; a command takes none."
+        )
     assert one.begin(Prompt((1,)), Stops()).add(5) == ("", False)
 
 
