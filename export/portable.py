@@ -14,7 +14,8 @@ from tfx.signature import Signature
 
 from .changes import require_attentions
 from .checkpoint.loader import Loaded
-from .tracing.architectures import InputPlan, plan_examples, plan_inputs
+from .tracing.architectures import InputPlan, plan_inputs
+from .tracing.examples import plan_examples
 from .tracing.sizes import fix_refused_axes
 from .tracing.tracer import Traced, trace
 

@@ -17,6 +17,7 @@ from tfx.errors import TfxError
 from tfx.extras import need
 from tfx.recipe import GENERATING_DECODER, GENERATOR
 from tfx.runtime.opening import open_session
+from tfx.signature import SEQUENCE
 
 from .families import Family, build
 from .pipeline import export_bundles
@@ -75,14 +76,17 @@ def compare_texts(
         cache: As of ``export_bundles``.
     """
     rng = np.random.default_rng(5)
-    given = [rng.integers(4, 64, size).tolist() for size in rng.integers(1, 13, prompts)]
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         model = write_checkpoint(family, source)
         try:
-            bundle = export_bundles(str(source), Path(folder) / "made", cache=cache)[-1]
+            bundles = export_bundles(str(source), Path(folder) / "made", cache=cache)
+            bundle = bundles[-1]
             if bundle.manifest.source.part not in (GENERATOR, GENERATING_DECODER):
                 return Written(family, "exported for one pass")
+            shortest = bundles[0].manifest.signature.ranges[SEQUENCE].min
+            lengths = shortest + rng.integers(0, 12, prompts)
+            given = [rng.integers(4, 64, length).tolist() for length in lengths]
             same = {beams: _same(bundle, model, given, new_tokens, beams) for beams in (1, 4)}
         except TfxError as error:
             return Written(family, str(error).splitlines()[0])

@@ -132,6 +132,12 @@ PATCHES: tuple[Patch, ...] = (
         for name in ("mamba", "falcon_mamba", "jamba", "zamba")
     ),
     Patch(
+        "transformers.models.longt5.modeling_longt5:_create_global_aggregates",
+        replacements.sums_of_blocks,
+        "Counts the blocks of a text with one_hot, which takes their number in the example for a "
+        "constant (modeling_longt5.py). Until torch.export keeps it.",
+    ),
+    Patch(
         f"{_LLAMA4}:Llama4TextRotaryEmbedding.forward",
         replacements.real_rotation,
         "Turns with complex numbers (modeling_llama4.py, apply_rotary_emb), which ONNX has not. "

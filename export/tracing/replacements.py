@@ -114,6 +114,19 @@ def one_scan(_: Any) -> Any:
     return selective_scan
 
 
+def sums_of_blocks(_: Any) -> Any:
+    """The sum of each block's states, whatever the number of blocks."""
+
+    def sums(hidden_states: Any, block_ids: Any, global_seq_len: Any) -> Any:
+        import torch
+
+        blocks = torch.arange(global_seq_len, dtype=block_ids.dtype, device=block_ids.device)
+        is_of = (block_ids[..., None] == blocks).to(hidden_states.dtype)
+        return is_of.transpose(-1, -2) @ hidden_states
+
+    return sums
+
+
 def first_is_last(_: Any) -> Any:
     """MBart's shift to the right: the last token that is no padding comes first."""
 

@@ -11,6 +11,7 @@ from tfx.extras import need
 from ..generation.kv_cache import PAST, PRESENT
 from .around import around
 from .names import forward_names
+from .places import bias_by_key
 from .windows import count_windows_by_place
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def generator_of(model: Any) -> torch.nn.Module:
     sizes = cache_sizes(model)
     rows = "position_ids" in forward_names(model)
     count_windows_by_place(model)
+    bias_by_key(model)
 
     class Generator(around()):  # type: ignore[misc]
         main_input_name = "input_ids"

@@ -19,6 +19,7 @@ from .generators import (
     tensors_of,
 )
 from .names import forward_names
+from .places import mask_by_place
 
 if TYPE_CHECKING:
     import torch
@@ -26,14 +27,23 @@ if TYPE_CHECKING:
 # What a class of transformers must take for its decoder to have a cache here.
 TAKEN = ("decoder_input_ids", "decoder_attention_mask", "encoder_outputs", "past_key_values")
 
-# Model types whose decoder gives the same with a cache of places. LED, NLLB-MoE, ProphetNet and
-# FSMT do not.
+# Model types whose decoder gives the same with a cache of places.
 KNOWN = frozenset(
     (
-        *("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "mt5", "pegasus"),
-        *("plbart", "t5", "umt5", "whisper"),
+        *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "led", "longt5"),
+        *("m2m_100", "marian", "mbart", "mt5", "mvp", "pegasus", "pegasus_x", "plbart", "t5"),
+        *("umt5", "whisper"),
     )
 )
+
+# Model types whose decoder does not, and why.
+WITHOUT = {
+    "fsmt": "masks a target only where it reads the input beside it",
+    "nllb-moe": "chooses experts in a loop over those that some token asks for, which no graph has",
+    "prophetnet": "reads the first tokens of a text by other code than one more token",
+    "switch_transformers": "leaves out what is too much for an expert in a text read at once, and "
+    "nothing of one read token by token",
+}
 
 
 def no_pair_cache(config: Any, class_name: str) -> str:
@@ -43,6 +53,8 @@ def no_pair_cache(config: Any, class_name: str) -> str:
         return "does not generate text"
     if missing := [name for name in TAKEN if name not in forward_names(cls)]:
         return f"takes no {' and no '.join(missing)}"
+    if reason := WITHOUT.get(config.model_type):
+        return reason
     if config.model_type not in KNOWN:
         return (
             f"is of type {config.model_type}, whose decoder was not tried with places for a cache"
@@ -147,6 +159,7 @@ def _encoder(model: Any) -> torch.nn.Module:
 def _decoder(model: Any) -> torch.nn.Module:
     import torch
 
+    mask_by_place(model)
     count = len(pair_sizes(model))
     keeps = "logits_to_keep" in forward_names(model)
     outputs_of_encoder = need("transformers.modeling_outputs").MoEModelOutput

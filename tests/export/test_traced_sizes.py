@@ -7,7 +7,7 @@ from torch import nn
 from tfx.errors import ExportError
 from tfx.export.passes.cleanup import simplify
 from tfx.export.passes.shapes import settle_axes
-from tfx.export.tracing.architectures import plan_examples
+from tfx.export.tracing.examples import plan_examples
 from tfx.export.tracing.tracer import trace
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from tfx.export.passes.shapes import complete_shapes, name_axes, settle_axes
 from tfx.export.rewrite.attention import fuse_attention
 from tfx.export.rewrite.einsum import lower_einsums
-from tfx.export.tracing.architectures import plan_examples
+from tfx.export.tracing.examples import plan_examples
 from tfx.export.tracing.tracer import trace
 
 HIDDEN, HEADS = 16, 2

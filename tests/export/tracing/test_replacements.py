@@ -108,6 +108,20 @@ def test_a_pool_that_says_where_is_left_as_it_is():
     assert torch.equal(values.gather(2, places), found)
 
 
+@pytest.mark.parametrize("length", [3, 9, 16])
+def test_sums_of_blocks_are_those_of_one_hot(length):
+    from transformers.models.longt5 import modeling_longt5
+
+    states = torch.randn(2, length, 5, generator=torch.Generator().manual_seed(0))
+    blocks = torch.arange(length).repeat(2, 1) // 4
+    blocks[1, length // 2 :] = -1
+    count = length // 4
+    expected = modeling_longt5._create_global_aggregates(states, blocks, count)
+    with patched():
+        found = modeling_longt5._create_global_aggregates(states, blocks, count)
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_pattern_of_two_outputs_is_found_where_it_was():
     def both(op, x, y):
         return op.Add(x, y), op.Sub(x, y)

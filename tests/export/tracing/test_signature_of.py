@@ -7,7 +7,8 @@ from support.checkpoints import POSITIONS, SIZES, VOCABULARY
 from support.graphs import graph_of
 
 from tfx.errors import ExportError
-from tfx.export.tracing.architectures import plan_examples, plan_inputs
+from tfx.export.tracing.architectures import plan_inputs
+from tfx.export.tracing.examples import plan_examples
 from tfx.export.tracing.signature import signature_of
 from tfx.export.tracing.tracer import _bounds
 from tfx.recipe import ExportRecipe
