@@ -19,6 +19,7 @@ from .backend import (
     first_available,
     get_backend,
 )
+from .backends.mapped_weights import one_load_at_a_time
 from .cpus import usable_cpus
 from .open_options import OpenOptions
 from .session import Session
@@ -58,7 +59,8 @@ def load_session(
         if verification is not None:  # what is damaged is said first, and nothing of it loaded
             verification.finish(opened)
     asked = _run_options(name, options)
-    executable = backend.load(opened, asked)
+    with one_load_at_a_time(opened.path):
+        executable = backend.load(opened, asked)
     if why:
         _note(executable, why)
     return Session(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
+import os
 import re
 import sys
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -24,6 +27,37 @@ OWN = ("Anonymous:", "Swap:")
 
 # Those of smaller files are not worth the milliseconds that it takes to find them.
 LEAST_BYTES = 100_000_000
+
+
+_lock = threading.Lock()
+
+
+def _unlock() -> None:
+    global _lock  # the parent's may be held by a thread that is not here
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_unlock)
+
+
+@contextlib.contextmanager
+def one_load_at_a_time(folder: Path) -> Iterator[None]:
+    """Load a bundle with large files alone in this process; others at any time.
+
+    ``give_back_pages`` finds what its own load has mapped by what was not there before. Another
+    load could map the same files meanwhile, and unmap them between the look and ``madvise``: the
+    addresses might be anybody's memory by then, and its content would be gone.
+
+    Args:
+        folder: Of a bundle.
+    """
+    try:
+        large = bool(_large_files(folder))
+    except OSError:  # it was removed: loading says so
+        large = False
+    with _lock if large else contextlib.nullcontext():
+        yield
 
 
 def mapped_places(folder: Path) -> frozenset[int]:

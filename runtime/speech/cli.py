@@ -60,12 +60,22 @@ def transcribe(
     from ..opening import open_session
     from ..verification import verified
     from .fallback import Fallback
+    from .scribe import check_transcription
     from .wav import read_wav
+    from .wishes import Wishes
 
     if as_jsonl and as_json:
         raise click.UsageError("--jsonl is not for --json")
     paths = wav_files(files)
     opened = verified(chosen_bundle(bundle))
+    wishes = Wishes(
+        language=language,
+        task=task or Task.TRANSCRIBE,
+        timestamps=timestamps,
+        max_new_tokens=max_new_tokens,
+        fallback=Fallback() if fallback else None,
+    )
+    check_transcription(opened, wishes)  # once, not for each file
     found: list[dict[str, Any]] = []
     failed, seconds = 0, 0.0
     with contextlib.ExitStack() as stack:
@@ -84,11 +94,11 @@ def transcribe(
                 sound = read_wav(file)
                 answer = session.transcribe(
                     sound.samples,
-                    language=language,
-                    task=task or Task.TRANSCRIBE,
-                    timestamps=timestamps,
-                    max_new_tokens=max_new_tokens,
-                    fallback=Fallback() if fallback else None,
+                    language=wishes.language,
+                    task=wishes.task,
+                    timestamps=wishes.timestamps,
+                    max_new_tokens=wishes.max_new_tokens,
+                    fallback=wishes.fallback,
                     sampling_rate=sound.rate,
                 )
             except (DataError, FeedError) as error:

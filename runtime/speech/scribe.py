@@ -113,18 +113,9 @@ def transcribe(
     """
     if isinstance(sounds, list) and not sounds:
         raise FeedError("got an empty list, expected at least one sound")
-    processing = session.bundle.manifest.processing
-    if processing.dictation is None:
-        if processing.transcription is None:
-            raise FeedError(
-                f"{session.bundle.name} does not write down what is said",
-                hint="Open the decoder of a Whisper model, or a model with a CTC head.",
-            )
-        if given := wishes.given():
-            raise FeedError(
-                f"{session.bundle.name} writes down what it hears, and takes no {', '.join(given)}",
-                hint="Leave them out.",
-            )
+    check_transcription(session.bundle, wishes)
+    dictation = session.bundle.manifest.processing.dictation
+    if dictation is None:
         return session.predict(sounds, sampling_rate=rate)
     encoder = session.encoder()
     hearing = encoder.bundle.manifest.processing.audio
@@ -149,5 +140,30 @@ def transcribe(
             hint="Check how it was read: samples are floats from -1 to 1.",
         )
     scribe = PairScribe(session.bundle, executable, encoder.bundle, encoder.predict)
-    found = Transcriber(scribe, hearing, processing.dictation, spell).transcribe(samples, wishes)
+    found = Transcriber(scribe, hearing, dictation, spell).transcribe(samples, wishes)
     return found if isinstance(sounds, list) else found[0]
+
+
+def check_transcription(bundle: Bundle, wishes: Wishes) -> None:
+    """Say what a bundle cannot do of what is asked, whatever it is to hear.
+
+    Args:
+        bundle: What is to write down what is said.
+        wishes: How.
+
+    Raises:
+        FeedError: If the bundle writes nothing down, or cannot do as asked.
+    """
+    processing = bundle.manifest.processing
+    if processing.dictation is not None:
+        wishes.check(processing.dictation)
+    elif processing.transcription is None:
+        raise FeedError(
+            f"{bundle.name} does not write down what is said",
+            hint="Open the decoder of a Whisper model, or a model with a CTC head.",
+        )
+    elif given := wishes.given():
+        raise FeedError(
+            f"{bundle.name} writes down what it hears, and takes no {', '.join(given)}",
+            hint="Leave them out.",
+        )

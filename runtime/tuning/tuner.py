@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from .contest import Contest, Start
 from .plan import TuningPlan
 from .shapes import default_shapes, label_of
 from .texts import compared_feed
-from .worker import ProcessWorker, Worker, feed_of, write_feeds
+from .worker import ProcessWorker, Worker, feed_of, scratch_folder, write_feeds
 
 
 def tune(
@@ -116,8 +115,8 @@ def _contest(
     """A contest on feeds of all shapes, which its candidates' processes find in a file."""
     feeds = {label_of(sizes): feed_of(bundle, sizes, plan.seed) for sizes in shapes}
     writes = is_generator(bundle.manifest.signature)
-    with tempfile.TemporaryDirectory(prefix="tfx-tune-") as folder:
-        file = Path(folder) / "feeds.npz"
+    with scratch_folder() as folder:
+        file = folder / "feeds.npz"
         write_feeds(file, list(feeds.values()))
 
         def process(path: Path, candidate: Candidate) -> Worker:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ import numpy as np
 
 from tfx.bundle import Bundle, open_bundle
 from tfx.codec import decode, encode
-from tfx.errors import FeedError
+from tfx.errors import BackendError, FeedError
 from tfx.feeds import MASK, random_feed
 from tfx.signature import Feed
 
@@ -140,8 +141,8 @@ class ProcessWorker:
 
     def outputs(self, shape: int) -> dict[str, np.ndarray]:
         """Outputs of the feed of one shape."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "outputs.npz"
+        with scratch_folder() as folder:
+            path = folder / "outputs.npz"
             self.child.ask(do="outputs", shape=shape, path=str(path))
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
@@ -156,12 +157,41 @@ class ProcessWorker:
         self.child.close()
 
 
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for what processes give each other, which is removed afterwards.
+
+    Raises:
+        BackendError: If it cannot be made.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="tfx-tune-")
+    except OSError as error:
+        raise _no_room(error) from error
+    with folder as name:
+        yield Path(name)
+
+
+def _no_room(error: OSError) -> BackendError:
+    return BackendError(
+        f"temporary files cannot be written: {error.strerror}",
+        hint="Free space there, or set TMPDIR to a folder that can be written.",
+    )
+
+
 def write_feeds(path: Path, feeds: Sequence[Feed]) -> None:
-    """Write the feeds of all shapes, for every candidate the same."""
+    """Write the feeds of all shapes, for every candidate the same.
+
+    Raises:
+        BackendError: If they cannot be written.
+    """
     arrays = {
         f"{index}/{name}": array for index, feed in enumerate(feeds) for name, array in feed.items()
     }
-    np.savez(path, allow_pickle=False, **arrays)
+    try:
+        np.savez(path, allow_pickle=False, **arrays)
+    except OSError as error:
+        raise _no_room(error) from error
 
 
 def read_feeds(path: Path) -> list[dict[str, np.ndarray]]:

@@ -1,14 +1,22 @@
 """Pages of mapped files are given back, unless they were written to, and read the same later."""
 
+import contextlib
 import ctypes
+import os
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.bundles import write_bundle
 
+from tfx.runtime import loading
 from tfx.runtime.backends import mapped_weights
 from tfx.runtime.backends.mapped_weights import give_back_pages, mapped_places
+from tfx.runtime.opening import open_session
 
 LINES = """\
 7f00-7f40 r--s 00000000 fe:00 3244143                    {folder}/model.onnx.data
@@ -82,6 +90,63 @@ def test_what_cannot_be_looked_at_is_left_alone(tmp_path, monkeypatch, missing):
     folder = tmp_path / "gone" if missing == "folder" else tmp_path
     assert mapped_places(folder) == frozenset()
     assert give_back_pages(folder) == 0
+
+
+@pytest.mark.parametrize(("size", "most"), [(1 << 30, 2), (1, 1)])
+def test_bundles_with_large_files_are_loaded_one_at_a_time(tmp_path, monkeypatch, size, most):
+    """What one load maps, another one's look must not take for its own."""
+    monkeypatch.setattr(mapped_weights, "LEAST_BYTES", size)
+    (tmp_path / "weights").write_bytes(bytes(10))
+    inside, counts, both = [], [], threading.Barrier(most)
+
+    def load():
+        with mapped_weights.one_load_at_a_time(tmp_path):
+            inside.append(1)
+            both.wait(30)  # all that may load together do
+            time.sleep(0.05)  # and any other has the time to
+            counts.append(len(inside))
+            both.wait(30)
+            inside.pop()
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert counts == [most, most]
+
+
+def test_a_session_is_loaded_so(tmp_path, monkeypatch):
+    folders = []
+    monkeypatch.setattr(
+        loading,
+        "one_load_at_a_time",
+        lambda folder: folders.append(folder) or contextlib.nullcontext(),
+    )
+    bundle = write_bundle(tmp_path / "b")
+    open_session(bundle).close()
+    assert folders == [bundle.path]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_forked_during_a_load_is_not_held_up():
+    script = """
+import os, signal
+from pathlib import Path
+from tfx.runtime.backends import mapped_weights
+mapped_weights.LEAST_BYTES = 0
+with mapped_weights.one_load_at_a_time(Path(".")):
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        with mapped_weights.one_load_at_a_time(Path(".")):
+            os._exit(0)
+    print(os.waitpid(child, 0)[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "0\n"
 
 
 def test_small_files_are_not_looked_for(tmp_path, monkeypatch):

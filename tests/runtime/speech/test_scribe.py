@@ -186,6 +186,26 @@ def test_a_file_alone_that_fails(tmp_path):
     assert "bad.wav is not a WAV file\nhint: " in done.stderr
 
 
+def test_what_cannot_be_done_is_said_once_and_not_of_each_file(tmp_path):
+    write_speller(tmp_path / "speller")
+    paths = [write_sound(tmp_path / f"{x}.wav", spelled(x), 8000) for x in ("A", "B")]
+    done = transcribed(*paths, "--bundle", tmp_path / "speller", "--language", "en")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        "error: speller writes down what it hears, and takes no language",
+        "hint: Leave them out.",
+    ]
+
+
+def test_a_bundle_that_hears_nothing_is_said_once(tmp_path):
+    write_bundle(tmp_path / "arrays")
+    path = write_sound(tmp_path / "a.wav", spelled("A"), 8000)
+    done = transcribed(path, path, "--bundle", tmp_path / "arrays")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: arrays does not write down what is said\nhint: Open the")
+    assert done.stderr.count("error:") == 1
+
+
 def test_a_text_that_went_wrong_is_drawn_again(dictated, session, tmp_path, rng):
     samples = sound(rng, 0.9)
     path = write_sound(tmp_path / "a.wav", samples)

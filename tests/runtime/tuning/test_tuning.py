@@ -226,6 +226,17 @@ def test_the_command_fails_where_the_choice_cannot_be_kept(bundle, monkeypatch, 
     assert "error: the choice is not kept: the cache is turned off" in result.stderr
 
 
+@pytest.mark.parametrize("fails", ["tempfile.TemporaryDirectory", "numpy.savez"])
+def test_a_full_disk_is_no_traceback(bundle, monkeypatch, fails):
+    def full(*args, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fails, full)
+    with pytest.raises(BackendError, match="files cannot be written: No space left") as caught:
+        tune(bundle, QUICK, progress=Progress())
+    assert caught.value.hint == "Free space there, or set TMPDIR to a folder that can be written."
+
+
 def test_an_engine_leaves_nothing_to_tune(tmp_path):
     engine = write_engine_bundle(tmp_path / "e")
     with pytest.raises(BackendError, match="holds an engine, and runs on the backend") as caught:
