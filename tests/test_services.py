@@ -1,6 +1,7 @@
 """The programs of docs/services.md serve: many callers, refusals, an orderly end, workers."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -66,8 +67,15 @@ def test_it_answers_many_callers_and_ends_when_it_is_told(service, expected):
             for _ in range(2):
                 found = json.loads(lines.readline())["embedding"]
                 np.testing.assert_allclose(found, expected[text], rtol=1e-5)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as endless:
+        endless.sendall(b"a" * 200_000)
+        with contextlib.suppress(ConnectionError):
+            assert endless.recv(1) == b""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as idle:
+        idle.sendall(b"a\n")
+        assert idle.recv(1)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "")
 
 
