@@ -226,6 +226,21 @@ def precision_refused(backend: str, asked: DType, able: Iterable[DType]) -> Back
     )
 
 
+# What a backend's facts say of kernels that trade exactness for time where weights have 4 bits.
+ROUNDED = (
+    "rounds what 4-bit weights are multiplied with to 8 bits; precision='fp32' leaves it floats"
+)
+
+
+def rounds_activations(bundle: Bundle, options: RunOptions) -> bool:
+    """Whether kernels for 4-bit weights may round what they are multiplied with to 8 bits.
+
+    They do by default, in groups of 32, each with a scale. Who asks for float32 by name gets it.
+    """
+    floats = PRECISIONS.get(options.precision)
+    return bundle.manifest.precision is DType.INT4 and floats is not DType.FLOAT32
+
+
 # name -> "module:attribute"; imported only when asked for, so `import tfx` stays light.
 BACKENDS: dict[str, str] = {
     "torch": "tfx.runtime.backends.torch_eager:TorchEager",

@@ -228,17 +228,20 @@ def _onnxruntime(
     bundle: Bundle, executable: Any, options: RunOptions, feed: Feed, runs: int
 ) -> list[Node]:
     """ONNX Runtime's own trace, of a session with the same settings and profiling on."""
-    from tfx.runtime.backends.onnxruntime_settings import settings_of
+    from tfx.runtime.backends.onnxruntime import SLOWER_FUSIONS, settings_for
 
     ort = need("onnxruntime")
-    settings = settings_of(ort, options.threads)
+    settings = settings_for(ort, bundle, options)
     settings.enable_profiling = True
     variant = bundle.manifest.variants.get("onnxruntime-cpu")
     graph = bundle.path / variant if variant else bundle.model
     with tempfile.TemporaryDirectory() as folder:
         settings.profile_file_prefix = str(Path(folder) / "trace")
         session = ort.InferenceSession(
-            str(graph), settings, providers=executable.inference.get_providers()
+            str(graph),
+            settings,
+            providers=executable.inference.get_providers(),
+            disabled_optimizers=SLOWER_FUSIONS,
         )
         for _ in range(WARM_UP_CALLS + runs):
             session.run(None, dict(feed))
@@ -261,7 +264,7 @@ def _openvino(
     bundle: Bundle, executable: Any, options: RunOptions, feed: Feed, runs: int
 ) -> list[Node]:
     """OpenVINO's counters, of the graph compiled again with them on."""
-    from tfx.runtime.backend import float_type
+    from tfx.runtime.backend import float_type, rounds_activations
     from tfx.runtime.backends.openvino import CAPABILITIES, PLUGIN, read_graph, settings_of
 
     openvino = need("openvino")
@@ -271,7 +274,8 @@ def _openvino(
     if CAPABILITIES[floats] not in able:  # as the backend does, which says so in its facts
         floats = next(dtype for dtype, name in CAPABILITIES.items() if name == "FP32")
     model = read_graph(core, bundle)
-    settings = settings_of(options.threads, floats) | {"PERF_COUNT": True}
+    rounds = rounds_activations(bundle, options)
+    settings = settings_of(options.threads, floats, rounds=rounds) | {"PERF_COUNT": True}
     request = core.compile_model(model, PLUGIN, settings).create_infer_request()
     spent: dict[tuple[str, str], list[float]] = {}
     for index in range(WARM_UP_CALLS + runs):

@@ -15,11 +15,13 @@ from tfx.signature import Feed, Signature
 
 from ..backend import (
     PRECISIONS,
+    ROUNDED,
     Executable,
     RunFacts,
     RunOptions,
     precision_refused,
     require_graph,
+    rounds_activations,
     session_closed,
 )
 from .onnxruntime_packed import keep_packed, packed_entry, packed_session
@@ -79,16 +81,18 @@ class OnnxRuntime:
         notes: tuple[str, ...] = (
             (f"runs {variant}, the form of the graph made for it",) if variant else ()
         )
+        if rounds_activations(bundle, options):
+            notes += (ROUNDED,)
         # One version is built by several compilers, and with other kernels.
         build = ort.get_build_info()
         entry = packed_entry(bundle, graph, ort.__version__, build, *SLOWER_FUSIONS)
         session = None
         if entry is not None:
-            session = packed_session(ort, entry, settings_of(ort, options.run_threads), provider)
+            session = packed_session(ort, entry, settings_for(ort, bundle, options), provider)
         if session is not None:
             notes += ("its packed weights came from the cache",)
         else:
-            session = self._loaded(ort, bundle, graph, options.run_threads, provider, entry)
+            session = self._loaded(ort, bundle, graph, options, provider, entry)
         if session.get_providers()[0] != provider:  # it falls back to CPU without an error
             raise BackendError(
                 f"onnxruntime gave {session.get_providers()[0]}, not {provider}",
@@ -107,13 +111,15 @@ class OnnxRuntime:
         return OnnxExecutable(session, facts)
 
     def _loaded(
-        self, ort: Any, bundle: Bundle, graph: Path, threads: int, provider: str, entry: Path | None
+        self,
+        ort: Any,
+        bundle: Bundle,
+        graph: Path,
+        options: RunOptions,
+        provider: str,
+        entry: Path | None,
     ) -> Any:
-        settings = settings_of(ort, threads)
-        if bundle.manifest.precision is DType.FLOAT8_E4M3:
-            # 1.31 fuses a product of 8-bit floats into the kernel for integers, and then finds
-            # that this takes none: INVALID_GRAPH, type of MatMulIntegerToFloat.
-            settings.add_session_config_entry("session.disable_quant_qdq", "1")
+        settings = settings_for(ort, bundle, options)
         try:
             session = ort.InferenceSession(
                 str(graph), settings, providers=[provider], disabled_optimizers=SLOWER_FUSIONS
@@ -126,12 +132,28 @@ class OnnxRuntime:
                 bundle,
                 entry,
                 graph=graph,
-                settings=(settings_of(ort, threads), settings_of(ort, threads)),
+                settings=(
+                    settings_for(ort, bundle, options),
+                    settings_for(ort, bundle, options),
+                ),
                 provider=provider,
                 without=SLOWER_FUSIONS,
                 session=session,
             )
         return session
+
+
+def settings_for(ort: Any, bundle: Bundle, options: RunOptions) -> Any:
+    """ONNX Runtime's ``SessionOptions`` for a bundle on a CPU."""
+    settings = settings_of(ort, options.run_threads)
+    if bundle.manifest.precision is DType.FLOAT8_E4M3:
+        # 1.31 fuses a product of 8-bit floats into the kernel for integers, and then finds
+        # that this takes none: INVALID_GRAPH, type of MatMulIntegerToFloat.
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    if not rounds_activations(bundle, options):
+        # Left alone it is 4, by which products with 4-bit weights round the other side to 8 bits.
+        settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    return settings
 
 
 class OnnxExecutable:

@@ -19,11 +19,13 @@ from tfx.feeds import trial_feed
 from tfx.signature import Feed, Signature
 
 from ..backend import (
+    ROUNDED,
     RunFacts,
     RunOptions,
     float_type,
     precision_refused,
     require_graph,
+    rounds_activations,
     session_closed,
 )
 from ..cache import entry_for, keep, reopened
@@ -45,7 +47,7 @@ TYPES = {
     **{name: dtype for dtype, name in HINTS.items()},
     "i8": DType.INT8,
     "u8": DType.INT8,  # the weights it is multiplied with are signed
-    "i4": DType.INT4,  # weights; what they are multiplied with is floats
+    "i4": DType.INT4,  # weights
     "u4": DType.INT4,  # weights with zero points
 }
 
@@ -54,6 +56,9 @@ BLOB = "model.blob"
 
 # What a graph is changed by before it is compiled: another list makes other entries of the cache.
 CHANGES = "repeat_heads choose_masks drop_number_checks join_projections(int8) keep_state"
+
+# How many activations share a scale where they are rounded to be multiplied with 4-bit weights.
+GROUP = 32
 
 # Nodes of its execution graph that multiply matrices.
 PRODUCTS = frozenset({"FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention"})
@@ -100,9 +105,10 @@ class OpenVino:
             # A child bundle runs wherever its parent does: in more bits than it was made for.
             wider = (f"computes in float32: this CPU multiplies no {floats}",)
             floats = DType.FLOAT32
-        settings = settings_of(options.threads, floats, options.streams)
+        rounds = rounds_activations(bundle, options)
+        settings = settings_of(options.threads, floats, options.streams, rounds=rounds)
         version = openvino.__version__.partition("-")[0]  # less its build
-        entry = entry_for(bundle, f"openvino {version}", floats, CHANGES)
+        entry = entry_for(bundle, f"openvino {version}", floats, CHANGES, *["rounds"] * rounds)
         kept = None
         if entry is not None:
             kept = reopened(entry, lambda folder: _read_back(openvino, core, folder, settings))
@@ -135,7 +141,7 @@ class OpenVino:
             precision=max(products, key=lambda dtype: products[dtype], default=floats),
             threads=max(1, compiled.get_property("INFERENCE_NUM_THREADS") // streams),
             streams=streams,
-            notes=wider + _notes(products) + notes,
+            notes=wider + _notes(products) + (ROUNDED,) * rounds + notes,
         )
         executable = executable_of(compiled, bundle.manifest.signature, facts)
         if kept is None and entry is not None:
@@ -147,7 +153,9 @@ class OpenVino:
         return executable
 
 
-def settings_of(threads: int, floats: DType, streams: int = 1) -> dict[str, Any]:
+def settings_of(
+    threads: int, floats: DType, streams: int = 1, *, rounds: bool = False
+) -> dict[str, Any]:
     """The plugin's configuration.
 
     Args:
@@ -155,8 +163,10 @@ def settings_of(threads: int, floats: DType, streams: int = 1) -> dict[str, Any]
         floats: Element type of float products. Left alone, the plugin takes bfloat16 wherever
             the CPU has it.
         streams: Runs at once, each on its share of the threads.
+        rounds: Whether what 4-bit weights are multiplied with is rounded to 8 bits.
     """
     return {
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if rounds else 0,
         "INFERENCE_PRECISION_HINT": HINTS[floats],
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",

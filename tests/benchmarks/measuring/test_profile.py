@@ -2,6 +2,7 @@
 
 import json
 
+import onnx.parser
 import pytest
 import torch
 from click.testing import CliRunner
@@ -18,7 +19,9 @@ from tfx.bench.measuring.profile import (
 )
 from tfx.bench.measuring.workload import Shape
 from tfx.cli import SUMMARIES, main
+from tfx.dtypes import DType
 from tfx.errors import BackendError, BundleError
+from tfx.signature import Signature, TensorSpec
 
 SHAPE = Shape({"batch": 2, "sequence": 8})
 
@@ -82,6 +85,23 @@ def test_each_engine_says_where_its_time_goes(bundle, backend):
     if backend == "onnxruntime":
         assert "Gather" in {one.name for one in found.ops}
         assert [one.name for one in found.layers] == ["layer 11", ELSEWHERE]
+
+
+def test_onnxruntime_fuses_in_a_profile_what_it_fuses_in_a_run(tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 23]>
+    g (float[batch, sequence, 4] x, float[batch, sequence, 4] z) => (float[batch, sequence, 4] y)
+    <float[4] scale = {1.0, 2.0, 3.0, 4.0}, float[4] bias = {0.0, 0.0, 0.0, 0.0}> {
+      sum = Add(x, z)
+      y = LayerNormalization(sum, scale, bias)
+    }""")
+    inputs, outputs = (
+        tuple(TensorSpec(name, DType.FLOAT32, ("batch", "sequence", 4)) for name in names)
+        for names in (("x", "z"), ("y",))
+    )
+    bundle = write_bundle(tmp_path / "sum", model, signature=Signature(inputs, outputs))
+    found = profile_bundle(bundle, "onnxruntime", SHAPE, threads=1, runs=3)
+    assert {one.name for one in found.ops} == {"Add", "LayerNormalization"}
 
 
 class Repeated(torch.nn.Module):
