@@ -98,18 +98,7 @@ def quantize_bundle(
             lowering = with_range_method(lowering, write_draft, lost)
         keep = search(lowering, staging.path) if search is not None else ()
         on_step("lowering the graph")
-        lowered = lowering.lower(keep)
-        if not lowered.quantized and keep:
-            raise QuantizeError(
-                f"nothing of {parent.name} would be {recipe.precision}: every group costs too much",
-                hint="Allow a larger --max-drop.",
-            )
-        if not lowered.quantized:
-            reasons = dict.fromkeys(one.reason for one in lowered.kept)
-            raise QuantizeError(
-                listing(f"nothing of {parent.name} would be {recipe.precision}:", reasons),
-                hint="Keep fewer groups, or ask for another precision.",
-            )
+        lowered = _lowered(lowering, keep)
         on_step("writing the graph")
         draft = write_draft(lowering, lowered, staging.path)
         on_step("comparing with the parent")
@@ -123,6 +112,23 @@ def quantize_bundle(
             dataclasses.replace(draft.manifest, parity=parity, quantization=quantization)
         )
     return open_bundle(target, verify=False)
+
+
+def _lowered(lowering: Lowering, keep: Collection[str]) -> Lowered:
+    lowered = lowering.lower(keep)
+    if lowered.quantized:
+        return lowered
+    parent, precision = lowering.parent, lowering.recipe.precision
+    if keep:
+        raise QuantizeError(
+            f"nothing of {parent.name} would be {precision}: every group costs too much",
+            hint="Allow a larger --max-drop.",
+        )
+    reasons = dict.fromkeys(one.reason for one in lowered.kept)
+    raise QuantizeError(
+        listing(f"nothing of {parent.name} would be {precision}:", reasons),
+        hint="Keep fewer groups, or ask for another precision.",
+    )
 
 
 def write_draft(lowering: Lowering, lowered: Lowered, folder: Path) -> Bundle:
