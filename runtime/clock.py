@@ -74,20 +74,26 @@ def block_calls(median_ms: float) -> int:
 
 
 def warm_up(
-    call: Callable[[], object], *, limit_s: float, clock: Clock = time.perf_counter_ns
+    call: Callable[[], object],
+    *,
+    limit_s: float,
+    turn: int = 1,
+    clock: Clock = time.perf_counter_ns,
 ) -> WarmUp:
     """Call until the medians of ``STEADY_WINDOWS`` windows stay within ``STEADY_RATIO``.
 
     Args:
         call: What to warm up.
         limit_s: Give up after this many seconds, at the end of a window.
+        turn: Calls after which the same work comes again; a window has whole turns, for of parts
+            of one the medians differ however warm the model is.
         clock: Gives nanoseconds.
     """
     started = clock()
     calls, steady, before = 0, 0, float("inf")
     while True:
         window: list[int] = []
-        while len(window) < WINDOW_CALLS or sum(window) < WINDOW_NS:
+        while len(window) < WINDOW_CALLS or sum(window) < WINDOW_NS or len(window) % turn:
             window += time_calls(call, 1, clock)
         calls += len(window)
         median = float(np.median(window))

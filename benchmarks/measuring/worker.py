@@ -262,7 +262,8 @@ class Server:
             case "load":
                 return encode(self._load(**arguments))
             case "warm_up":
-                return dataclasses.asdict(warm_up(self._next, **arguments))
+                turn = len(self._calls)  # queries that differ in length come in a ring
+                return dataclasses.asdict(warm_up(self._next, turn=turn, **arguments))
             case "block":
                 # Not timed: other rows ran meanwhile and had the caches for themselves, and
                 # the threads of this one's pool went to sleep.

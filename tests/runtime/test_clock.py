@@ -1,6 +1,9 @@
+import itertools
+
+import numpy as np
 import pytest
 
-from tfx.runtime.clock import STEADY_RATIO, WINDOW_CALLS, time_calls, warm_up
+from tfx.runtime.clock import STEADY_RATIO, WINDOW_CALLS, block_calls, time_calls, warm_up
 
 MS = 1_000_000
 
@@ -45,6 +48,29 @@ def test_slow_first_windows_are_waited_out():
     assert found.settled
     assert found.calls == 5 * WINDOW_CALLS
     assert found.median_ms == 10
+
+
+def test_windows_are_counted_anew_after_a_jump():
+    steady = [10 * MS] * 2 * WINDOW_CALLS
+    fake = FakeTime(forever(steady, 20 * MS))
+    found = warm_up(fake.call, limit_s=100, clock=fake.clock)
+    assert (found.calls, found.median_ms) == (5 * WINDOW_CALLS, 20)
+
+
+def test_calls_that_differ_are_compared_by_whole_turns():
+    lengths = np.random.default_rng(0).integers(3, 15, 64).tolist()
+    fake = FakeTime(length * MS for length in itertools.cycle(lengths))
+    found = warm_up(fake.call, limit_s=100, turn=64, clock=fake.clock)
+    assert found.settled
+    assert found.calls == 3 * 64
+    assert found.median_ms == np.median(lengths)
+
+
+@pytest.mark.parametrize(
+    ("median_ms", "calls"), [(0.0, 100), (0.1, 100), (2.0, 10), (3.0, 7), (4.1, 5), (900.0, 5)]
+)
+def test_a_block_has_calls_for_20_ms_within_bounds(median_ms, calls):
+    assert block_calls(median_ms) == calls
 
 
 def test_a_drift_of_more_than_the_ratio_never_settles():

@@ -44,6 +44,7 @@ def test_percentiles_of_too_few_samples_are_not_given(samples, p95, p99):
     [
         (1.04, 1.2, Verdict.FASTER),
         (0.8, 0.96, Verdict.SLOWER),
+        (0.8, 0.9705, Verdict.SLOWER),  # below 1 / 1.03
         (0.98, 1.02, Verdict.SAME),
         (1.02, 1.2, Verdict.UNSURE),
         (0.9, 1.1, Verdict.UNSURE),
@@ -99,6 +100,8 @@ def test_a_slow_machine_slows_both_rows_and_not_their_ratio():
     slower, other = rounds(rng, 1.15, drift=drift), rounds(rng, drift=drift)
     found = compare_speed(slower, other, against="other", rng=rng)
     assert found.verdict is Verdict.SLOWER
+    # Of other rounds for either row it would be several times as wide.
+    assert found.high / found.low < 1.08
 
 
 def test_the_interval_of_95_percent_holds_the_truth_about_as_often():

@@ -80,6 +80,24 @@ def test_rounds_are_divided_among_processes_and_those_nobody_else_has_are_left_o
     assert len(joined([found, found]).processes) == 6
 
 
+def test_a_process_counts_with_the_lower_quartile_of_its_rounds():
+    found = side_of([1.0, 2.0, 3.0, 4.0, 90.0], [5.0, 1.0, 1.0, 1.0, 1.0], [5])
+    assert found.centre == pytest.approx(np.log(2.0))
+
+
+def test_processes_of_a_sample_are_further_apart_than_they_look():
+    two = Side((np.array([[1.0], [1.0]]), np.array([[4.0], [1.0]])))
+    assert two.apart == pytest.approx(np.array([-1, 1]) * np.log(2.0) * 2**0.5)
+
+
+def test_two_processes_are_as_sure_as_student_says():
+    two = Side((np.array([[1.0], [1.0]]), np.array([[4.0], [1.0]])))
+    ratio, low, high = ratio_of(two, None, np.random.default_rng(0))
+    # Drawn, both are the same one in half of all cases: 12.706 of 1 degree of freedom, for 1.960.
+    reach = np.exp(np.log(2.0) * 2**0.5 * 12.706 / 1.960)
+    assert (ratio, low, high) == pytest.approx((2.0, 2.0 / reach, 2.0 * reach))
+
+
 def test_processes_that_are_all_alike_have_no_interval():
     same = side_of([2.0] * 8, [1.0] * 8, (4, 4))
     assert ratio_of(same, same, np.random.default_rng(0)) == (1.0, 1.0, 1.0)
@@ -97,6 +115,7 @@ def test_rows_of_a_run_are_compared_by_process():
     assert several.speedup == pytest.approx(1 / 1.15 / (1.3 * 0.8) ** (1 / 3), rel=0.02)
     assert several.low < 0.6 < one.low < one.high < 1.1 < several.high
     assert several.verdict is Verdict.UNSURE
+    assert compare_rows(*rows, (6, 6), against="torch", rng=rng).low < one.low / 1.2
     assert compare_rows(slower, rows[1][:8], (4, 4, 4), against="torch", rng=rng).speedup < 1
     few = compare_rows(slower[:6], rows[1], (3, 3), against="torch", rng=rng)
     assert few.verdict is Verdict.UNSURE
