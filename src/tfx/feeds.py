@@ -9,7 +9,7 @@ import numpy as np
 
 from .dtypes import DType
 from .errors import FeedError, listing
-from .signature import Signature, TensorSpec
+from .signature import Dim, Signature, TensorSpec
 
 Padding = Literal["none", "right", "left", "both"]
 
@@ -34,7 +34,8 @@ def random_feed(
 
     Integers are uniform in their ``ValueRange``, floats standard normal. ``attention_mask`` is
     1 for tokens and 0 for padding, as is ``encoder_attention_mask``; row 0 is full, and every row
-    keeps a token. The ids under padding are random too: a model must not look at them.
+    keeps a token, or of a sound as many samples as the model takes: fewer have no frame.
+    The ids under padding are random too: a model must not look at them.
 
     Args:
         signature: What the feed must fit.
@@ -56,7 +57,14 @@ def random_feed(
     ]
     if problems:
         raise FeedError(listing("no feed of these sizes:", problems))
-    return {spec.name: _array(spec, sizes, rng, padding) for spec in signature.inputs}
+    least: dict[Dim, int] = {
+        axis: signature.ranges[axis].min
+        for spec in signature.inputs
+        if spec.dtype.is_floating
+        for axis in spec.shape
+        if isinstance(axis, str) and axis in signature.ranges
+    }
+    return {spec.name: _array(spec, sizes, least, rng, padding) for spec in signature.inputs}
 
 
 def trial_feed(signature: Signature) -> dict[str, np.ndarray]:
@@ -69,11 +77,15 @@ def trial_feed(signature: Signature) -> dict[str, np.ndarray]:
 
 
 def _array(
-    spec: TensorSpec, sizes: Mapping[str, int], rng: np.random.Generator, padding: Padding
+    spec: TensorSpec,
+    sizes: Mapping[str, int],
+    least: Mapping[Dim, int],
+    rng: np.random.Generator,
+    padding: Padding,
 ) -> np.ndarray:
     shape = tuple(axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape)
     if spec.name in MASKS and len(shape) == 2 and not spec.dtype.is_floating:
-        return _mask(shape, rng, padding).astype(spec.dtype.numpy)
+        return _mask(shape, least.get(spec.shape[1], 1), rng, padding).astype(spec.dtype.numpy)
     if spec.name in COUNTED and len(shape) == 1 and not spec.dtype.is_floating:
         return np.arange(shape[0]).astype(spec.dtype.numpy)
     if spec.name == TYPES and len(shape) == 2:
@@ -87,13 +99,15 @@ def _array(
     return rng.integers(low, high, shape, endpoint=True).astype(spec.dtype.numpy)
 
 
-def _mask(shape: tuple[int, ...], rng: np.random.Generator, padding: Padding) -> np.ndarray:
+def _mask(
+    shape: tuple[int, ...], least: int, rng: np.random.Generator, padding: Padding
+) -> np.ndarray:
     batch, sequence = shape  # [batch, sequence]
     mask = np.ones(shape, np.int64)
-    if padding == "none" or sequence == 1:
+    if padding == "none" or sequence <= least:
         return mask
     for row in range(1, batch):
-        tokens = int(rng.integers(1, sequence))
+        tokens = int(rng.integers(least, sequence))
         side = ("right", "left")[row % 2] if padding == "both" else padding
         if side == "right":
             mask[row, tokens:] = 0

@@ -119,3 +119,18 @@ def test_a_trial_is_always_the_same_and_padded():
     assert all(np.array_equal(feed[name], again[name]) for name in feed)
     assert feed["attention_mask"][0].all()
     assert not feed["attention_mask"][1:, -1].any()
+
+
+@pytest.mark.parametrize(("beside", "fewest"), [(DType.FLOAT32, 20), (DType.INT64, 1)])
+@given(samples=st.integers(20, 40), padding=PADDINGS, seed=st.integers(0, 2**32))
+def test_of_a_sound_as_much_is_kept_as_the_model_takes(beside, fewest, samples, padding, seed):
+    specs = (
+        TensorSpec("input_values", beside, ("batch", "samples")),
+        TensorSpec("attention_mask", DType.INT64, ("batch", "samples"), ValueRange(0, 1)),
+    )
+    signature = Signature(specs, MIXED.outputs, {"samples": ShapeRange(20, 30, 40)})
+    sizes = {"batch": 4, "samples": samples}
+    feed = random_feed(signature, sizes, np.random.default_rng(seed), padding=padding)
+    kept = feed["attention_mask"].sum(axis=1)
+    assert kept.min() >= fewest
+    assert (kept.min() == samples) == (padding == "none" or samples == fewest)
