@@ -91,6 +91,7 @@ def test_samples_of_unknown_length_go_on_to_the_end(read):
         (wav_bytes(bytes(8), bits=16, kind=FLOAT), "samples of 16 bits, expected 32, 64"),
         (wav_bytes(bytes(8), channels=0), "damaged: 0 channels"),
         (wav_bytes(bytes(8), rate=0), "0 samples a second"),
+        (wav_bytes(bytes(8))[:32] + b"\4\0" + wav_bytes(bytes(8))[34:], "4 bytes for a sample of"),
         (b"RIFF\x04\0\0\0WAVEfmt \x04\0\0\0abcd", "its format takes 4 bytes, expected 16"),
         (b"RIFF\x04\0\0\0WAVEdata\x04\0\0\0abcd", "its samples come before their format"),
         (wav_bytes(np.float32([0, np.nan]).tobytes(), bits=32, kind=FLOAT), "holds NaN"),
