@@ -19,6 +19,7 @@ from tfx.runtime.text.extraction import (
     answer_from,
     best_span,
 )
+from tfx.runtime.text.texts import TextRunner
 from tfx.runtime.text.tokenizer import Encoded, Span, TextError, Tokenizer
 
 # One token: its word, as no other of the tokenizer's words has a logit above it in the table.
@@ -182,6 +183,18 @@ def test_a_session_answers_questions(tmp_path, side):
     assert 0 < len(answers[1].text.split()) <= 11
     assert alone == answers[1]
     assert (report.texts, report.truncated) == (4, 0)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_moves_no_answer(tmp_path, side):
+    settings = Tokenization("tokenizer.json", max_length=16, pad_side=side)
+    bundle = write_reader(tmp_path / "reader", tokenization=settings)
+    pairs = [("a", "the film a b"), ("very good", "not the very bad film the a good b")]
+    with tfx.open_session(bundle, backend="onnxruntime") as session:
+        runner = TextRunner(bundle, session.predict)
+        pieces = runner.read(pairs).pieces
+        assert len({piece.tokens for piece in pieces}) == 2
+        assert runner.run(pieces) == [runner.run([piece])[0] for piece in pieces]
 
 
 @pytest.mark.parametrize("place", [0, 17, 40])
