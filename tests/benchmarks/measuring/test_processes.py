@@ -119,3 +119,9 @@ def test_rows_of_a_run_are_compared_by_process():
     assert compare_rows(slower, rows[1][:8], (4, 4, 4), against="torch", rng=rng).speedup < 1
     few = compare_rows(slower[:6], rows[1], (3, 3), against="torch", rng=rng)
     assert few.verdict is Verdict.UNSURE
+
+
+def test_rows_of_a_run_are_compared_by_their_medians():
+    slower = [[10], [10], [30], [30], [30]] * 2
+    found = compare_rows(slower, [[10]] * 10, (5, 5), against="torch", rng=np.random.default_rng(0))
+    assert found.speedup == pytest.approx(1 / 3)

@@ -24,7 +24,7 @@ class World:
     def __init__(self, *, fail=None, interrupt=None):
         self.fail, self.interrupt = fail or {}, interrupt
         self.now_ns, self.blocks, self.alive, self.most = 0, 0, 0, 0
-        self.started = []
+        self.started, self.asked = [], []
 
     def start(self, bundle, way, shape, plan):
         self.started.append(str(way))
@@ -49,6 +49,7 @@ class Process:
 
     def block(self, calls):
         self.world.blocks += 1
+        self.world.asked.append(self.way)
         if self.world.blocks == self.world.interrupt:
             raise KeyboardInterrupt
         took = round(SPEEDS_MS[self.way] * 1e6 * (1 + self.number / 10))
@@ -107,6 +108,18 @@ def test_all_rows_get_fresh_processes_which_share_the_rounds(bundle):
     assert row.measurement.peak_memory_mb == 200.0
     assert row.comparison.speedup == pytest.approx(2.0)
     assert len(report.probes[row.title]) == 9
+
+
+def test_rounds_that_cannot_be_divided_are_made_up(bundle):
+    assert process_rounds(run(World(), bundle, rounds=8))["torch"] == (3, 3, 3)
+
+
+def test_each_process_has_its_rounds_in_another_order(bundle):
+    world = World()
+    run(world, bundle, rounds=16, processes=2)
+    half = len(world.asked) // 2
+    assert sorted(world.asked[:half]) == sorted(world.asked[half:])
+    assert world.asked[:half] != world.asked[half:]
 
 
 def test_seconds_are_divided_too(bundle):
