@@ -241,7 +241,7 @@ def _graph_facts(bundle: Bundle) -> dict[str, Any] | None:
     try:
         return graph_facts(bundle)
     except BackendError as error:
-        click.echo(f"graph left out: {error.with_hint}", err=True)
+        click.echo(f"graph left out, as by --no-graph: {error.with_hint}", err=True)
         return None
 
 

@@ -193,7 +193,8 @@ def test_a_plain_install_shows_all_of_a_bundle_but_its_graph(tmp_path, monkeypat
         result = run("inspect", str(bundle.path), *option)
         assert result.exit_code == 0
         assert result.stderr == (
-            "graph left out: onnx_ir is not installed (Run: pip install 'tfx-toolkit[export]')\n"
+            "graph left out, as by --no-graph: onnx_ir is not installed "
+            "(Run: pip install 'tfx-toolkit[export]')\n"
         )
         assert bundle.manifest.signature.inputs[0].name in result.stdout
     assert "graph" not in json.loads(result.stdout)
