@@ -46,10 +46,15 @@ def test_top_k_of_none_keeps_all(logits):
     assert keep_top_k(logits, 0) is logits
 
 
-@pytest.mark.parametrize("share", [1e-6, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("share", [1e-12, 1e-6, 0.3, 0.9, 0.999])
 def test_top_p(logits, share):
     expected = of_transformers(logits_process.TopPLogitsWarper(share), logits)
     np.testing.assert_array_equal(keep_top_p(logits, share), expected)
+
+
+def test_top_p_keeps_no_token_beyond_the_share():
+    kept = np.isfinite(keep_top_p(np.zeros((1, 4), np.float32), 0.5))
+    assert kept.sum() == 2  # exactly a half
 
 
 def test_top_p_of_one_keeps_all(logits):
