@@ -7,7 +7,7 @@ from support.tuning import Behaviour, World, proof, write_child
 
 from tfx.errors import BackendError
 from tfx.runtime.tuning.candidates import Candidate, Outcome
-from tfx.runtime.tuning.contest import FINALISTS, _Run
+from tfx.runtime.tuning.contest import CLEARLY, FINALISTS, HOPELESS, MOST_ROUNDS, _Run
 
 
 @pytest.fixture
@@ -67,6 +67,28 @@ def test_of_equals_the_least_lowered_with_the_fewest_threads_is_chosen(bundle):
     assert chosen.reason.endswith("and nearer to the bundle as it is")
 
 
+def test_a_child_that_is_hardly_faster_is_not_chosen(bundle, tmp_path):
+    child = write_child(tmp_path / "c", bundle, proof(0.0))
+    world = World(bundle, c_onnxruntime=Behaviour(9.9))
+    trials = decide(world, ways(bundle, child, backends=("onnxruntime",)), child)
+    assert trials["b on onnxruntime, threads 2"].outcome is Outcome.CHOSEN
+    assert trials["c on onnxruntime, threads 2"].outcome is Outcome.LOST
+
+
+def test_fewer_bits_that_are_hardly_faster_are_not_chosen(bundle):
+    world = World(bundle, openvino_bf16=Behaviour(9.9))
+    trials = decide(world, ways(bundle, backends=("openvino",), precisions=("", "bf16")))
+    assert trials["b on openvino, threads 2"].outcome is Outcome.CHOSEN
+
+
+def test_rounds_come_to_an_end_and_one_alone_needs_none(bundle):
+    for backends, rounds in ((("onnxruntime", "openvino"), MOST_ROUNDS), (("openvino",), 0)):
+        world = World(bundle)
+        with world.contest((), seconds=1e9) as contest:
+            contest.first_round(ways(bundle, backends=backends))
+            assert contest.final_rounds(world.sleep) == rounds
+
+
 def test_what_is_clearly_slower_ends_in_the_first_round(bundle):
     world = World(bundle, openvino=Behaviour(20))
     slow = decide(world, ways(bundle))["b on openvino, threads 2"]
@@ -85,6 +107,12 @@ def test_so_far_behind_fewer_threads_are_not_tried(bundle):
         "with more threads it took 4.0 times the fastest one's time"
     )
     assert trials["b on onnxruntime, threads 1"].score_ms
+
+
+def test_behind_by_less_fewer_threads_are_tried(bundle):
+    world = World(bundle, openvino=Behaviour(10 * (CLEARLY + HOPELESS) / 2))
+    trials = decide(world, ways(bundle, threads=(2, 1)))
+    assert trials["b on openvino, threads 1"].outcome is Outcome.DROPPED
 
 
 def test_only_a_few_are_alive_at_once(bundle):
