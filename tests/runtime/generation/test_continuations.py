@@ -80,6 +80,27 @@ def test_the_first_of_several_stops_counts():
     assert "".join(written("abcd", "d", "bc")) == "a"
 
 
+def test_of_stops_that_end_together_the_longer_is_taken():
+    assert "".join(written("abcd", "bc", "abc")) == ""
+
+
+def test_a_text_may_fill_the_room_there_is(tmp_path):
+    one = writer(tmp_path)
+    assert len(one.read([5] * 60, 4, 64).prompts[0].ids) == 60
+    with pytest.raises(FeedError, match="has 60 tokens and is to get 5 more"):
+        one.read([5] * 60, 5, 64)
+    assert one.read([255], 1, 64).prompts[0].ids == (255,)
+    with pytest.raises(FeedError, match=r"token 256, the vocabulary is 0\.\.255"):
+        one.read([256], 1, 64)
+
+
+def test_a_stop_is_any_token_of_the_vocabulary(tmp_path):
+    one = writer(tmp_path)
+    assert one.stops([0, 255]).ids == {0, 255}
+    with pytest.raises(FeedError, match=r"token 256, the vocabulary is 0\.\.255"):
+        one.stops([256])
+
+
 def test_an_end_token_has_no_text():
     tokenizer = bytes_tokenizer()
     one = Continuation(tokenizer, Prompt((5,)), Stops(("--",)))
