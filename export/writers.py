@@ -123,15 +123,17 @@ _T5 = _TOKENS | {
     "d_model": 32,
     "d_kv": 6,
     "d_ff": 48,
-    "num_layers": 2,
+    "num_layers": 3,  # more than the decoder: a mix-up would show
     "num_decoder_layers": 2,
     "num_heads": 4,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 20,
 }
+# Of classes that are called otherwise.
+_HEADS = {"Marian": "MTModel"}
 
 PAIRS: tuple[Family, ...] = tuple(
-    Family(name, f"{stem}ForConditionalGeneration", f"{stem}Config", sizes)
+    Family(name, f"{stem}{_HEADS.get(stem, 'ForConditionalGeneration')}", f"{stem}Config", sizes)
     for name, stem, sizes in (
         ("T5", "T5", _T5),
         ("mT5", "MT5", _T5),
@@ -153,6 +155,9 @@ PAIRS: tuple[Family, ...] = tuple(
             _T5 | {"num_experts": 4, "expert_capacity": 16, "num_sparse_encoder_layers": 1},
         ),
         ("BART", "Bart", _TWO_SIDES),
+        ("mBART", "MBart", _TWO_SIDES),
+        ("M2M", "M2M100", _TWO_SIDES),
+        ("Marian", "Marian", _TWO_SIDES | {"decoder_start_token_id": 0}),
         ("PLBart", "PLBart", _TWO_SIDES),
         ("MVP", "Mvp", _TWO_SIDES),
         ("Blenderbot", "Blenderbot", _TWO_SIDES | {"encoder_no_repeat_ngram_size": 0}),
