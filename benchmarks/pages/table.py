@@ -106,10 +106,12 @@ def _columns(rows: Sequence[Row], several: bool) -> list[Column]:
         Column("calls", lambda row, found: str(found.latency.samples)),
         *([Column("first", first_text)] if writes else []),
         Column("p50", lambda row, found: ms_text(found.latency.median_ms)),
-        Column("p95", lambda row, found: ms_text(found.latency.p95_ms)),
     ]
-    # Few runs are long enough for it, and its column would take the room of the others.
-    if any(row.measurement and row.measurement.latency.p99_ms is not None for row in rows):
+    # Few runs are long enough for these, and their columns would take the room of the others.
+    latencies = [row.measurement.latency for row in rows if row.measurement]
+    if any(latency.p95_ms is not None for latency in latencies):
+        columns.append(Column("p95", lambda row, found: ms_text(found.latency.p95_ms)))
+    if any(latency.p99_ms is not None for latency in latencies):
         columns.append(Column("p99", lambda row, found: ms_text(found.latency.p99_ms)))
     columns += [
         Column("per s", lambda row, found: significant(found.throughput_per_s)),

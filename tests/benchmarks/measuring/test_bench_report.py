@@ -169,6 +169,12 @@ def test_p99_is_a_column_only_where_a_row_has_it():
     assert lines[3].split()[1:5] == ["200", "25.2", "14.0", "-"]
 
 
+def test_a_quick_run_has_no_column_of_p95():
+    few = measured(latency=Latency(40, 12.0, None, None, 11.0, 15.0))
+    lines = shown(row(measurement=few)).splitlines()
+    assert lines[1].split()[1:4] == ["calls", "p50", "per"]
+
+
 def test_rows_are_sorted_by_median():
     lines = shown(TORCH, row()).splitlines()
     assert [line.split()[0] for line in lines[2:4]] == ["onnxruntime", "torch"]
