@@ -1,12 +1,14 @@
 """Answers: poolings, scores and labels by their definitions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from support.bundles import TEXT_SIGNATURE
-from support.texts import write_classifier, write_text_bundle
+from support.texts import MEAN, write_classifier, write_text_bundle
 
 import tfx
 from tfx.dtypes import DType
@@ -20,7 +22,7 @@ from tfx.runtime.text.answers import (
     scores_from,
     text_label,
 )
-from tfx.signature import Signature, TensorSpec
+from tfx.signature import ShapeRange, Signature, TensorSpec
 
 TOKENS = np.array([[[1, -2], [3, 4], [100, 100]], [[-9, -9], [5, 6], [7, -8]]], np.float32)
 RIGHT_AND_LEFT = np.array([[1, 1, 0], [0, 1, 1]], bool)
@@ -164,3 +166,19 @@ def test_an_output_of_another_rank(tmp_path):
         pytest.raises(BundleError, match=r"last_hidden_state is \[1, 3, 8\] for tokens \[1, 3\]"),
     ):
         session.predict("film")
+
+
+@pytest.mark.parametrize("kind", ["embedder", "classifier"])
+def test_rows_that_fill_a_batch_give_no_answers(tmp_path, kind):
+    write = write_classifier if kind == "classifier" else write_text_bundle
+    head = {} if kind == "classifier" else {"embedding": MEAN}
+    bundle = write(tmp_path / "bundle", **head)
+    ranges = bundle.manifest.signature.ranges | {"batch": ShapeRange(4, 4, 4)}
+    signature = dataclasses.replace(bundle.manifest.signature, ranges=ranges)
+    manifest = dataclasses.replace(bundle.manifest, signature=signature)
+    filled = dataclasses.replace(bundle, manifest=manifest)
+    texts = ["good", "not bad"]
+    with tfx.open_session(bundle) as plain, tfx.open_session(filled) as session:
+        found, expected = session.predict(texts), plain.predict(texts)
+    assert len(found) == 2
+    assert all(map(np.array_equal, found, expected)) or found == expected
