@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from tfx.errors import BackendError
 
+from .counts import count_problem
+
 if TYPE_CHECKING:
     from .text.batcher import Batching
 
@@ -28,5 +30,7 @@ class OpenOptions:
     encoder: str | os.PathLike[str]
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise BackendError(f"threads is {self.threads}, expected 1 or more")
+        for name in ("threads", "streams"):
+            value = getattr(self, name)
+            if value is not None and (problem := count_problem(name, value)):
+                raise BackendError(problem)

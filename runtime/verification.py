@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -45,7 +46,8 @@ class Verification(threading.Thread):
         self._found: dict[str, str] = {}
         self._note: Note | None = None
         self._status = ""
-        self.start()
+        with contextlib.suppress(RuntimeError):  # the system gives no more threads
+            self.start()
 
     def run(self) -> None:
         """Read what the manifest names, until something is not as it should be."""
@@ -79,7 +81,8 @@ class Verification(threading.Thread):
         Raises:
             BundleError: If a file is damaged.
         """
-        self.join()
+        if self.ident is not None:
+            self.join()
         bundle.verify(self._found)
         if self._note is not None:
             self._note.write(self._status)

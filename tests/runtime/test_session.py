@@ -163,6 +163,8 @@ def test_a_closed_session_refuses(arrays):
     [
         ({"backend": "tensorflow"}, "no backend called 'tensorflow'"),
         ({"threads": 0}, "threads is 0, expected 1 or more"),
+        ({"threads": "2"}, "threads is '2', expected a whole number"),
+        ({"streams": 1.5}, "streams is 1.5, expected a whole number"),
         ({"device": "tpu"}, "tpu"),
     ],
 )

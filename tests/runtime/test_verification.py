@@ -25,6 +25,18 @@ def test_a_whole_bundle_passes(tmp_path):
     Verification(bundle.path).finish(bundle)
 
 
+def test_without_another_thread_all_is_read_where_it_is_waited_for(tmp_path, monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    bundle = write_bundle(tmp_path / "b")
+    monkeypatch.setattr(Verification, "start", start)
+    Verification(bundle.path).finish(bundle)
+    damage(bundle)
+    with pytest.raises(BundleError, match=r"model\.onnx: sha256 is not the one"):
+        Verification(bundle.path).finish(bundle)
+
+
 def test_what_is_damaged_is_said_where_it_is_waited_for(tmp_path):
     bundle = write_bundle(tmp_path / "b")
     damage(bundle)
