@@ -42,11 +42,11 @@ def test_verdict(low, high, verdict):
     assert verdict_of(row) == verdict
 
 
-@pytest.mark.parametrize("streams", ["1", "2"])
-def test_the_command_measures_a_bundle(tmp_path, streams):
+@pytest.mark.parametrize("asked", ["1", "2", None])
+def test_the_command_measures_a_bundle(tmp_path, asked):
     path = str(write_text_bundle(tmp_path / "tiny", embedding=MEAN).path)
     arguments = [path, "--clients", "8", "--texts", "40", "--rounds", "2", "--threads", "2"]
-    found = CliRunner().invoke(clients, [*arguments, "--streams", streams])
+    found = CliRunner().invoke(clients, [*arguments, *(["--streams", asked] if asked else [])])
     assert found.exit_code == 0, found.output
     _, *rows = found.stdout.splitlines()
     # Of so few rounds and answers there is no interval, no p99 and no verdict.
@@ -58,7 +58,8 @@ def test_the_command_measures_a_bundle(tmp_path, streams):
         [ALL, "1"],
     ]
     assert all(row.rstrip().endswith("0 of 80") for row in rows[:4])
-    assert f"{streams} streams of {2 // int(streams)} threads; load average" in found.stdout
+    streams = int(asked or 2)
+    assert f"{streams} streams of {2 // streams} threads; load average" in found.stdout
     assert "3 times one by one: cannot say" in found.stdout
     assert re.search(r"beforehand: [\d.]+ times is what merging can reach", found.stdout)
 
