@@ -21,7 +21,7 @@ from ..backend import session_closed
 from ..counts import count_problem
 from .requests import LOOK_AHEAD, Cancellations, FeedRequest, Item, Request, TextRequest, pick
 from .texts import BATCH_ROWS, BATCH_TOKENS, Piece, TextRunner
-from .threads import begin
+from .threads import begin, program_ended, program_ends
 from .tokenizer import LongTexts
 
 # Requests tokenized at a time: few enough that the first of a thousand does not wait for the last.
@@ -30,6 +30,9 @@ READ_AT_ONCE = 64
 # Who got an answer often asks again at once, and goes well with those that wait. They wait for it
 # no longer than this share of the run that gave the answer.
 RETURN_SHARE = 0.1
+
+# Who waits for more requests looks this often whether the program ends: nothing wakes it then.
+LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,8 @@ class Batcher:
     """Merges requests of many threads into runs of a model. Thread-safe.
 
     Nothing runs while nothing is asked: a thread that tokenizes and one for each stream of runs
-    come to life with a request and rest when none is left.
+    come to life with a request and rest when none is left. When the program ends, what does not run
+    yet fails.
     """
 
     def __init__(
@@ -142,7 +146,8 @@ class Batcher:
             drop: Fail what has not begun to run, and wait for the rest only.
         """
         with self._changed:
-            self._closing, self._dropping = True, drop
+            self._closing = True
+            self._dropping |= drop
             dropped = self._taken_out() if drop else []
             self._changed.notify_all()
         for request in dropped:
@@ -200,6 +205,9 @@ class Batcher:
         self._waiting.clear()
         return list(requests)
 
+    def _refusal(self) -> BackendError:
+        return session_closed() if self._dropping else program_ended()
+
     # One thread turns requests into items.
 
     def _read_all(self) -> None:
@@ -212,7 +220,7 @@ class Batcher:
                 self._read += len(taken)
                 self._waiting += items
                 # close() came while they were read
-                dropped = self._taken_out() if self._dropping else []
+                dropped = self._taken_out() if self._dropping or program_ends() else []
                 taken = [
                     self._arrived.popleft() for _ in range(min(READ_AT_ONCE, len(self._arrived)))
                 ]
@@ -224,7 +232,7 @@ class Batcher:
                     self._running += runs
                 self._changed.notify_all()
             for request in dropped:
-                request.fail(session_closed())
+                request.fail(self._refusal())
             if not taken:
                 break
         if runs:
@@ -280,20 +288,24 @@ class Batcher:
         while True:
             with self._changed:
                 batch = self._next_batch()
+                dropped = self._taken_out() if program_ends() else []
                 if not batch:
                     self._running -= 1
                     self._changed.notify_all()
-                    return
                 # More than one run can take: let the other streams help.
-                if self._waiting and self._running < self._streams:
+                elif self._waiting and self._running < self._streams:
                     self._running += self._help()
+            for request in dropped:
+                request.fail(self._refusal())
+            if not batch:
+                return
             self._answer([item for item in batch if item.request.begin()])
 
     def _next_batch(self) -> list[Item]:
         """What runs next, when it is time for that; nothing when nothing waits."""
         while True:
             self._forget_cancelled()
-            if not self._waiting:
+            if not self._waiting or program_ends():
                 return []
             batch = pick(
                 self._waiting, max_rows=self._most_rows(), max_tokens=self.settings.max_tokens
@@ -308,7 +320,7 @@ class Batcher:
                 ahead = self._waiting[:LOOK_AHEAD]  # all of the batch is among them
                 self._waiting[:LOOK_AHEAD] = [item for item in ahead if id(item) not in chosen]
                 return batch
-            self._changed.wait(min(left_s, threading.TIMEOUT_MAX))
+            self._changed.wait(min(left_s, LOOK_EVERY_S))
 
     def _most_rows(self) -> int:
         axis = self._signature.inputs[0].shape[:1]

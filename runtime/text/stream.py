@@ -10,7 +10,7 @@ from typing import Any
 
 from ..forks import inherited_session
 from .texts import Piece, Reading, TextRunner
-from .threads import begin
+from .threads import begin, program_ended, program_ends
 from .tokenizer import LongTexts, Text, TextError
 
 # Texts that are sorted by length together. Of sentences and paragraphs mixed, padding is 1.8 % of
@@ -67,7 +67,7 @@ class Stretch:
         return runner.joined(self._reading, found), self._error
 
     def _prepare(self, workers: Workers) -> None:
-        if workers.left:
+        if not workers.wanted():
             return
         runner, texts = workers.runner, self.texts
         try:
@@ -117,7 +117,17 @@ class Workers:
 
     def run(self, pieces: Sequence[Piece]) -> Sequence[Any]:
         """What the model says of each piece; nothing where nobody waits for it."""
-        return [] if self.left else self.runner.run(pieces)
+        return self.runner.run(pieces) if self.wanted() else []
+
+    def wanted(self) -> bool:
+        """Whether somebody waits for answers.
+
+        Raises:
+            BackendError: If the program ends; whoever still waits, in another thread, is told.
+        """
+        if not self.left and program_ends():
+            raise program_ended()
+        return not self.left
 
     def check_here(self) -> None:
         """Refuse to wait for threads that are another process's.
