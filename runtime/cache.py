@@ -195,7 +195,8 @@ def wanted(entry: Path) -> bool:
 def keep(entry: Path, write: Callable[[Path], object], *, most_bytes: int | None = None) -> bool:
     """Make an entry, whole or not at all, and remove what is too much.
 
-    Two processes that make the same one at once both succeed.
+    Two processes that make the same one at once both succeed: a file is the last one's, a folder
+    the first one's.
 
     Args:
         entry: From ``entry_for``.
@@ -218,7 +219,7 @@ def keep(entry: Path, write: Callable[[Path], object], *, most_bytes: int | None
         if size > limit_mb() * 1e6:
             log.info("not kept: %s has %d bytes", entry, size)
             return False
-        os.replace(staged, entry)
+        _replace(staged, entry)
     except (OSError, Unfit) as error:
         log.info("not kept: %s: %s", entry, error)
         return False
@@ -226,6 +227,21 @@ def keep(entry: Path, write: Callable[[Path], object], *, most_bytes: int | None
         _remove(staged)
     clean(entry.parent, limit_mb() * 1_000_000 if most_bytes is None else most_bytes)
     return True
+
+
+def _replace(staged: Path, entry: Path) -> None:
+    """Give an entry its name; a folder that another process made meanwhile stays.
+
+    Raises:
+        OSError: If it cannot be done.
+    """
+    try:
+        os.replace(staged, entry)
+    except OSError:
+        # No system replaces a folder that is not empty.
+        if not (staged.is_dir() and entry.is_dir()) or _writable_by_others(entry):
+            raise
+        log.info("another process kept it: %s", entry)
 
 
 def clean(folder: Path, limit_bytes: int) -> None:

@@ -120,7 +120,10 @@ def read_report(path: Path) -> BenchReport:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+        raise DataError(
+            f"{path} is not JSON: {error}",
+            hint="Give a file that tfx bench --output FILE.json wrote.",
+        ) from error
     try:
         return report_from(document)
     except DataError as error:

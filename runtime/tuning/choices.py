@@ -34,6 +34,10 @@ WAIT_S = 900.0
 
 TUNE_HINT = "Run: tfx tune {path}"
 
+# Graph backend -> the distributions that bring its engine; of each that is installed, the version
+# is a condition.
+ENGINES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
+
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
@@ -140,7 +144,7 @@ class Tuning:
 def conditions_here() -> Conditions:
     """The conditions of this process."""
     cpu = read_cpu()
-    names = ("numpy", *GRAPH_BACKENDS)
+    names = ("numpy", *(name for backend in GRAPH_BACKENDS for name in ENGINES[backend]))
     versions = {name: version for name in names if (version := version_of(name))}
     return Conditions(
         cpu.model,

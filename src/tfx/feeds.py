@@ -56,7 +56,11 @@ def random_feed(
         if sizes[axis] not in signature.ranges[axis]
     ]
     if problems:
-        raise FeedError(listing("no feed of these sizes:", problems))
+        limits = [f"{axis} {signature.ranges.get(axis, 'of any size')}" for axis in sorted(axes)]
+        raise FeedError(
+            listing("no feed of these sizes:", problems),
+            hint=f"Give each axis a size in its range: {', '.join(limits)}.",
+        )
     least: dict[Dim, int] = {
         axis: signature.ranges[axis].min
         for spec in signature.inputs

@@ -252,6 +252,12 @@ class Target(StrEnum):
     TENSORRT_RTX = "tensorrt-rtx"
 
 
+GPU_HINT = (
+    "See what yours has with nvidia-smi --query-gpu=name,compute_cap --format=csv, where 8.9 is "
+    "sm89; an A100 is sm80, an L4 sm89, an H100 sm90."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRecipe:
     """Everything that decides which engine a build writes, besides the graph.
@@ -281,17 +287,18 @@ class EngineRecipe:
     weight_streaming: bool = False
 
     def __post_init__(self) -> None:
+        unknown = [gpu for gpu in self.gpus if not re.fullmatch(r"sm[1-9][0-9]{1,2}", gpu)]
         problems = [
-            f"gpu is {gpu!r}, expected a compute capability such as sm89"
-            for gpu in self.gpus
-            if not re.fullmatch(r"sm[1-9][0-9]{1,2}", gpu)
+            f"gpu is {gpu!r}, expected a compute capability such as sm89" for gpu in unknown
         ]
         if len(set(self.gpus)) < len(self.gpus):
             problems.append(f"gpus are {', '.join(self.gpus)}, expected each once")
         if self.workspace_bytes < 0:
             problems.append(f"workspace_bytes is {self.workspace_bytes}, expected 0 or more")
         if problems:
-            raise RecipeError(listing("no engine can be built so:", problems))
+            raise RecipeError(
+                listing("no engine can be built so:", problems), hint=GPU_HINT if unknown else ""
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ def test_every_bad_size_is_listed():
         "no feed of these sizes:\n  axis 'sequence': no size given\n"
         "  axis 'batch': size 10, outside 1..9"
     )
+    assert caught.value.hint.startswith("Give each axis a size in its range: batch 1..9, sequence ")
 
 
 def test_unknown_padding_is_refused():

@@ -167,6 +167,28 @@ def test_many_writers_of_one_entry(folder):
     assert [path.name for path in folder.iterdir()] == ["x"]
 
 
+def test_two_writers_of_one_folder(folder, caplog):
+    """The second succeeds too, and the first one's stays."""
+    caplog.set_level(logging.INFO, "tfx")
+
+    def write(path, data, meanwhile=lambda: None):
+        path.mkdir()
+        (path / "a").write_bytes(data)
+        meanwhile()
+
+    def first():
+        assert cache.keep(folder / "x", lambda path: write(path, b"first"))
+
+    assert cache.keep(folder / "x", lambda path: write(path, b"second", first))
+    assert f"another process kept it: {folder / 'x'}" in caplog.text
+    assert (folder / "x" / "a").read_bytes() == b"first"
+    assert cache.found(folder / "x")
+    assert [path.name for path in folder.iterdir()] == ["x"]
+    if hasattr(os, "geteuid"):  # one that is not taken does not count as kept
+        (folder / "x").chmod(0o707)
+        assert not cache.keep(folder / "x", lambda path: write(path, b"third"))
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="files have no such owners here")
 @pytest.mark.parametrize("mode", [0o775, 0o707])
 def test_what_others_may_write_is_not_taken(folder, caplog, mode):

@@ -78,8 +78,9 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
 )
 def test_what_is_no_report_is_refused(tmp_path, content, message):
     (tmp_path / "r.json").write_text(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as caught:
         read_report(tmp_path / "r.json")
+    assert "tfx bench --output FILE" in caught.value.hint
 
 
 def test_a_report_that_is_not_there(tmp_path):

@@ -174,3 +174,4 @@ def test_a_recipe_that_makes_no_sense(changes, problem):
     with pytest.raises(RecipeError) as caught:
         EngineRecipe(**changes)
     assert str(caught.value) == f"no engine can be built so: {problem}"
+    assert ("sm90" in caught.value.hint) == ("ada" in problem)

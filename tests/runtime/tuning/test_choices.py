@@ -9,7 +9,10 @@ import pytest
 from support.bundles import text_graph, write_bundle
 from support.tuning import proof, write_child
 
+import tfx
 from tfx.errors import BackendError
+from tfx.extras import DISTRIBUTION
+from tfx.runtime.backend import GRAPH_BACKENDS
 from tfx.runtime.tuning import choices
 from tfx.runtime.tuning.candidates import Candidate, Outcome, Trial
 from tfx.runtime.tuning.choices import (
@@ -65,6 +68,13 @@ def test_what_is_stored_is_found_again(bundle, cache):
     assert path.parent == cache
     assert path.name.startswith("b-")
     assert stored_choice(bundle) == made
+
+
+def test_every_distribution_that_brings_an_engine_is_a_condition(monkeypatch):
+    assert choices.ENGINES.keys() == set(GRAPH_BACKENDS)
+    installed = {"numpy": "2", "onnxruntime-gpu": "1.31", "openvino": "2026.3"}
+    monkeypatch.setattr(choices, "version_of", installed.get)
+    assert conditions_here().versions == {DISTRIBUTION: tfx.__version__} | installed
 
 
 def test_a_second_one_takes_the_place_of_the_first(bundle, cache):
