@@ -152,7 +152,9 @@ PAIRS: tuple[Family, ...] = tuple(
         (
             "Switch",
             "SwitchTransformers",
-            _T5 | {"num_experts": 4, "expert_capacity": 16, "num_sparse_encoder_layers": 1},
+            _T5
+            | {"num_experts": 4, "expert_capacity": 16}
+            | {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
         ),
         ("BART", "Bart", _TWO_SIDES),
         ("mBART", "MBart", _TWO_SIDES),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from . import detection, replacements, thrift
+from . import detection, experts, replacements, thrift
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,8 @@ _LONGFORMER = "transformers.models.longformer.modeling_longformer"
 _CANINE = "transformers.models.canine.modeling_canine"
 _LLAMA4 = "transformers.models.llama4.modeling_llama4"
 _LED = "transformers.models.led.modeling_led"
+_SWITCH = "transformers.models.switch_transformers.modeling_switch_transformers"
+_NLLB = "transformers.models.nllb_moe.modeling_nllb_moe"
 
 # Model type to how its classes begin: all have one text of the code that is replaced.
 _FROZEN_NORMS = {
@@ -150,10 +152,35 @@ PATCHES: tuple[Patch, ...] = (
     ),
     Patch(
         "transformers.models.dbrx.modeling_dbrx:DbrxExperts.forward",
-        replacements.all_experts,
+        experts.all_experts,
         "Loops over the experts that some token chose (modeling_dbrx.py, DbrxExperts), a number "
         "that depends on data. All of them on every token is the same sum, for more arithmetic. "
         "Until DBRX has transformers' own experts, which have a form for export.",
+    ),
+    *(
+        Patch(
+            f"{module}:{kind}.forward",
+            replacement,
+            "Loops over the experts that some token chose, a number that depends on data. All of "
+            "them on every token is the same sum, for more arithmetic. Until transformers has its "
+            "own experts there, which have a form for export.",
+        )
+        for module, kind, replacement in (
+            (_SWITCH, "SwitchTransformersExperts", experts.one_of_all),
+            (_NLLB, "NllbMoeExperts", experts.masked_of_all),
+        )
+    ),
+    Patch(
+        f"{_SWITCH}:SwitchTransformersTop1Router.forward",
+        experts.routed_as_cast,
+        "Casts its own layer at every call (SwitchTransformersTop1Router), and tracing cannot "
+        "swap weights. Until transformers casts it once.",
+    ),
+    Patch(
+        f"{_NLLB}:NllbMoeTop2Router._cast_classifier",
+        experts.uncast,
+        "Casts its own layer at every call, and tracing cannot swap weights; the examples ran "
+        "before, so it is cast. Until transformers casts it once.",
     ),
     Patch(
         "transformers.models.cpmant.modeling_cpmant:CpmAntModel._prepare_attention_mask",

@@ -238,24 +238,6 @@ def rotated_pairs(_: Any) -> Any:
     return apply
 
 
-def all_experts(_: Any) -> Any:
-    """DBRX's experts: all on every token, those not chosen with weight 0."""
-
-    def forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
-        import torch
-
-        tokens = hidden_states.reshape(-1, self.hidden_size)
-        weights = torch.zeros_like(tokens[:, :1]).expand(-1, self.num_experts)
-        weights = weights.scatter(1, top_k_index, top_k_weights.to(tokens.dtype))
-        shape = (self.num_experts, self.ffn_hidden_size, self.hidden_size)
-        gate, up, down = (one.view(shape) for one in (self.mlp.w1, self.mlp.v1, self.mlp.w2))
-        inner = self.mlp.activation_fn(tokens @ gate.mT) * (tokens @ up.mT)
-        output = ((inner @ down) * weights.T[:, :, None]).sum(0)
-        return output.view(hidden_states.shape[0], -1, self.hidden_size)
-
-    return forward
-
-
 def counted_mask(_: Any) -> Any:
     """CPM-Ant's mask, with positions counted by an operator and not by a Python list."""
 

@@ -39,7 +39,8 @@ KNOWN = frozenset(
 # Model types whose decoder does not, and why.
 WITHOUT = {
     "fsmt": "masks a target only where it reads the input beside it",
-    "nllb-moe": "chooses experts in a loop over those that some token asks for, which no graph has",
+    "nllb-moe": "leaves out what is too much for an expert in all texts of a batch, which is not "
+    "so of one read token by token",
     "prophetnet": "reads the first tokens of a text by other code than one more token",
     "switch_transformers": "leaves out what is too much for an expert in a text read at once, and "
     "nothing of one read token by token",

@@ -15,7 +15,7 @@ from tfx.runtime.pytorch.pairs import no_pair_cache, pair_part_of, pair_sizes
 # Without a cache, and why.
 ONE_PASS = {
     "FSMT": "masks a target only where it reads the input",
-    "NLLB-MoE": "chooses experts in a loop",
+    "NLLB-MoE": "too much for an expert in all texts of a batch",
     "ProphetNet": "by other code than one more token",
     "Switch": "leaves out what is too much for an expert",
 }

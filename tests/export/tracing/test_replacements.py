@@ -58,13 +58,6 @@ def test_pairs_turn_as_complex_numbers_do():
     assert_same(tiny("Llama4Text", "Model"), texts(13))
 
 
-def test_all_experts_are_those_chosen():
-    model = tiny("Dbrx", "ForCausalLM")
-    # Every number of tokens per expert, none included.
-    assert_same(model, texts(1, padded=False))
-    assert_same(model, texts(13))
-
-
 @pytest.mark.parametrize("length", [2, 13])
 def test_positions_are_counted(length):
     ids = texts(length)["input_ids"]
