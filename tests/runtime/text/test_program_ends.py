@@ -11,10 +11,10 @@ import tfx
 from tfx.errors import BackendError
 from tfx.runtime.text.batcher import Batching
 
-LIMIT_S = 120  # for what takes a second or two
+LIMIT_S = 60  # for what takes a second or two
 FAILED = "not answered: the program ends | Wait for all answers before it does.\n"
 
-# Every run takes a tenth of a second: all that is asked would take half an hour.
+# Every run takes 0.3 s: what waits would take longer than ``LIMIT_S``.
 BEGINNING = """
 import sys, threading, time
 import tfx
@@ -27,7 +27,7 @@ def said(error):
 
 def slowly(pieces):
     began.set()
-    time.sleep(0.1)
+    time.sleep(0.3)
     return run(pieces)
 
 def all_of(answers):
@@ -36,23 +36,30 @@ def all_of(answers):
     except BackendError as error:
         said(error)
 
+def wait_for_a_run():
+    began.wait()
+    time.sleep(0.3)  # until the rest of what was asked waits as well
+
 began = threading.Event()
-stream.STRETCH_TEXTS = 8000
-session = tfx.open_session(sys.argv[1], batching=Batching(max_rows=1, max_wait_ms=WAIT_MS))
+stream.STRETCH_TEXTS = 2000
+session = tfx.open_session(sys.argv[1], batching=Batching(max_rows=2, max_wait_ms=WAIT_MS))
 run, session._texts.run = session._texts.run, slowly
 texts = ["good film"] * 16000
 """
 
+RUNS = "wait_for_a_run()\n"
 MAP = "answers = session.map(texts, max_rows=1)\n"
-LEFT = MAP + "threading.Thread(target=next, args=(answers,), daemon=True).start()\nbegan.wait()\n"
-READ_BY_ANOTHER = MAP + "threading.Thread(target=all_of, args=(answers,)).start()\nbegan.wait()\n"
+LEFT = MAP + "threading.Thread(target=next, args=(answers,), daemon=True).start()\n" + RUNS
+READ_BY_ANOTHER = MAP + "threading.Thread(target=all_of, args=(answers,)).start()\n" + RUNS
 QUEUED = """
-asked = [session.predict_async("good film") for _ in range(900)]
-began.wait()
+asked = [session.predict_async("good film") for _ in range(1000)]
+wait_for_a_run()
 asked[-1].add_done_callback(lambda future: said(future.exception()))
 """
 NOT_BEGUN = """
 session.predict_async("good film").add_done_callback(lambda future: said(future.exception()))
+while not session._batcher._waiting:
+    time.sleep(0.01)
 """
 
 
