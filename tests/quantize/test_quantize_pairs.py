@@ -44,5 +44,5 @@ def test_what_takes_an_encoder_beside_it_is_not_measured_while_it_is_lowered(
     monkeypatch.setattr("tfx.quantize.runs.head_of", lambda parent, dataset: head)
     decoder = SimpleNamespace(name="t5-decoder", manifest=SimpleNamespace(encoder="t5-encoder"))
     with pytest.raises(RecipeError, match="while t5-decoder is lowered") as caught:
-        _judges(decoder, QuantizeRecipe(DType.INT8), None, None, tmp_path / "pairs.tsv", None)
+        _judges(decoder, QuantizeRecipe(DType.INT8), None, tmp_path / "pairs.tsv", None)
     assert caught.value.hint.startswith("Leave --eval out")

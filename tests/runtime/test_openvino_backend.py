@@ -437,3 +437,16 @@ def test_auto_takes_it_where_onnxruntime_is_not(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with tfx.open_session(write_bundle(tmp_path / "b")) as session:
         assert session.report.facts.backend == "openvino"
+
+
+def test_kernels_of_few_shapes_are_kept(tmp_path, monkeypatch):
+    """Left alone, memory grows with every new shape for as long as anybody watches."""
+    import openvino
+
+    asked = []
+    real = openvino.Core.compile_model
+    monkeypatch.setattr(
+        openvino.Core, "compile_model", lambda *all: asked.append(all[-1]) or real(*all)
+    )
+    load(tmp_path).close()
+    assert [one["CPU_RUNTIME_CACHE_CAPACITY"] for one in asked] == [backend.KERNELS]

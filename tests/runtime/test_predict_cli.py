@@ -325,7 +325,7 @@ def test_a_damaged_bundle(classifier):
 def test_a_bundle_that_takes_no_text(workspace):
     write_bundle(workspace / "b")
     said = refused(predict("-t", "a"))
-    assert "error: b has no tokenizer: it takes arrays, not text\nhint: Pass a mapping" in said
+    assert "error: b has no tokenizer: it takes arrays, not text\nhint: Give arrays by name" in said
 
 
 def test_arrays_that_do_not_fit(workspace):

@@ -10,7 +10,7 @@ import sentencepiece
 import transformers
 
 from .checkpoints import write_checkpoint
-from .pairs import BART
+from .pairs import BY_NAME
 
 TEXTS = (
     "The ferry leaves the harbour at seven every morning.",
@@ -76,7 +76,8 @@ def m2m_tokenizer(folder: Path, kind: str = "bpe", **settings):
 
 def _write(folder: Path, tokenizer, cls, config, **ids) -> Path:
     size = max(*tokenizer.get_vocab().values(), *getattr(tokenizer, "id_to_lang_token", {0: ""}))
-    said = BART | {"vocab_size": size + 1, "pad_token_id": tokenizer.pad_token_id, **ids}
+    sizes = {"vocab_size": size + 1, "pad_token_id": tokenizer.pad_token_id, **ids}
+    said = BY_NAME["BART"].sizes | sizes
     write_checkpoint(folder, cls, config(**said), tokenizer=False, std=0.3)
     tokenizer.save_pretrained(folder)
     return folder
