@@ -28,7 +28,8 @@ from .tokenizer import LongTexts
 READ_AT_ONCE = 64
 
 # Who got an answer often asks again at once, and goes well with those that wait. They wait for it
-# no longer than this share of the run that gave the answer.
+# no longer than this share of the run that gave the answer; where more wait than one run takes,
+# not at all.
 RETURN_SHARE = 0.1
 
 # Who waits for more requests looks this often whether the program ends: nothing wakes it then.
@@ -132,7 +133,7 @@ class Batcher:
                     hint="Wait for answers before asking again, or raise max_queue.",
                 )
             if not self._reading:
-                self._start(self._read_all)
+                self._start(self._read_all, can_wait=self._running > 0)
                 self._reading = True
             self._unread += request.size
             self._arrived.append(request)
@@ -175,8 +176,12 @@ class Batcher:
         for request in dict.fromkeys([*arrived, *(item.request for item in waiting)]):
             request.begin()  # tells whoever is in concurrent.futures.wait
 
-    def _start(self, work: Callable[[], None]) -> None:
+    def _start(self, work: Callable[[], None], *, can_wait: bool = False) -> None:
         """Let a thread of the pool do it.
+
+        Args:
+            work: What to do.
+            can_wait: Where no thread can be started, one that runs does it when it has the time.
 
         Raises:
             BackendError: If there is none.
@@ -185,7 +190,7 @@ class Batcher:
         try:
             begin(self._pool, _do, job)
         except BackendError:
-            if job:
+            if job and (program_ends() or not can_wait):
                 job.clear()
                 raise
 
@@ -311,7 +316,7 @@ class Batcher:
                 self._waiting, max_rows=self._most_rows(), max_tokens=self.settings.max_tokens
             )
             until = batch[0].came + self.settings.max_wait_ms / 1000
-            if self._read < self._returned:
+            if self._read < self._returned and len(batch) == len(self._waiting):
                 until = max(until, self._return_by)
             left_s = until - time.monotonic()
             full = sum(item.rows for item in batch) >= self.settings.max_rows

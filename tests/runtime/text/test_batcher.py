@@ -10,53 +10,20 @@ import numpy as np
 import pytest
 from support.bundles import write_bundle
 from support.texts import MEAN, tokenizer_json, write_classifier, write_text_bundle
+from support.valve import LIMIT_S, Valve, settled
 
 import tfx
 from tfx.errors import BackendError, FeedError, QueueFullError
-from tfx.runtime.text import batcher
 from tfx.runtime.text.batcher import Batching
 from tfx.runtime.text.tokenizer import TextError
 
-LIMIT_S = 60  # for what must happen; nothing here takes a second
 TEXTS = [" ".join(["good"] * n + ["film"]) for n in (3, 1, 9, 0, 5, 12, 2) * 9]
-
-
-class Valve:
-    """Stands before a session's runs: notes their rows, and holds them until it is opened."""
-
-    def __init__(self, session, monkeypatch, *, shut=False):
-        self.rows = []
-        self.entered = threading.Semaphore(0)
-        self._open = threading.Event()
-        self._run = session._executable.run
-        if not shut:
-            self._open.set()
-        monkeypatch.setattr(session._executable, "run", self.run)
-
-    def run(self, feed):
-        self.rows.append(len(feed["input_ids"]))
-        self.entered.release()
-        assert self._open.wait(LIMIT_S)
-        return self._run(feed)
-
-    def open(self):
-        self._open.set()
-
-    def wait_for_a_run(self):
-        assert self.entered.acquire(timeout=LIMIT_S)
 
 
 @pytest.fixture
 def embedder(tmp_path):
     with tfx.open_session(write_text_bundle(tmp_path / "embedder", embedding=MEAN)) as session:
         yield session
-
-
-def settled(session):
-    """Wait until everything that was asked so far is tokenized."""
-    own = session._batcher
-    with own._changed:
-        assert own._changed.wait_for(lambda: not own._reading, LIMIT_S)
 
 
 def answer(future):
@@ -191,40 +158,6 @@ def test_a_request_waits_for_others_no_longer_than_it_was_told(tmp_path, monkeyp
     assert answer(last).shape == (8,)  # close does not wait for others either
     with tfx.open_session(bundle, batching=Batching(max_wait_ms=1)) as session:
         assert answer(session.predict_async("bad")).shape == (8,)
-
-
-def test_those_answered_are_waited_for_a_moment(embedder, monkeypatch):
-    """They ask again at once, and run with one that waits already."""
-    monkeypatch.setattr(batcher, "RETURN_SHARE", 1e6)
-    valve = Valve(embedder, monkeypatch, shut=True)
-    asking = embedder.predict_async("good")
-    again = []
-    asking.add_done_callback(
-        lambda future: threading.Timer(
-            0.05, lambda: again.append(embedder.predict_async("film"))
-        ).start()
-    )
-    valve.wait_for_a_run()
-    waiting = embedder.predict_async("bad")
-    settled(embedder)
-    valve.open()
-    assert answer(waiting).shape == (8,)
-    assert valve.rows == [1, 2]
-    assert answer(again[0]).shape == (8,)
-
-
-def test_those_answered_are_waited_for_no_longer_than_a_share_of_the_run(embedder, monkeypatch):
-    monkeypatch.setattr(batcher, "RETURN_SHARE", 0.1)
-    for _ in range(5):
-        assert answer(embedder.predict_async("good")).shape == (8,)
-    valve = Valve(embedder, monkeypatch, shut=True)
-    embedder.predict_async("good")
-    valve.wait_for_a_run()
-    waiting = embedder.predict_async("bad")
-    settled(embedder)
-    valve.open()
-    assert answer(waiting).shape == (8,)  # nobody comes back
-    assert valve.rows == [1, 1]
 
 
 def test_a_long_text_does_not_starve(embedder, monkeypatch):

@@ -161,6 +161,27 @@ def test_one_thread_does_it_all_where_there_are_no_more(tmp_path, monkeypatch):
         assert session._batcher._running == 0
 
 
+def test_what_is_asked_while_the_only_thread_runs_waits_for_it(tmp_path, monkeypatch):
+    no_threads(monkeypatch, after=1)
+    bundle = write_text_bundle(tmp_path / "b", embedding=MEAN)
+    with tfx.open_session(bundle, threads=1) as session:
+        running, go_on = threading.Event(), threading.Event()
+        run = session._executable.run
+
+        def slow(feed):
+            running.set()
+            assert go_on.wait(LIMIT_S)
+            return run(feed)
+
+        monkeypatch.setattr(session._executable, "run", slow)
+        first = session.predict_async("good")
+        assert running.wait(LIMIT_S)
+        second = session.predict_async("good film")
+        go_on.set()
+        assert not wait([first, second], LIMIT_S).not_done
+        assert second.result().shape == (8,)
+
+
 def test_a_long_queue_costs_no_more_for_each(tmp_path, monkeypatch):
     """What is looked at for a run is a part of the queue, however long that is."""
     cancelled, looked = Future.cancelled, []

@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import logging
 import threading
 import time
 from pathlib import Path
@@ -283,6 +284,7 @@ def test_the_chosen_child_must_still_be_there(bundle, tmp_path):
 
 
 def test_a_second_tuning_waits_for_the_first(caplog):
+    caplog.set_level(logging.INFO, "tfx")  # whatever a command set before
     order = []
 
     def second():
