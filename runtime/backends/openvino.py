@@ -60,9 +60,9 @@ CHANGES = "repeat_heads choose_masks drop_number_checks join_projections(int8) k
 # How many activations share a scale where they are rounded to be multiplied with 4-bit weights.
 GROUP = 32
 
-# Kernels that it keeps for shapes that may come again, 2 MB for each shape of MiniLM; those used
-# longest ago go first. Left alone it keeps 5000: after 700 shapes of up to 16x64 MiniLM has 1.6 GB
-# and grows on, and with these 0.8 GB and does not, in the same time. 128 shapes find room.
+# Kernels that it keeps for shapes that may come again; those used longest ago go first. Left alone
+# it keeps 5000, about 2 MB for each shape of MiniLM, and memory grows with every shape that is new.
+# With these it stops growing, in the same time: docs/runtime-cost.md has figures.
 KERNELS = 500
 
 # Nodes of its execution graph that multiply matrices.
